@@ -19,7 +19,7 @@ venv: $(STAMP)         ## Set up .venv with all requirements
 
 demo: $(STAMP)         ## Fine-tune a transformer on movie reviews; CHECKPOINT=... DATA=my.csv for your own
 	$(BIN)/python -m blurlike.demo $(if $(CHECKPOINT),--checkpoint "$(CHECKPOINT)") $(if $(DATA),--data "$(DATA)") \
-		$(if $(TEXT_COL),--text_col "$(TEXT_COL)") $(if $(LABEL_COL),--label_col "$(LABEL_COL)") $(if $(OUT),--out "$(OUT)")
+		$(if $(TEXT_COL),--text-col "$(TEXT_COL)") $(if $(LABEL_COL),--label-col "$(LABEL_COL)") $(if $(OUT),--out "$(OUT)")
 
 test: $(STAMP)         ## Run all tests: the notebooks, then tests/
 	HF_HUB_OFFLINE=1 $(BIN)/nbdev-test --n-workers 1 --do-print

@@ -23,8 +23,13 @@ from fastcore.script import call_parse
 from .all import HFTextDataLoaders, build_model, hf_learner, hf_splitter, minilm, movie_reviews, padding_share
 from .learner import hf_adamw
 
-# %% ../nbs/15_bench.ipynb #99785770
-def bare_loop(dls, model, lr, precision):
+# %% ../nbs/15_bench.ipynb #44dc50ab
+def bare_loop(
+    dls, # The `DataLoaders` to take rows from
+    model, # The model to train
+    lr:float, # The learning rate
+    precision:str, # "fp32" or "bf16"
+):
     "A PyTorch loop over batches that are tokenized beforehand"
     batches = [(dict(x), y.as_subclass(torch.Tensor)) for x,y in dls.train]
     def train():
@@ -41,12 +46,17 @@ def bare_loop(dls, model, lr, precision):
             opt.zero_grad()
     return train, batches
 
-def blurlike_learner(dls, model, lr, precision):
+def blurlike_learner(
+    dls, # The `DataLoaders` to take rows from
+    model, # The model to train
+    lr:float, # The learning rate
+    precision:str, # "fp32" or "bf16"
+):
     "`hf_learner`, progress bar and all"
     learn = hf_learner(dls, model, precision=precision)
     return partial(learn.fit_one_cycle, 1, lr), dls.train
 
-# %% ../nbs/15_bench.ipynb #908c7160
+# %% ../nbs/15_bench.ipynb #6b416a87
 class _Counting:
     "A collator that keeps what it made"
     def __init__(self, collate): self.collate,self.batches = collate,[]
@@ -54,7 +64,12 @@ class _Counting:
         self.batches.append(self.collate(rows))
         return dict(self.batches[-1])
 
-def hf_trainer(dls, model, lr, precision):
+def hf_trainer(
+    dls, # The `DataLoaders` to take rows from
+    model, # The model to train
+    lr:float, # The learning rate
+    precision:str, # "fp32" or "bf16"
+):
     "`transformers.Trainer` with its defaults"
     from datasets import Dataset
     from transformers import DataCollatorWithPadding, Trainer, TrainingArguments

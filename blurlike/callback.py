@@ -16,7 +16,7 @@ from transformers.utils import ModelOutput
 from .inputs import HFInputs, HFRows
 from .objects import forward_kwargs
 
-# %% ../nbs/07_callback.ipynb #299d298e
+# %% ../nbs/07_callback.ipynb #13e39cce
 class HFLoss:
     "The loss that the model computes from its labels"
     def __init__(self,
@@ -34,8 +34,18 @@ class HFLoss:
         try: return self.loss_func(pred, *targs)
         finally: self.loss_func.reduction = old
 
-    def activation(self, x): return getcallable(self.loss_func, 'activation')(x)
-    def decodes(self, x): return getcallable(self.loss_func, 'decodes')(x)
+    def activation(self,
+        x, # Logits
+    ):
+        "Probabilities, or what the task's loss makes of logits"
+        return getcallable(self.loss_func, 'activation')(x)
+
+    def decodes(self,
+        x, # Probabilities
+    ):
+        "Decisions"
+        return getcallable(self.loss_func, 'decodes')(x)
+
     def __repr__(self): return "HFLoss()"
 
 # %% ../nbs/07_callback.ipynb #fc390112

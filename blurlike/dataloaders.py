@@ -21,7 +21,7 @@ from fastai.torch_basics import delegates, patch
 from .block import HFTextBlock
 from .objects import HFObjects, load_hf_config, load_hf_tokenizer
 
-# %% ../nbs/10_dataloaders.ipynb #d4b78cdf
+# %% ../nbs/10_dataloaders.ipynb #d81c13bd
 def _check_columns(have, **wanted):
     "Every argument in `wanted` names a column"
     for arg,cols in wanted.items():
@@ -36,10 +36,18 @@ def _check_labels(missing, arg, n, names=None):
                          "drop them or label them.")
 
 def _check_split(is_valid, valid_col):
-    "Both splits have rows"
+    "Every row is in a split, and both splits have rows"
+    if pd.isna(is_valid).any(): raise ValueError(f"valid_col={valid_col!r}: {pd.isna(is_valid).sum()} of {len(is_valid)} rows are neither True nor False.")
+    is_valid = is_valid.astype(bool)
     if is_valid.all() or not is_valid.any():
         raise ValueError(f"valid_col={valid_col!r} is {bool(is_valid.all())} for all {len(is_valid)} rows: training and validation both need some; "
                          "mark some rows, or pass valid_pct and no valid_col.")
+
+# %% ../nbs/10_dataloaders.ipynb #125c164d
+def _label_block(labels):
+    "The target block for a column of labels"
+    if isinstance(labels.dtype, pd.CategoricalDtype): return CategoryBlock(vocab=list(labels.cat.categories), sort=False)
+    return CategoryBlock()
 
 # %% ../nbs/10_dataloaders.ipynb #064614da
 _BLOCK_ARGS = set(inspect.signature(HFTextBlock.__init__).parameters) - {'self', 'hf_arch', 'hf_config', 'hf_tokenizer', 'hf_model'}
@@ -65,7 +73,7 @@ def _dataloaders(source, checkpoint, get_x, get_y, splitter, y_block, get_items=
     dblock = DataBlock(blocks=(block, y_block), get_items=get_items, get_x=get_x, get_y=get_y, splitter=splitter)
     return dblock.dataloaders(source, path=path, bs=bs, seed=seed, **kwargs)
 
-# %% ../nbs/10_dataloaders.ipynb #b3f3a80e
+# %% ../nbs/10_dataloaders.ipynb #4f1f34ae
 class HFTextDataLoaders(DataLoaders):
     "`DataLoaders` of texts for a Hugging Face model"
     @classmethod
@@ -84,9 +92,9 @@ class HFTextDataLoaders(DataLoaders):
         if not len(df): raise ValueError("df is empty: there is nothing to train on.")
         _check_columns(list(df.columns), text_col=text_col, label_col=label_col, valid_col=valid_col)
         _check_labels(df[label_col].isna().to_numpy(), f"label_col={label_col!r}", len(df), df.index)
-        if valid_col is not None: _check_split(df[valid_col].astype(bool).to_numpy(), valid_col)
+        if valid_col is not None: _check_split(df[valid_col].to_numpy(), valid_col)
         splitter = RandomSplitter(valid_pct, seed=seed) if valid_col is None else ColSplitter(valid_col)
-        return _dataloaders(df, checkpoint, ColReader(text_col), ColReader(label_col), splitter, CategoryBlock(), seed=seed, **kwargs)
+        return _dataloaders(df, checkpoint, ColReader(text_col), ColReader(label_col), splitter, _label_block(df[label_col]), seed=seed, **kwargs)
 
     @classmethod
     @delegates(from_df, but=['df'])
@@ -159,7 +167,7 @@ def _two_splits(dataset, train, valid, valid_pct, seed):
     idxs,valid_idxs = RandomSplitter(0.2 if valid_pct is None else valid_pct, seed=seed)(range(len(dataset)))
     return dataset.select(idxs),dataset.select(valid_idxs)
 
-# %% ../nbs/10_dataloaders.ipynb #09c08263
+# %% ../nbs/10_dataloaders.ipynb #00516161
 class _LabelReader:
     "Read the label of a row; a `ClassLabel`'s number becomes its name"
     def __init__(self, col, feature): self.col,self.names = col,feature.names if isinstance(feature, ClassLabel) else None
@@ -167,13 +175,13 @@ class _LabelReader:
 
 def _label_vocab(ds, col, feature):
     "The labels of `ds`; raises `ValueError` if some are missing"
-    values = np.asarray(ds.data.column(col).to_pandas() if ds._indices is None else ds[col][:])
-    missing = pd.isna(values)
-    if isinstance(feature, ClassLabel): missing |= np.where(missing, 0, values).astype(int) < 0 # hub datasets mark hidden labels by -1
+    values = pd.Series(ds[col][:])
+    missing = values.isna()
+    if isinstance(feature, ClassLabel): missing |= values < 0 # hub datasets mark hidden labels by -1
     _check_labels(missing, f"label_col={col!r}", len(ds))
     return feature.names if isinstance(feature, ClassLabel) else sorted(set(values))
 
-# %% ../nbs/10_dataloaders.ipynb #02042eac
+# %% ../nbs/10_dataloaders.ipynb #96fa060f
 @patch(cls_method=True)
 @delegates(_dataloaders, but=['source', 'get_x', 'get_y', 'splitter', 'y_block', 'get_items'])
 def from_dataset(cls:HFTextDataLoaders,
@@ -191,9 +199,9 @@ def from_dataset(cls:HFTextDataLoaders,
     "From a `Dataset` or a `DatasetDict`, without copying it; raises `ValueError` for rows or columns that cannot be used"
     if valid_col is not None and isinstance(dataset, Dataset):
         _check_columns(dataset.column_names, valid_col=valid_col)
-        is_valid = np.asarray(dataset[valid_col][:]).astype(bool)
+        is_valid = np.asarray(dataset[valid_col][:])
         _check_split(is_valid, valid_col)
-        splits = [dataset.select(np.flatnonzero(o)) for o in (~is_valid, is_valid)]
+        splits = [dataset.select(np.flatnonzero(is_valid==o)) for o in (False, True)]
     else: splits = _two_splits(dataset, train, valid, valid_pct, seed)
     _check_columns(splits[0].column_names, text_col=text_col, label_col=label_col)
     splits = [o.select_columns([text_col, label_col]) for o in splits]

@@ -5,30 +5,30 @@
 # %% auto #0
 __all__ = ['demo_dls', 'demo_texts', 'best_precision', 'main']
 
-# %% ../nbs/14_demo.ipynb #f54f04c2
+# %% ../nbs/14_demo.ipynb #ee1b0009
 import time
 from pathlib import Path
 
 import torch
-from fastai.text.all import accuracy
+from fastai.text.all import accuracy, set_seed
 from fastcore.script import call_parse
 
 from .all import HFTextDataLoaders, hf_learner, minilm, movie_reviews, pipeline
 
-# %% ../nbs/14_demo.ipynb #d997efe9
+# %% ../nbs/14_demo.ipynb #aa2bb48a
 _TEXTS = ["A warm, funny and beautifully acted film.", "Two hours of my life that I will never get back.",
           "The plot is thin, but the cast is a joy to watch."]
 
 def demo_dls(
     checkpoint, # A name on the Hub or a local folder; None for the bundled MiniLM
     data=None, # A CSV file; None for Rotten Tomatoes reviews
-    n:int=None, # How many of the reviews; None for all
+    n:int=4000, # How many of the reviews
     **kwargs # Passed to `HFTextDataLoaders`
 ):
     "The `DataLoaders` of the demo"
     checkpoint = checkpoint or minilm()
     if data: return HFTextDataLoaders.from_csv(data, checkpoint, seed=42, **kwargs)
-    return HFTextDataLoaders.from_df(movie_reviews(n), checkpoint, valid_col='is_valid', seed=42, **kwargs)
+    return HFTextDataLoaders.from_df(movie_reviews(n, valid_pct=0.15), checkpoint, valid_col='is_valid', seed=42, **kwargs)
 
 def demo_texts(
     dls, # The `DataLoaders` of the demo
@@ -56,7 +56,7 @@ _LAST_WORDS = """The model lies in {out} and has an accuracy of {acc:.3f} on {n}
     classify({text!r})
 """
 
-# %% ../nbs/14_demo.ipynb #c82ce088
+# %% ../nbs/14_demo.ipynb #ac5660e9
 @call_parse
 def main(
     checkpoint:str=None, # A checkpoint on the Hub or a local folder; the bundled MiniLM if not given
@@ -68,15 +68,16 @@ def main(
     lr:float=2e-4, # The highest learning rate
     bs:int=16, # Rows a batch
     max_length:int=128, # Tokens a text, at most
-    n:int=None, # How many reviews to use
+    n:int=4000, # How many of the reviews to use
 ):
     "Fine-tune a transformer on labelled texts, look at it, save it, and read it back with transformers"
     start = time.time()
+    set_seed(42)
     dls = demo_dls(checkpoint, data, n, text_col=text_col, label_col=label_col, bs=bs, max_length=max_length)
     _title(f'{len(dls.train_ds)} texts to train on, {len(dls.valid_ds)} held out: a batch')
     dls.show_batch(max_n=4)
     _title('Training')
-    learn = hf_learner(dls, metrics=accuracy, precision=best_precision(dls.device))
+    learn = hf_learner(dls, metrics=accuracy, precision=best_precision(torch.device(dls.device)))
     learn.fit_one_cycle(epochs, lr)
     acc = float(learn.final_record[-1])
     _title('Results on held-out texts, the wrong ones marked')

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['atomic_folder', 'preparation']
 
-# %% ../nbs/12_export.ipynb #c7446de2
+# %% ../nbs/12_export.ipynb #383e3e55
 import ctypes
 import json
 import os
@@ -19,7 +19,7 @@ from fastai.learner import Learner
 from fastai.torch_basics import patch
 from fastai.torch_core import get_model
 
-from .tasks.base import get_vocab
+from .tasks.base import get_block, get_vocab
 
 # %% ../nbs/12_export.ipynb #52fe6d28
 def _exchange(
@@ -80,21 +80,21 @@ def _put_in_place(new, path):
         raise
     shutil.rmtree(aside, ignore_errors=True)
 
-# %% ../nbs/12_export.ipynb #7af62cfb
+# %% ../nbs/12_export.ipynb #7ab22a84
 _SCHEMA = 1 # of blurlike.json
 
 def preparation(
     dls, # The `DataLoaders` the model was trained with
 ) -> dict:
     "How texts and targets were prepared, in terms of JSON"
-    block = dls.hf_block
+    block = get_block(dls)
     options = 'max_length padding truncation is_split_into_words pad_to_multiple_of tok_kwargs'.split()
     vocab = get_vocab(dls)
     return dict(schema=_SCHEMA, task=block.task.name, tokenizer={k: getattr(block, k) for k in options},
                 vocab=None if vocab is None else [str(o) for o in vocab],
                 versions={o: version(o) for o in ('blurlike', 'fastai', 'transformers', 'torch')})
 
-# %% ../nbs/12_export.ipynb #7ea1851d
+# %% ../nbs/12_export.ipynb #520cfd0a
 @patch
 def save_pretrained(self:Learner,
     path:str|Path, # The folder to write; an old model there is replaced
@@ -103,6 +103,6 @@ def save_pretrained(self:Learner,
     "Save model, tokenizer and label names as a folder that `from_pretrained` and `pipeline` read"
     with atomic_folder(path) as new:
         get_model(self.model).save_pretrained(new, **kwargs)
-        self.dls.hf_block.hf_tokenizer.save_pretrained(new)
+        get_block(self.dls).hf_tokenizer.save_pretrained(new)
         (new/'blurlike.json').write_text(json.dumps(preparation(self.dls), indent=2) + '\n', encoding='utf-8')
     return Path(path)

@@ -98,7 +98,7 @@ def token_lengths(
     lengths = [len(o) for i in with_progress(range(0, len(texts), chunk), 20) for o in tokenizer(*text_columns(texts[i:i+chunk]), **kwargs)['input_ids']]
     return pd.Series(lengths, name='tokens', dtype='int64')
 
-# %% ../nbs/01_inputs.ipynb #dcc659a3
+# %% ../nbs/01_inputs.ipynb #349d41d2
 def plot_token_lengths(
     texts, # Texts as `token_lengths` takes them, or the lengths it returned
     tokenizer=None, # Needed for texts
@@ -108,6 +108,7 @@ def plot_token_lengths(
 ):
     "Draw how long texts are, and what share of them each `max_length` would cut"
     lengths = np.sort(texts if tokenizer is None else token_lengths(texts, tokenizer, **kwargs))
+    if not len(lengths): raise ValueError("texts is empty: there are no lengths to draw.")
     ax = ax or plt.subplots(figsize=(7, 3))[1]
     ax.hist(lengths, bins=min(50, max(1, int(np.ptp(lengths)))), color='tab:blue', alpha=.6)
     ax.set(xlabel='tokens', ylabel='texts')

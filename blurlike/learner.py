@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['HFOptimWrapper', 'hf_adamw', 'HFMixedPrecision', 'check_precision', 'build_model', 'hf_learner']
 
-# %% ../nbs/09_learner.ipynb #0a8a2f6f
+# %% ../nbs/09_learner.ipynb #53ce0f26
 from functools import partial
 
 import fastai.callback.all # noqa: F401  `fit_one_cycle`, `lr_find`, `summary` and the progress bar
@@ -20,6 +20,7 @@ from torch.amp import GradScaler, autocast
 from .callback import HFCallback
 from .objects import load_hf_config, load_hf_model
 from .splitter import hf_splitter
+from .tasks.base import get_block
 
 # %% ../nbs/09_learner.ipynb #19140068
 class HFOptimWrapper(OptimWrapper):
@@ -59,13 +60,13 @@ def hf_adamw(
     try: return opt(fused=True)
     except RuntimeError: return opt(fused=False)
 
-# %% ../nbs/09_learner.ipynb #c536ee5c
+# %% ../nbs/09_learner.ipynb #554060b6
 class HFMixedPrecision(MixedPrecision):
-    "fastai's mixed precision, on the device of the data"
+    "fastai's mixed precision, on the device of the model"
     name = 'mixed_precision'
 
     def before_fit(self):
-        dtype,device = _DTYPES[self.amp_mode.value],self.dls.device.type
+        dtype,device = _DTYPES[self.amp_mode.value],next(self.model.parameters()).device.type
         self.kwargs['enabled'] = dtype is torch.float16
         self.autocast,self.learn.scaler,self.scales = autocast(device, dtype=dtype),GradScaler(device, **self.kwargs),L()
 
@@ -86,20 +87,20 @@ def check_precision(
     except (RuntimeError, ValueError) as e:
         raise ValueError(f"precision={precision!r} is not possible on {device} ({e}): use precision='fp32'.") from e
 
-# %% ../nbs/09_learner.ipynb #9f452022
+# %% ../nbs/09_learner.ipynb #843c35c5
 def build_model(
     dls, # `DataLoaders` whose block comes from a checkpoint
     config_kwargs:dict=None, # Settings of the configuration to change, such as dropout
     model_kwargs:dict=None, # Passed to `from_pretrained`
 ):
     "The model for `dls`: the same checkpoint, with a head for its labels"
-    block = dls.hf_block
+    block = get_block(dls)
     checkpoint = getattr(block.hf_config, 'name_or_path', '')
     if not checkpoint: raise ValueError("model=None: the block's configuration comes from no checkpoint, so pass a model.")
     config = load_hf_config(checkpoint, block.hf_config, block.task.config_kwargs(dls) | (config_kwargs or {}))
     return load_hf_model(checkpoint, block.task.auto_model, config, model_kwargs)
 
-# %% ../nbs/09_learner.ipynb #a8f7537c
+# %% ../nbs/09_learner.ipynb #b0c40d1f
 @delegates(Learner.__init__)
 def hf_learner(
     dls, # `DataLoaders` of an `HFTextBlock`
@@ -117,10 +118,8 @@ def hf_learner(
     **kwargs
 ) -> Learner:
     "A `Learner` for `dls`; raises `ValueError` if model and data do not fit or the device cannot do `precision`"
-    if not hasattr(dls, 'hf_block'):
-        raise ValueError(f"dls={dls!r} does not come from an HFTextBlock: make it with HFTextDataLoaders or with a DataBlock of one.")
-    check_precision(precision, dls.device)
-    task = dls.hf_block.task
+    task = get_block(dls).task
+    check_precision(precision, torch.device(dls.device))
     if model is None: model = build_model(dls, config_kwargs, model_kwargs)
     ours = [HFCallback(), *([HFMixedPrecision(precision)] if precision!='fp32' else []), *([GradientClip(max_grad_norm)] if max_grad_norm else [])]
     return Learner(dls, model.to(dls.device), loss_func=task.loss_func(dls) if loss_func is None else loss_func, opt_func=opt_func,

@@ -18,15 +18,17 @@ from torch import nn
 from transformers import (AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedConfig,
                           PreTrainedModel, PreTrainedTokenizerBase)
 
-# %% ../nbs/00_objects.ipynb #1d82bfff
+# %% ../nbs/00_objects.ipynb #81f37508
 @contextmanager
 def _reaching(checkpoint, what):
     "Turn a failure to find `checkpoint` into one sentence"
     try: yield
     except (OSError, ValueError) as e:
+        why,unread = str(e).strip().splitlines()[0],isinstance(e, OSError) or 'Unrecognized model' in str(e)
+        if not unread: raise ValueError(f"checkpoint={str(checkpoint)!r}: its {what} cannot be used: {why}") from e
         hint = ("the folder has no readable " + what if Path(checkpoint).is_dir() else
                 "it is neither a local folder nor a model that the Hub or its local cache could give")
-        raise OSError(f"checkpoint={str(checkpoint)!r} gives no {what}: {hint} ({str(e).strip().splitlines()[0]}).") from e
+        raise OSError(f"checkpoint={str(checkpoint)!r} gives no {what}: {hint} ({why}).") from e
 
 # %% ../nbs/00_objects.ipynb #b8774721
 def load_hf_config(
@@ -42,12 +44,13 @@ def load_hf_config(
     for k,v in config_kwargs.items(): setattr(config, k, v)
     return config
 
-# %% ../nbs/00_objects.ipynb #d103ffa4
+# %% ../nbs/00_objects.ipynb #ad23cc43
 def set_pad_token(
     tokenizer:PreTrainedTokenizerBase, # Changed in place if it has no padding token
-    config:PreTrainedConfig, # Learns the id of the padding token if it has none
+    config:PreTrainedConfig, # Learns the id of the padding token
 ):
     "Give `tokenizer` a padding token out of the tokens it knows; raises `ValueError` if it has no special token at all"
+    text_config = config.get_text_config()
     if tokenizer.pad_token is None:
         known = [tokenizer.eos_token, tokenizer.unk_token, tokenizer.bos_token, *tokenizer.all_special_tokens]
         token = next((o for o in known if o is not None), None)
@@ -55,8 +58,7 @@ def set_pad_token(
             raise ValueError(f"{type(tokenizer).__name__} has neither a padding token nor another special token to pad with: "
                              'pass tokenizer_kwargs={"pad_token": ...} with a token of its vocabulary.')
         tokenizer.pad_token = token
-    text_config = config.get_text_config()
-    if getattr(text_config, 'pad_token_id', None) is None: text_config.pad_token_id = tokenizer.pad_token_id
+    text_config.pad_token_id = tokenizer.pad_token_id
 
 # %% ../nbs/00_objects.ipynb #acf6ddfb
 def load_hf_tokenizer(
@@ -112,13 +114,13 @@ def load_hf_model(
     if line := _fresh_line(model, info['missing_keys'], info['mismatched_keys']): print(line)
     return model
 
-# %% ../nbs/00_objects.ipynb #88baa1e8
+# %% ../nbs/00_objects.ipynb #69ea40ac
 class HFObjects(NamedTuple):
     "What `get_hf_objects` returns"
     arch: str # The architecture's name, `config.model_type`
-    config: PreTrainedConfig
-    tokenizer: PreTrainedTokenizerBase
-    model: PreTrainedModel
+    config: PreTrainedConfig # The model's configuration
+    tokenizer: PreTrainedTokenizerBase # The tokenizer, able to pad
+    model: PreTrainedModel # The model, in float32
 
 # %% ../nbs/00_objects.ipynb #a553948f
 def get_hf_objects(

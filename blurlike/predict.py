@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['token_batches', 'evaluating']
 
-# %% ../nbs/11_predict.ipynb #84eef243
+# %% ../nbs/11_predict.ipynb #2f07ccff
 from contextlib import contextmanager
 
 import numpy as np
@@ -16,19 +16,23 @@ from fastai.torch_core import get_model
 
 from .inputs import with_progress
 from .objects import forward_kwargs
+from .tasks.base import get_block
 
-# %% ../nbs/11_predict.ipynb #e7c75b7c
+# %% ../nbs/11_predict.ipynb #ceef9b71
 def token_batches(
     lengths, # The number of tokens of each text
     max_tokens:int=4096, # At most so many tokens a batch, padding included; a longer text is a batch by itself
+    equal:bool=False, # Whether a batch holds texts of one length only
 ) -> list[np.ndarray]: # Which texts are in each batch, the longest first
     "Batches of texts of similar length"
-    order = np.argsort(-np.asarray(lengths), kind='stable')
-    batches,start = [],0
+    lengths = np.asarray(lengths)
+    order = np.argsort(-lengths, kind='stable')
+    falling,batches,start = -lengths[order],[],0
     while start < len(order):
-        rows = max(1, max_tokens//max(1, int(lengths[order[start]])))
-        batches.append(order[start:start+rows])
-        start += rows
+        end = start + max(1, max_tokens//max(1, int(-falling[start])))
+        if equal: end = min(end, np.searchsorted(falling, falling[start], side='right'))
+        batches.append(order[start:end])
+        start = end
     return batches
 
 # %% ../nbs/11_predict.ipynb #4317a387
@@ -53,22 +57,23 @@ def _is_one(block, texts):
     "Whether `texts` is a single text"
     return not is_listy(texts) or (block.is_split_into_words and block.text_problem(texts) is None) or isinstance(texts, tuple)
 
-# %% ../nbs/11_predict.ipynb #fedf210b
+# %% ../nbs/11_predict.ipynb #ce5f8cb6
 @patch
 def hf_predict(self:Learner,
     texts, # A text, or a list of texts, of the form that the learner was trained on
     max_tokens:int=4096, # The size of a batch, padding included
 ) -> dict|list[dict]: # For a list a list, in the same order
     "What the model says of `texts`; raises `ValueError` for what is not a text"
-    block,model = self.dls.hf_block,get_model(self.model)
+    block,model = get_block(self.dls),get_model(self.model)
     if _is_one(block, texts): return self.hf_predict([texts], max_tokens)[0]
     texts = list(texts)
     _check_texts(block, texts)
     device,kwargs = next(model.parameters()).device,forward_kwargs(model)
     lengths = block.cut(block.token_lengths(texts)) if len(texts) != 1 else [1]
+    batches = token_batches(lengths, max_tokens, equal='attention_mask' not in block.input_names)
     preds = [None]*len(texts)
     with evaluating(model):
-        for idxs in with_progress(token_batches(lengths, max_tokens), 10):
+        for idxs in with_progress(batches, 10):
             inputs = to_device(block.encode([texts[i] for i in idxs]), device)
             logits = block.task.logits(model(**kwargs, **inputs))
             for i,pred in zip(idxs, block.task.decode(logits, model.config), strict=True): preds[i] = pred

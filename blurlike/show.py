@@ -56,25 +56,51 @@ class SampleTable:
         except ImportError: display = print
         display(self)
 
-# %% ../nbs/06_show.ipynb #2d63f5b2
+# %% ../nbs/06_show.ipynb #b214047b
 @dispatch
-def show_batch(x:HFInputs, y, samples, ctxs=None, max_n=9, trunc_at=150, **kwargs):
+def show_batch(
+    x:HFInputs, # The batch's inputs
+    y, # The batch's targets
+    samples, # Decoded texts and targets
+    ctxs=None, # fastai's contexts; a table needs none
+    max_n=9, # Rows, at most
+    trunc_at=150, # Characters a text, at most; None for all
+    **kwargs
+):
     "Show `max_n` samples, their texts cut at `trunc_at` characters"
     SampleTable([x.hf_block.task.row(*o) for o in samples[:max_n]], trunc_at=trunc_at).show()
     return ctxs
 
-# %% ../nbs/06_show.ipynb #96130dcd
+# %% ../nbs/06_show.ipynb #068c2797
 @dispatch
-def show_results(x:HFInputs, y, samples, outs, ctxs=None, max_n=9, trunc_at=150, **kwargs):
+def show_results(
+    x:HFInputs, # The batch's inputs
+    y, # The batch's targets
+    samples, # Decoded texts and targets
+    outs, # Decoded predictions
+    ctxs=None, # fastai's contexts; a table needs none
+    max_n=9, # Rows, at most
+    trunc_at=150, # Characters a text, at most; None for all
+    **kwargs
+):
     "Show `max_n` samples with their predictions, the wrong ones marked"
     task = x.hf_block.task
     pairs = [(s, o[0]) for s,o in zip(samples[:max_n], outs, strict=False)]
     SampleTable([task.row(*s, p) for s,p in pairs], wrong=[not task.is_right(s[1], p) for s,p in pairs], trunc_at=trunc_at).show()
     return ctxs
 
-# %% ../nbs/06_show.ipynb #0c496a83
+# %% ../nbs/06_show.ipynb #36cd0079
 @dispatch
-def plot_top_losses(x:HFInputs, y, samples, outs, raws, losses, trunc_at=150, **kwargs):
+def plot_top_losses(
+    x:HFInputs, # The batch's inputs
+    y, # The batch's targets
+    samples, # Decoded texts and targets
+    outs, # Decoded predictions
+    raws, # Probabilities, batch x labels
+    losses, # A loss a row
+    trunc_at=150, # Characters a text, at most; None for all
+    **kwargs
+):
     "Show samples with their predictions, the probability of the prediction and the loss"
     task = x.hf_block.task
     rows = [task.row(*s, o[0]) | dict(probability=f'{r.max().item():.4f}', loss=f'{l.item():.4f}')

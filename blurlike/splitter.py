@@ -5,10 +5,9 @@
 # %% auto #0
 __all__ = ['layer_params', 'hf_splitter']
 
-# %% ../nbs/08_splitter.ipynb #d76584d8
+# %% ../nbs/08_splitter.ipynb #458f5307
 import re
 
-from fastai.torch_basics import params
 from torch import nn
 
 # %% ../nbs/08_splitter.ipynb #73960e4e
@@ -40,7 +39,7 @@ def layer_params(
         else: layers.setdefault(last, []).append(p)
     return embeddings,list(layers.values())
 
-# %% ../nbs/08_splitter.ipynb #e9bba0ca
+# %% ../nbs/08_splitter.ipynb #2b2f22fd
 def _chunks(items, n):
     "`items` in at most `n` runs of nearly equal length"
     n = min(n, len(items))
@@ -52,7 +51,7 @@ def hf_splitter(
 ) -> list[list[nn.Parameter]]: # Every parameter once; no group is empty
     "Parameter groups: embeddings, groups of layers, head"
     body = getattr(model, 'base_model', None)
-    if body is None: return [params(model)]
+    if body is None: return [list(model.parameters())]
     embeddings,layers = layer_params(body)
     seen = {id(p) for p in body.parameters()}
     head = [p for p in model.parameters() if id(p) not in seen]

@@ -226,13 +226,25 @@ def table(
     lines = [f'| {first} | type | default | description |', '| --- | --- | --- | --- |']
     return '\n'.join(lines + ['| ' + ' | '.join(map(cell, o)) + ' |' for o in rows])
 
+def param_notes(
+    obj, # A function or a class
+) -> dict: # Names and comments
+    "The comments beside the parameters of `obj`; as with docstrings, those of the method that it overrides where it has none"
+    obj = obj if hasattr(obj, '__signature__') else inspect.unwrap(obj)
+    owner,_,name = getattr(obj, '__qualname__', '').rpartition('.')
+    owner = getattr(sys.modules.get(obj.__module__), owner, None) if owner and not inspect.isclass(obj) else None
+    over = [vars(o)[name] for o in inspect.getmro(owner)[1:] if inspect.isfunction(vars(o).get(name))] if owner else []
+    res = {}
+    for o in (obj, *over): res |= {k: v for k,v in docments(o, args_kwargs=True).items() if v and not res.get(k)}
+    return res
+
 def param_table(
     obj, # A function or a class
     sig:inspect.Signature, # See `signature`
     attrs:dict, # The comments of a class's attributes, for classes whose parameters they are
 ) -> str:
     "The parameters of `obj` and what it returns, empty if there is nothing to say"
-    notes = docments(obj if hasattr(obj, '__signature__') else inspect.unwrap(obj), args_kwargs=True)
+    notes = param_notes(obj)
     def row(p):
         star = {p.VAR_POSITIONAL: '*', p.VAR_KEYWORD: '**'}.get(p.kind, '')
         kind = p.annotation if p.annotation is not p.empty else ''

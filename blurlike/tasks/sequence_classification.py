@@ -11,15 +11,28 @@ from transformers import AutoModelForSequenceClassification
 
 from .base import ClassNames, Task
 
-# %% ../../nbs/03_tasks.sequence_classification.ipynb #bf17456f
+# %% ../../nbs/03_tasks.sequence_classification.ipynb #1db93ebb
 class SequenceClassification(ClassNames, Task):
     "One of several classes for each text, by cross-entropy"
     name = 'sequence-classification'
     auto_model = AutoModelForSequenceClassification
 
-    def loss_func(self, dls): return CrossEntropyLossFlat()
+    def loss_func(self,
+        dls, # The `DataLoaders` to train with
+    ):
+        "Cross-entropy"
+        return CrossEntropyLossFlat()
 
-    def decode(self, logits, config):
+    def config_kwargs(self,
+        dls, # The `DataLoaders` to train with
+    ) -> dict:
+        "The labels, and that a text has one of them"
+        return super().config_kwargs(dls) | dict(problem_type='single_label_classification')
+
+    def decode(self,
+        logits, # A tensor of shape batch x labels
+        config, # The model's configuration
+    ) -> list[dict]: # One for each row
         "For each row its `label`, the label's `index`, its `score`, and the `probs` of all labels"
         probs = logits.float().softmax(-1)
         scores,idxs = (o.tolist() for o in probs.max(-1))

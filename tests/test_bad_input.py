@@ -1,0 +1,253 @@
+"A wrong input is met where it enters, with the argument, the value and what would work."
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import make_objects
+from datasets import ClassLabel, Dataset, DatasetDict
+from fastai.data.all import CategoryBlock, ColReader, ColSplitter, DataBlock
+from fastai.text.all import CrossEntropyLossFlat, DataLoaders, Learner
+from transformers import AutoConfig, AutoModelForMaskedLM, AutoModelForSequenceClassification
+
+from blurlike.all import (
+    HFCallback,
+    HFTextBlock,
+    HFTextDataLoaders,
+    check_precision,
+    get_hf_objects,
+    hf_learner,
+    minilm,
+    set_pad_token,
+)
+
+
+def from_df(df, hf=None, **kwargs): return HFTextDataLoaders.from_df(df, hf or make_objects(), **({'valid_col': 'is_valid'} | kwargs))
+
+
+def test_an_unknown_checkpoint():
+    with pytest.raises(OSError, match="checkpoint='no/such-model' gives no config.json: it is neither a local folder nor a model"):
+        get_hf_objects('no/such-model')
+
+
+def test_a_folder_without_a_model(tmp_path):
+    with pytest.raises(OSError, match='the folder has no readable config.json'): get_hf_objects(tmp_path)
+
+
+def test_a_folder_without_weights(tmp_path, hf):
+    hf.config.save_pretrained(tmp_path); hf.tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(OSError, match='gives no AutoModelForSequenceClassification weights'): get_hf_objects(tmp_path)
+
+
+def test_a_configuration_that_does_not_fit_the_weights(tmp_path, hf):
+    hf.model.save_pretrained(tmp_path); hf.tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match='only a head may change its size'): get_hf_objects(tmp_path, config_kwargs={'hidden_size': 64})
+
+
+def test_an_empty_dataframe(df):
+    with pytest.raises(ValueError, match='df is empty'): from_df(df[:0])
+
+
+@pytest.mark.parametrize('arg', ['text_col', 'label_col', 'valid_col'])
+def test_a_missing_column(df, arg):
+    with pytest.raises(ValueError, match=f"{arg}='nope' is not a column: there are 'text', 'label', 'is_valid'"): from_df(df, **{arg: 'nope'})
+
+
+@pytest.mark.parametrize(('value', 'shown'), [(None, 'nan|None'), (float('nan'), 'nan'), (3, '3'), (['a'], r"\['a'\]")])
+def test_texts_that_are_not_strings(df, value, shown):
+    texts = df.text.astype(object).copy()
+    for i in (7, 9): texts.at[i] = value
+    with pytest.raises(ValueError, match=f'2 of 80 training rows cannot be used; the first is row 7: the text is ({shown}), not a string'):
+        from_df(df.assign(text=texts))
+
+
+def test_a_wrong_text_in_the_validation_rows(df):
+    with pytest.raises(ValueError, match='1 of 40 validation rows cannot be used; the first is row 100'):
+        from_df(df.assign(text=df.text.astype(object).where(df.index!=100, 5)))
+
+
+def test_missing_labels(df):
+    with pytest.raises(ValueError, match="label_col='label': 2 of 120 rows have no label, the first is row 3"):
+        from_df(df.assign(label=df.label.where(~df.index.isin([3, 90]))))
+
+
+def test_a_label_that_training_never_saw(df):
+    with pytest.raises(ValueError, match="1 of 40 validation rows cannot be used; the first is row 119: Label 'mixed' was not included"):
+        from_df(df.assign(label=[*df.label[:-1], 'mixed']))
+
+
+@pytest.mark.parametrize('value', [True, False])
+def test_a_split_with_one_side(df, value):
+    with pytest.raises(ValueError, match=f"valid_col='is_valid' is {value} for all 120 rows"): from_df(df.assign(is_valid=value))
+
+
+@pytest.mark.parametrize('bs', [0, -1, 2.5, None])
+def test_an_impossible_batch_size(df, bs):
+    with pytest.raises(ValueError, match=f'bs={bs}: a batch needs at least 1 row'): from_df(df, bs=bs)
+
+
+def test_wrong_rows_are_met_in_a_datablock_too(df, hf):
+    dblock = DataBlock(blocks=(HFTextBlock(*hf), CategoryBlock), get_x=ColReader('text'), get_y=ColReader('label'), splitter=ColSplitter())
+    with pytest.raises(ValueError, match='the first is row 11'): dblock.dataloaders(df.assign(text=df.text.astype(object).where(df.index!=11, 5)))
+
+
+@pytest.mark.parametrize('source', ['model', 'config'])
+def test_a_max_length_beyond_the_model(hf, source):
+    objects = hf if source=='model' else hf[:3]
+    with pytest.raises(ValueError, match='max_length=65 is more than the 64 tokens .* use at most 64'): HFTextBlock(*objects, max_length=65)
+
+
+@pytest.mark.parametrize('max_length', [0, -3, 2.5, '128'])
+def test_a_max_length_that_is_no_length(hf, max_length):
+    with pytest.raises(ValueError, match='is not a positive number of tokens'): HFTextBlock(*hf, max_length=max_length)
+
+
+def test_fixed_padding_without_a_length():
+    with pytest.raises(ValueError, match="padding='max_length' has no length to pad to"): HFTextBlock(*make_objects('t5'), padding='max_length')
+
+
+@pytest.mark.parametrize('option', [{'padding': 'left'}, {'truncation': 'middle'}, {'padding': None}])
+def test_an_option_that_does_not_exist(hf, option):
+    with pytest.raises(ValueError, match='is not one of True, False'): HFTextBlock(*hf, **option)
+
+
+@pytest.mark.parametrize('key', ['return_tensors', 'return_overflowing_tokens'])
+def test_a_tokenizer_option_that_is_ours(hf, key):
+    with pytest.raises(ValueError, match=f"tok_kwargs={{'{key}'"): HFTextBlock(*hf, tok_kwargs={key: True})
+
+
+def test_texts_of_different_lengths_without_padding(df):
+    with pytest.raises(ValueError, match='padding=False leaves the texts of a batch at different lengths'): from_df(df, padding=False).one_batch()
+
+
+def test_a_model_with_another_number_of_labels(df):
+    dls = from_df(df)
+    three = make_objects(num_labels=3)
+    with pytest.raises(ValueError, match=r"num_labels=3, but the data has 2 labels \('bad', 'good'\)"): hf_learner(dls, three.model)
+    with pytest.raises(ValueError, match='num_labels=3, but the data has 2 labels'):
+        Learner(dls, three.model, loss_func=CrossEntropyLossFlat(), cbs=[HFCallback])
+
+
+def test_a_tokenizer_that_knows_more_than_the_model(hf):
+    hf.tokenizer.add_tokens(['blurlike'])
+    with pytest.raises(ValueError, match='tokenizer knows .* tokens and the model.s embedding has'): HFTextBlock(*hf)
+
+
+def test_a_task_that_does_not_exist(hf):
+    with pytest.raises(ValueError, match="task='parsing' does not exist: choose one of .*sequence-classification"): HFTextBlock(*hf, task='parsing')
+
+
+def test_an_architecture_that_has_no_such_model():
+    with pytest.raises(ValueError, match="'vit' has no SequenceClassification model"): HFTextBlock('vit', AutoConfig.for_model('vit'), make_objects().tokenizer)
+
+
+def test_a_model_without_a_checkpoint_has_to_be_given(df):
+    with pytest.raises(ValueError, match='comes from no checkpoint, so pass a model'): hf_learner(from_df(df))
+
+
+def test_dataloaders_of_another_kind():
+    with pytest.raises(ValueError, match='does not come from an HFTextBlock'): hf_learner(DataLoaders([], []))
+
+
+def test_a_precision_that_does_not_exist(df):
+    with pytest.raises(ValueError, match="precision='half' is not one of 'fp32', 'bf16', 'fp16'"): hf_learner(from_df(df), make_objects().model, precision='half')
+
+
+def test_a_precision_that_the_device_cannot_do(monkeypatch):
+    import torch
+    def refuse(*args, **kwargs): raise RuntimeError('no such kernel')
+    monkeypatch.setattr('blurlike.learner.autocast', refuse)
+    with pytest.raises(ValueError, match=r"precision='bf16' is not possible on cpu \(no such kernel\)"): check_precision('bf16', torch.device('cpu'))
+
+
+@pytest.mark.parametrize('bad', [None, 3, float('nan'), ['a', 3], [None]])
+def test_predicting_what_is_no_text(learn, bad):
+    with pytest.raises(ValueError, match='cannot be used; the first is number'): learn.hf_predict(bad)
+
+
+def test_a_dataset_of_another_kind(df):
+    with pytest.raises(ValueError, match='neither a datasets.Dataset nor a DatasetDict'): HFTextDataLoaders.from_dataset(df, make_objects())
+
+
+@pytest.mark.parametrize(('kwargs', 'message'), [
+    (dict(train='nope'), "train='nope' is not a split: there are 'train', 'test'"),
+    (dict(valid='nope'), "valid='nope' is not a split: there are 'train', 'test'"),
+    (dict(text_col='nope'), "text_col='nope' is not a column: there are"),
+])
+def test_a_dataset_without_that_split_or_column(df, kwargs, message):
+    ds = Dataset.from_pandas(df)
+    with pytest.raises(ValueError, match=message): HFTextDataLoaders.from_dataset(DatasetDict(train=ds, test=ds), make_objects(), **kwargs)
+
+
+def test_hidden_labels_of_a_hub_dataset(df):
+    ds = Dataset.from_dict({'text': df.text.tolist(), 'label': [-1, *[0, 1]*59, 0]}).cast_column('label', ClassLabel(names=['bad', 'good']))
+    with pytest.raises(ValueError, match=r'rows have no label'): HFTextDataLoaders.from_dataset(ds, make_objects())
+
+
+def test_an_empty_dataset(df):
+    with pytest.raises(ValueError, match='dataset is empty'): HFTextDataLoaders.from_dataset(Dataset.from_pandas(df[:0]), make_objects())
+
+
+def test_a_folder_without_texts(tmp_path):
+    with pytest.raises(ValueError, match='holds no .txt files'): HFTextDataLoaders.from_folder(tmp_path, make_objects())
+
+
+def test_a_csv_whose_texts_are_missing_says_so(tmp_path, df):
+    df.assign(text=df.text.where(df.index!=2, '')).to_csv(tmp_path/'a.csv', index=False)
+    with pytest.raises(ValueError, match='the first is row 2: the text is nan'): HFTextDataLoaders.from_csv(tmp_path/'a.csv', make_objects(), valid_col='is_valid')
+    HFTextDataLoaders.from_csv(tmp_path/'a.csv', make_objects(), valid_col='is_valid', csv_kwargs={'keep_default_na': False})
+
+
+def test_strange_texts_are_not_wrong(df):
+    strange = ['', ' ', '\n\t', '🎬🍿', '\u200b', 'a'*5000, '\x00', '[CLS] [PAD]', '東京', '<b>']
+    texts = [strange[i%len(strange)] for i in range(len(df))]
+    dls = from_df(df.assign(text=texts), bs=8)
+    learn = hf_learner(dls, make_objects().model)
+    with learn.no_bar(), learn.no_logging(): learn.fit(1)
+    assert len(learn.hf_predict(texts)) == len(texts)
+    dls.show_batch()
+
+
+def test_integer_and_boolean_labels_are_labels(df):
+    for labels in (np.arange(120)%3, df.label=='good'):
+        dls = from_df(df.assign(label=labels))
+        learn = hf_learner(dls, make_objects(num_labels=len(set(labels))).model)
+        assert learn.hf_predict('the film')['label'] in {str(o) for o in labels}
+
+
+def test_one_line_says_that_a_head_is_fresh(capsys):
+    get_hf_objects(minilm(), config_kwargs={'num_labels': 30})
+    out = capsys.readouterr().out.strip().splitlines()
+    assert out == ['BertForSequenceClassification: newly initialized and to be trained: classifier']
+
+
+def test_a_tokenizer_with_nothing_to_pad_with():
+    from tokenizers import Tokenizer, models
+    from transformers import GPT2Config, PreTrainedTokenizerFast
+    with pytest.raises(ValueError, match='has neither a padding token nor another special token'):
+        set_pad_token(PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel({'a': 0}))), GPT2Config())
+
+
+def test_another_auto_class_gives_its_model():
+    hf = get_hf_objects(minilm(), AutoModelForMaskedLM)
+    assert type(hf.model).__name__ == 'BertForMaskedLM'
+    assert AutoModelForSequenceClassification._model_mapping[type(hf.config)] is not type(hf.model)
+
+
+def test_a_pandas_categorical_keeps_its_order(df):
+    labels = pd.Categorical(df.label, categories=['good', 'bad'])
+    assert from_df(df.assign(label=labels)).vocab == ['good', 'bad']
+
+
+def test_a_single_label(df, hf):
+    dls = HFTextDataLoaders.from_df(df.assign(label='good'), hf, valid_col='is_valid')
+    with pytest.raises(ValueError, match='The data has only one label .*nothing to choose between'): hf_learner(dls, hf.model)
+
+
+def test_rows_that_are_in_no_split(df):
+    with pytest.raises(ValueError, match="valid_col='is_valid': 1 of 120 rows are neither True nor False"):
+        from_df(df.assign(is_valid=df.is_valid.astype(object).where(df.index!=4)))
+
+
+def test_predicting_and_saving_without_a_block(hf, tmp_path):
+    learn = Learner(DataLoaders([], []), hf.model, loss_func=CrossEntropyLossFlat(), cbs=[HFCallback])
+    with pytest.raises(ValueError, match='does not come from an HFTextBlock'): learn.hf_predict('the film')
+    with pytest.raises(ValueError, match='does not come from an HFTextBlock'): learn.save_pretrained(tmp_path/'model')

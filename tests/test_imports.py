@@ -1,0 +1,50 @@
+"Importing the library changes nothing for others and hides none of their names."
+import json
+import subprocess
+import sys
+
+import fastai.text.all as fastai_all
+
+import blurlike.all as ours
+
+STATE = """
+import json, logging, os, sys, warnings
+def state():
+    import torch
+    return dict(env=dict(os.environ), filters=[str(o) for o in warnings.filters], grad=torch.is_grad_enabled(), threads=torch.get_num_threads(),
+                levels={n: logging.getLogger(n).level for n in ('', 'transformers', 'datasets', 'torch', 'fastai')},
+                handlers=len(logging.getLogger().handlers))
+import fastai.text.all, transformers, datasets
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
+before = state()
+import blurlike.all
+json.dump([before, state()], sys.stdout)
+"""
+
+
+def test_importing_sets_nothing():
+    run = subprocess.run([sys.executable, '-W', 'ignore', '-c', STATE], capture_output=True, text=True, check=True)
+    before,after = json.loads(run.stdout)
+    assert before == after
+
+
+def test_no_name_hides_one_of_fastais():
+    mine = {n for n in dir(ours) if not n.startswith('_') and (getattr(getattr(ours, n), '__module__', None) or '').startswith('blurlike')}
+    hidden = {n for n in mine if getattr(fastai_all, n, getattr(ours, n)) is not getattr(ours, n)}
+    assert not hidden
+
+
+def test_what_is_about_hugging_face_alone_does_not_import_fastai():
+    code = 'import sys, blurlike.objects, blurlike.splitter; sys.exit("fastai" in sys.modules)'
+    subprocess.run([sys.executable, '-W', 'ignore', '-c', code], check=True)
+
+
+def test_the_learner_brings_fastais_methods_along():
+    code = 'from blurlike.learner import hf_learner, Learner; Learner.fit_one_cycle, Learner.fine_tune, Learner.lr_find, Learner.summary'
+    subprocess.run([sys.executable, '-W', 'ignore', '-c', code], check=True)
+
+
+def test_the_one_import_has_all_that_the_walkthrough_uses():
+    names = '''HFTextDataLoaders hf_learner get_hf_objects HFTextBlock HFCallback HFLoss hf_splitter HFDataLoader HFInputs token_lengths
+               plot_token_lengths AutoModelForSequenceClassification pipeline'''.split()
+    assert [n for n in names if not hasattr(ours, n)] == []

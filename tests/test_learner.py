@@ -1,0 +1,233 @@
+"A fastai Learner that trains a Hugging Face model, with everything that a fastai user does to a Learner."
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from conftest import make_objects
+from fastai.text.all import (
+    Adam,
+    ClassificationInterpretation,
+    CrossEntropyLossFlat,
+    Interpretation,
+    Learner,
+    MixedPrecision,
+    SaveModelCallback,
+    accuracy,
+    load_learner,
+)
+from transformers import BatchEncoding
+
+from blurlike.all import HFCallback, HFLoss, HFRows, hf_learner, hf_splitter
+from blurlike.learner import HFMixedPrecision, hf_adamw
+
+
+@pytest.fixture
+def trained(learn):
+    learn.fit_one_cycle(4, 1e-2)
+    return learn
+
+
+def test_a_learner_learns(trained, df):
+    assert trained.validate()[1] > 0.95
+    assert [o['label'] for o in trained.hf_predict(['the film warm the cast lovely', 'the plot dull the score stale'])] == ['good', 'bad']
+
+
+def test_predict_is_fastais_triple(trained, df):
+    label,idx,probs = trained.predict(df.text[80])
+    ours = trained.hf_predict(df.text[80])
+    assert (label, int(idx)) == (ours['label'], ours['index'])
+    assert probs.tolist() == pytest.approx(ours['probs'], abs=1e-5)
+    text,*_ = trained.predict(df.text[80], with_input=True)
+    assert text == df.text[80]
+
+
+def test_get_preds_gives_inputs_losses_and_decisions_in_order(trained, df):
+    inputs,preds,targs,decoded,losses = trained.get_preds(with_input=True, with_loss=True, with_decoded=True)
+    assert isinstance(inputs, HFRows)
+    assert trained.dls.hf_block.decode(inputs) == df.text[80:].tolist()
+    assert (decoded == preds.argmax(1)).all()
+    assert torch.allclose(losses, -preds[range(40), targs].log(), atol=1e-5)
+
+
+@pytest.mark.parametrize('loss_func', [HFLoss, CrossEntropyLossFlat])
+def test_interpretation_ranks_rows_by_their_own_loss(trained, df, loss_func, capsys):
+    trained.loss_func = loss_func()
+    trained('after_create')
+    interp = ClassificationInterpretation.from_learner(trained)
+    assert interp.confusion_matrix().sum() == 40
+    losses,idxs,items = interp.top_losses(20, items=True)
+    assert items.text.tolist() == df.text[80:].iloc[idxs.tolist()].tolist()
+    _,preds,targs,decoded,ls = interp[idxs]
+    assert torch.allclose(-preds[range(20), targs].log(), losses, atol=1e-4)
+    interp.plot_top_losses(20)
+    interp.show_results([0, 1])
+    out = capsys.readouterr().out
+    assert f'{losses[0].item():.4f}' in out
+    assert out.count('probability') == 1
+
+
+def test_plain_interpretation_works_too(trained):
+    assert len(Interpretation.from_learner(trained).top_losses()[0]) == 40
+
+
+def test_show_results_marks_the_wrong_predictions(learn, capsys):
+    with torch.no_grad(): learn.model.classifier.bias.copy_(torch.tensor([50., -50.])) # says "bad" to everything
+    learn.show_results(max_n=8, trunc_at=30)
+    lines = [o for o in capsys.readouterr().out.splitlines() if 'bad' in o]
+    assert len(lines) == 8
+    assert all(('✗' in o) == ('good' in o) for o in lines)
+
+
+def test_lr_find_and_summary_leave_the_model_as_it_was(learn, tmp_path):
+    learn.path = tmp_path
+    before = {k: v.clone() for k,v in learn.model.state_dict().items()}
+    assert learn.lr_find(num_it=20, show_plot=False).valley > 0
+    assert 'BertForSequenceClassification' in str(learn.summary())
+    assert all(torch.equal(v, before[k]) for k,v in learn.model.state_dict().items())
+    assert not learn.model._forward_pre_hooks
+
+
+def test_save_and_load_and_callbacks_work(learn, tmp_path):
+    learn.path = tmp_path
+    learn.fit(1, 1e-3, cbs=SaveModelCallback(monitor='valid_loss'))
+    before = learn.get_preds()[0]
+    learn.save('here')
+    learn.fit(1, 1e-2)
+    learn.load('here')
+    assert torch.allclose(learn.get_preds()[0], before, atol=1e-6)
+
+
+@pytest.mark.parametrize('frozen', [False, True])
+def test_an_exported_learner_predicts_the_same(learn, tmp_path, frozen, df):
+    learn.path = tmp_path
+    if frozen: learn.freeze()
+    learn.fit(1)
+    learn.export('learner.pkl')
+    learn.fit(1) # the learner goes on after an export
+    learn.export('learner.pkl')
+    with pytest.warns(UserWarning, match='insecure pickle'): again = load_learner(tmp_path/'learner.pkl')
+    assert again.predict(df.text[0])[0] == learn.predict(df.text[0])[0]
+    assert again.hf_predict(df.text[0])['probs'] == pytest.approx(learn.hf_predict(df.text[0])['probs'], abs=1e-6)
+    assert len(again.dls.train_ds) == 0
+
+
+def test_freezing_trains_the_head_alone(learn):
+    learn.freeze()
+    before = {k: v.clone() for k,v in learn.model.named_parameters()}
+    learn.fit(1, 1e-2)
+    changed = {k for k,v in learn.model.named_parameters() if not torch.equal(v, before[k])}
+    assert changed == {'classifier.weight', 'classifier.bias'}
+
+
+def test_freezing_works_in_a_plain_learner_with_fastais_optimizer(dls, hf):
+    learn = Learner(dls, hf.model, loss_func=CrossEntropyLossFlat(), opt_func=Adam, cbs=[HFCallback], splitter=hf_splitter)
+    learn.freeze()
+    assert {n for n,p in hf.model.named_parameters() if p.requires_grad} == {'classifier.weight', 'classifier.bias'}
+
+
+def test_a_slice_gives_later_groups_higher_rates(learn):
+    learn.fit_one_cycle(1, slice(1e-5, 1e-2))
+    lrs = [h['lr'] for h in learn.opt.hypers]
+    assert len(lrs) == len(hf_splitter(learn.model)) == 5
+    assert lrs == sorted(lrs)
+    assert lrs[-1] == pytest.approx(1000*lrs[0])
+
+
+def test_fused_adamw_in_groups_steps_as_plain_adamw_does():
+    def model():
+        torch.manual_seed(0)
+        return torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.LayerNorm(8), torch.nn.Linear(8, 2))
+    a,b = model(),model()
+    ours = hf_adamw([list(a[:2].parameters()), list(a[2].parameters())], lr=1e-2, weight_decay=0.1)
+    theirs = torch.optim.AdamW([dict(params=[p for p in b.parameters() if p.ndim>1], weight_decay=0.1),
+                                dict(params=[p for p in b.parameters() if p.ndim<2], weight_decay=0.)], lr=1e-2, fused=False)
+    for _ in range(5):
+        x = torch.randn(3, 4)
+        for m,o in ((a, ours), (b, theirs)): m(x).square().sum().backward(); o.step(); o.zero_grad()
+    for p,q in zip(a.parameters(), b.parameters(), strict=True): assert torch.allclose(p, q, atol=1e-6)
+    again = hf_adamw([list(a[:2].parameters()), list(a[2].parameters())])
+    again.load_state_dict(pickle.loads(pickle.dumps(ours.state_dict())))
+    assert again.hypers[0]['wd'] == 0.1
+
+
+@pytest.mark.parametrize('loss_func', [HFLoss, CrossEntropyLossFlat])
+def test_gradients_are_the_same_with_either_loss(hf, dls, loss_func):
+    hf.model.config.hidden_dropout_prob = 0
+    for m in hf.model.modules():
+        if isinstance(m, torch.nn.Dropout): m.p = 0.
+    batch = dls.valid.one_batch()
+    hf.model(**batch[0], labels=batch[1].as_subclass(torch.Tensor)).loss.backward()
+    expected = {n: p.grad.clone() for n,p in hf.model.named_parameters()}
+    hf.model.zero_grad()
+    grads = {}
+
+    class Keep(HFCallback):
+        def before_step(self): grads.update({n: p.grad.clone() for n,p in self.model.named_parameters()})
+    learn = hf_learner(dls, hf.model, loss_func=loss_func(), cbs=Keep(), max_grad_norm=None)
+    dls.train = [batch]
+    with learn.no_bar(), learn.no_logging(): learn.fit(1)
+    assert grads.keys() == expected.keys()
+    for n,g in grads.items(): assert torch.allclose(g, expected[n], atol=1e-6), n
+
+
+def test_bf16_on_a_cpu_is_bf16_and_close_to_fp32(dls, df):
+    texts = df.text[80:].tolist()
+    seen = []
+    for precision in ('fp32', 'bf16'):
+        hf = make_objects()
+        learn = hf_learner(dls, hf.model, precision=precision)
+        handle = hf.model.bert.encoder.layer[0].output.dense.register_forward_hook(lambda m,i,o: seen.append(o.dtype))
+        with learn.no_bar(): seen.append(learn.get_preds()[0])
+        handle.remove()
+        with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(3, 1e-2)
+        assert all(p.dtype is torch.float32 for p in hf.model.parameters())
+        assert np.mean([o['label'] for o in learn.hf_predict(texts)] == df.label[80:]) > 0.9
+    preds = [o for o in seen if torch.is_tensor(o)]
+    assert {o for o in seen if not torch.is_tensor(o)} == {torch.float32, torch.bfloat16}
+    assert preds[1].dtype is torch.float32
+    assert torch.allclose(*preds, atol=0.02)
+
+
+def test_fp16_scales_its_gradients(dls, hf):
+    learn = hf_learner(dls, hf.model, precision='fp16')
+    with learn.no_bar(), learn.no_logging(): learn.fit(1, 1e-3)
+    assert isinstance(learn.mixed_precision, MixedPrecision)
+    assert all(torch.isfinite(p).all() for p in hf.model.parameters())
+
+
+def test_learners_share_no_state(dls):
+    a,b = (hf_learner(dls, make_objects().model) for _ in range(2))
+    assert a.loss_func is not b.loss_func
+    assert a.model is not b.model
+    with a.no_bar(), a.no_logging(): a.fit(1)
+    assert b.opt is None
+
+
+def test_the_users_callbacks_replace_ours_of_the_same_kind(dls, hf):
+    mine = HFCallback(output_hidden_states=True)
+    learn = hf_learner(dls, hf.model, cbs=[mine, HFMixedPrecision('bf16')], precision='bf16')
+    assert learn.cbs.filter(lambda o: isinstance(o, HFCallback)) == [mine]
+    assert len(learn.cbs.filter(lambda o: isinstance(o, HFMixedPrecision))) == 1
+    with learn.no_bar(): learn.validate()
+    assert len(learn.hf_outputs.hidden_states) == 4
+    assert not any(o.requires_grad for o in learn.hf_outputs.hidden_states)
+
+
+def test_metrics_default_to_the_tasks(learn, dls, hf):
+    assert [m.name for m in learn.metrics] == [accuracy.__name__]
+    assert list(hf_learner(dls, hf.model, metrics=[]).metrics) == []
+
+
+def test_moving_the_loaders_moves_the_batches(dls):
+    moved = dls.to(torch.device('meta'))
+    assert moved.device.type == 'meta'
+    assert moved.one_batch()[0]['input_ids'].device.type == 'meta'
+    assert dls.cpu().one_batch()[0]['input_ids'].device.type == 'cpu'
+
+
+def test_hf_predict_leaves_the_model_in_the_mode_it_was_in(learn):
+    learn.model.train()
+    learn.hf_predict('the film')
+    assert learn.model.training
+    assert not isinstance(learn.dls.one_batch()[0], BatchEncoding)
