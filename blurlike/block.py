@@ -5,14 +5,17 @@
 # %% auto #0
 __all__ = ['resolve_max_length', 'HFTextBlock']
 
-# %% ../nbs/05_block.ipynb #eaa86423
+# %% ../nbs/05_block.ipynb #b19ae295
+from numbers import Integral
+
 from fastai.data.block import TransformBlock
 from fastai.torch_basics import is_listy, patch
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from . import export, predict, show # noqa: F401  whoever has a block, unpickled ones included, can show, predict and save
 from .inputs import HFInputs, decode_texts, text_columns, token_lengths
 from .loader import HFDataLoader
-from .objects import forward_args, model_skeleton, position_limit
+from .objects import forward_args, model_skeleton, position_limit, set_pad_token
 from .tasks.base import Task, get_task
 
 # %% ../nbs/05_block.ipynb #d79bfb87
@@ -32,7 +35,7 @@ def _check_vocab(tokenizer, model):
         raise ValueError(f"The tokenizer knows {len(tokenizer)} tokens and the model's embedding has {rows} rows: take both from "
                          "the same checkpoint, or call `model.resize_token_embeddings(len(tokenizer))` if you added tokens.")
 
-# %% ../nbs/05_block.ipynb #e06469b5
+# %% ../nbs/05_block.ipynb #4f37c2cd
 def _known_limit(tokenizer):
     "The tokenizer's `model_max_length`, or None where it is the number that stands for none"
     return tokenizer.model_max_length if tokenizer.model_max_length < 1e9 else None
@@ -48,14 +51,15 @@ def resolve_max_length(
     if max_length is None:
         max_length = min((o for o in (limit, _known_limit(tokenizer)) if o), default=None)
         return max_length//multiple*multiple if max_length and multiple else max_length
-    if not isinstance(max_length, int) or max_length < 1: raise ValueError(f"max_length={max_length!r} is not a positive number of tokens.")
+    if not isinstance(max_length, Integral) or max_length < 1: raise ValueError(f"max_length={max_length!r} is not a positive number of tokens.")
+    max_length = int(max_length)
     if limit and max_length > limit:
         raise ValueError(f"max_length={max_length} is more than the {limit} tokens that {type(model).__name__} has positions for: use at most {limit}.")
     if multiple and max_length % multiple:
         raise ValueError(f"max_length={max_length} is not a multiple of pad_to_multiple_of={multiple}: use {max_length//multiple*multiple or multiple}.")
     return max_length
 
-# %% ../nbs/05_block.ipynb #ac9127f1
+# %% ../nbs/05_block.ipynb #d5bb2317
 class HFTextBlock(TransformBlock):
     "A `TransformBlock` for texts that a Hugging Face tokenizer encodes"
     def __init__(self,
@@ -77,6 +81,7 @@ class HFTextBlock(TransformBlock):
         self.task = get_task(task)
         model = model_skeleton(hf_config, self.task.auto_model) if hf_model is None else hf_model
         _check_vocab(hf_tokenizer, model)
+        for config in {id(o): o for o in (hf_config, model.config)}.values(): set_pad_token(hf_tokenizer, config)
         self.max_length = resolve_max_length(max_length, hf_tokenizer, model, pad_to_multiple_of)
         if padding=='max_length' and self.max_length is None:
             raise ValueError(f"padding='max_length' has no length to pad to: {hf_arch} has no limit of its own, so pass max_length.")

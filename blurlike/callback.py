@@ -48,12 +48,20 @@ class HFLoss:
 
     def __repr__(self): return "HFLoss()"
 
-# %% ../nbs/07_callback.ipynb #fc390112
+# %% ../nbs/07_callback.ipynb #db963e37
 def _by_name(kwargs, model, args, named):
-    "Spread a lone dict of inputs into named ones"
-    if len(args)==1 and isinstance(args[0], dict): return (), {**kwargs, **args[0], **named}
+    "Spread a lone dict of inputs into named ones, and add `kwargs`"
+    if len(args)==1 and isinstance(args[0], dict): args,named = (),{**args[0], **named}
+    return args,{**kwargs, **named}
 
-# %% ../nbs/07_callback.ipynb #5e5a878d
+# %% ../nbs/07_callback.ipynb #eab7c4fd
+def _forget_captures(model):
+    "Remove the hooks by which transformers collects hidden states"
+    for m in model.modules():
+        for k in [k for k,h in m._forward_hooks.items() if getattr(h, '__module__', '')=='transformers.utils.output_capturing']: del m._forward_hooks[k]
+        vars(m).pop('_output_capturing_hooks_installed', None)
+
+# %% ../nbs/07_callback.ipynb #886feeb1
 class HFCallback(Callback):
     "Give the model its inputs by name, and the learner its logits"
     order = 9 # before mixed precision, which expects `learn.pred` to be a tensor
@@ -104,7 +112,10 @@ class HFCallback(Callback):
         if gather is not None and gather.with_input and isinstance(gather.inputs, dict):
             gather.inputs = HFRows.from_columns(gather.inputs)
 
-    def after_fit(self): self._unhook()
+    def after_fit(self):
+        "Leave the model as it was"
+        self._unhook()
+        _forget_captures(get_model(self.model))
 
     def _unhook(self):
         if self.hook is not None: self.hook.remove()

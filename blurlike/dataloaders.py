@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['make_block', 'HFTextDataLoaders', 'DatasetItems']
 
-# %% ../nbs/10_dataloaders.ipynb #eef5b90b
+# %% ../nbs/10_dataloaders.ipynb #0fb9da73
 import inspect
 from pathlib import Path
 
@@ -19,14 +19,15 @@ from fastai.data.transforms import (ColReader, ColSplitter, GrandparentSplitter,
 from fastai.torch_basics import delegates, patch
 
 from .block import HFTextBlock
+from .loader import LOADER_OPTIONS, check_options
 from .objects import HFObjects, load_hf_config, load_hf_tokenizer
 
-# %% ../nbs/10_dataloaders.ipynb #d81c13bd
+# %% ../nbs/10_dataloaders.ipynb #3764a32d
 def _check_columns(have, **wanted):
     "Every argument in `wanted` names a column"
-    for arg,cols in wanted.items():
-        for c in cols if isinstance(cols, (list, tuple)) else [cols]:
-            if c is not None and c not in have: raise ValueError(f"{arg}={c!r} is not a column: there are {', '.join(map(repr, have))}.")
+    for arg,c in wanted.items():
+        if isinstance(c, (list, tuple)): raise ValueError(f"{arg}={c!r}: one column is needed.")
+        if c is not None and c not in have: raise ValueError(f"{arg}={c!r} is not a column: there are {', '.join(map(repr, have))}.")
 
 def _check_labels(missing, arg, n, names=None):
     "No label is missing; `missing` is a mask or the rows' positions"
@@ -38,10 +39,28 @@ def _check_labels(missing, arg, n, names=None):
 def _check_split(is_valid, valid_col):
     "Every row is in a split, and both splits have rows"
     if pd.isna(is_valid).any(): raise ValueError(f"valid_col={valid_col!r}: {pd.isna(is_valid).sum()} of {len(is_valid)} rows are neither True nor False.")
+    if any(isinstance(o, str) for o in is_valid): raise ValueError(f"valid_col={valid_col!r} holds strings such as {is_valid[0]!r}: it needs True and False.")
     is_valid = is_valid.astype(bool)
     if is_valid.all() or not is_valid.any():
         raise ValueError(f"valid_col={valid_col!r} is {bool(is_valid.all())} for all {len(is_valid)} rows: training and validation both need some; "
                          "mark some rows, or pass valid_pct and no valid_col.")
+
+# %% ../nbs/10_dataloaders.ipynb #60e36880
+def _random_splitter(valid_pct, seed):
+    "fastai's `RandomSplitter`, for a share between 0 and 1; None for 0.2"
+    valid_pct = 0.2 if valid_pct is None else valid_pct
+    if not 0 < valid_pct < 1: raise ValueError(f"valid_pct={valid_pct!r} is not a share between 0 and 1, such as 0.2.")
+    return RandomSplitter(valid_pct, seed=seed)
+
+# %% ../nbs/10_dataloaders.ipynb #370a6840
+def _check_splits(splits, n):
+    "Two lists of positions below `n`, none of them empty, no position in both"
+    sets = [{int(i) for i in o} for o in splits]
+    if len(sets)!=2 or not all(sets): raise ValueError("splits: two lists of positions are needed, the training rows' and the validation rows', and neither empty.")
+    outside = [i for o in sets for i in o if not 0 <= i < n]
+    if outside: raise ValueError(f"splits: {outside[0]} is not the position of a row; there are {n} rows, from 0 on.")
+    if both := sets[0] & sets[1]: raise ValueError(f"splits: {len(both)} rows are in both lists, the first is {min(both)}.")
+    return [list(map(int, o)) for o in splits]
 
 # %% ../nbs/10_dataloaders.ipynb #125c164d
 def _label_block(labels):
@@ -49,7 +68,7 @@ def _label_block(labels):
     if isinstance(labels.dtype, pd.CategoricalDtype): return CategoryBlock(vocab=list(labels.cat.categories), sort=False)
     return CategoryBlock()
 
-# %% ../nbs/10_dataloaders.ipynb #064614da
+# %% ../nbs/10_dataloaders.ipynb #04af8283
 _BLOCK_ARGS = set(inspect.signature(HFTextBlock.__init__).parameters) - {'self', 'hf_arch', 'hf_config', 'hf_tokenizer', 'hf_model'}
 
 def make_block(
@@ -59,21 +78,37 @@ def make_block(
     **kwargs # Passed to `HFTextBlock`
 ) -> HFTextBlock:
     "The block for `checkpoint`; no weights are loaded"
-    if isinstance(checkpoint, HFObjects): return HFTextBlock(*checkpoint, **kwargs)
+    if isinstance(checkpoint, HFObjects):
+        if config_kwargs or tokenizer_kwargs: raise ValueError("config_kwargs and tokenizer_kwargs are for loading a checkpoint, and HFObjects are loaded.")
+        return HFTextBlock(*checkpoint, **kwargs)
+    if not isinstance(checkpoint, (str, Path)):
+        raise ValueError(f"checkpoint={checkpoint!r:.80} is neither a name on the Hub, nor a folder, nor what `get_hf_objects` returns.")
     config = load_hf_config(checkpoint, config_kwargs=config_kwargs)
     return HFTextBlock(config.model_type, config, load_hf_tokenizer(checkpoint, config, tokenizer_kwargs), **kwargs)
 
-# %% ../nbs/10_dataloaders.ipynb #75fef4de
+# %% ../nbs/10_dataloaders.ipynb #d91ffcd1
 @delegates(HFTextBlock.__init__, but=['hf_arch', 'hf_config', 'hf_tokenizer', 'hf_model'])
-def _dataloaders(source, checkpoint, get_x, get_y, splitter, y_block, get_items=None, path='.', bs=16, seed=None,
-                 config_kwargs=None, tokenizer_kwargs=None, **kwargs):
+def _dataloaders(
+    source, checkpoint, get_x, get_y, splitter, y_block, get_items=None,
+    path:str|Path='.', # Where the learner keeps its files
+    bs:int=16, # Rows a training batch
+    seed:int=None, # Fixes the shuffle
+    val_bs:int=None, # Rows a validation batch; None for `bs`
+    num_workers:int=0, # Processes that prepare batches
+    device=None, # Where the batches go; None for the GPU if there is one
+    drop_last:bool=False, # Whether to leave out the last, partial training batch
+    config_kwargs:dict=None, # Settings of the model's configuration to change, such as dropout
+    tokenizer_kwargs:dict=None, # Passed to `AutoTokenizer.from_pretrained`
+    **kwargs
+):
     "What all constructors share"
+    check_options(kwargs, _BLOCK_ARGS | LOADER_OPTIONS | {'dl_kwargs', 'dl_type'})
     block_kwargs = {k: kwargs.pop(k) for k in _BLOCK_ARGS & set(kwargs)}
     block = make_block(checkpoint, config_kwargs, tokenizer_kwargs, **block_kwargs)
     dblock = DataBlock(blocks=(block, y_block), get_items=get_items, get_x=get_x, get_y=get_y, splitter=splitter)
-    return dblock.dataloaders(source, path=path, bs=bs, seed=seed, **kwargs)
+    return dblock.dataloaders(source, path=path, bs=bs, val_bs=val_bs, num_workers=num_workers, device=device, drop_last=drop_last, seed=seed, **kwargs)
 
-# %% ../nbs/10_dataloaders.ipynb #4f1f34ae
+# %% ../nbs/10_dataloaders.ipynb #e711a97b
 class HFTextDataLoaders(DataLoaders):
     "`DataLoaders` of texts for a Hugging Face model"
     @classmethod
@@ -85,15 +120,20 @@ class HFTextDataLoaders(DataLoaders):
         label_col:str='label', # The column with the labels
         valid_col:str=None, # A column that is True for validation rows
         valid_pct:float=0.2, # Without `valid_col`: the share of rows to validate on, chosen at random
+        splits:tuple=None, # In place of both: the positions of the training rows, and of the validation rows
         seed:int=None, # Fixes the random split and the shuffle
         **kwargs
     ) -> DataLoaders:
         "From the columns of a DataFrame; raises `ValueError` for rows or columns that cannot be used"
+        if not isinstance(df, pd.DataFrame): raise ValueError(f"df={df!r:.80} is not a DataFrame: a CSV file goes to from_csv, a datasets.Dataset to from_dataset.")
         if not len(df): raise ValueError("df is empty: there is nothing to train on.")
         _check_columns(list(df.columns), text_col=text_col, label_col=label_col, valid_col=valid_col)
         _check_labels(df[label_col].isna().to_numpy(), f"label_col={label_col!r}", len(df), df.index)
         if valid_col is not None: _check_split(df[valid_col].to_numpy(), valid_col)
-        splitter = RandomSplitter(valid_pct, seed=seed) if valid_col is None else ColSplitter(valid_col)
+        if splits is not None:
+            splits = _check_splits(splits, len(df))
+            splitter = lambda _: splits
+        else: splitter = _random_splitter(valid_pct, seed) if valid_col is None else ColSplitter(valid_col)
         return _dataloaders(df, checkpoint, ColReader(text_col), ColReader(label_col), splitter, _label_block(df[label_col]), seed=seed, **kwargs)
 
     @classmethod
@@ -101,7 +141,7 @@ class HFTextDataLoaders(DataLoaders):
     def from_csv(cls,
         csv:str|Path, # A CSV file with a header line
         checkpoint, # A name on the Hub, a local folder, or `HFObjects`
-        csv_kwargs:dict=None, # Passed to `pandas.read_csv`, such as `sep`
+        csv_kwargs:dict=None, # Passed to `pandas.read_csv`, such as `sep`, or `keep_default_na=False` to read words such as NA and None as text
         **kwargs
     ) -> DataLoaders:
         "From the columns of a CSV file"
@@ -112,7 +152,7 @@ def _read_text(path):
     "The text of a file"
     return Path(path).read_text(encoding='utf-8')
 
-# %% ../nbs/10_dataloaders.ipynb #eafa85ae
+# %% ../nbs/10_dataloaders.ipynb #8a4012be
 @patch(cls_method=True)
 @delegates(_dataloaders, but=['source', 'get_x', 'get_y', 'splitter', 'y_block', 'get_items'])
 def from_folder(cls:HFTextDataLoaders,
@@ -129,7 +169,7 @@ def from_folder(cls:HFTextDataLoaders,
     two = valid_pct is None and (path/train).is_dir() and (path/valid).is_dir()
     files = get_text_files(path, folders=[train, valid] if two else None)
     if not files: raise ValueError(f"path={str(path)!r} holds no .txt files in folders named for their labels.")
-    splitter = GrandparentSplitter(train, valid) if two else RandomSplitter(0.2 if valid_pct is None else valid_pct, seed=seed)
+    splitter = GrandparentSplitter(train, valid) if two else _random_splitter(valid_pct, seed)
     return _dataloaders(files, checkpoint, _read_text, parent_label, splitter, CategoryBlock(), path=path, seed=seed, **kwargs)
 
 # %% ../nbs/10_dataloaders.ipynb #717c97af
@@ -149,7 +189,7 @@ class DatasetItems:
         return self.ds[int(i)] if np.ndim(i)==0 and not isinstance(i, range) else type(self)(self.ds.select(list(i)))
     def __repr__(self): return f"DatasetItems({self.ds!r})"
 
-# %% ../nbs/10_dataloaders.ipynb #51daef6c
+# %% ../nbs/10_dataloaders.ipynb #b64118c8
 _VALID_NAMES = ('validation', 'valid', 'val', 'dev', 'test')
 
 def _two_splits(dataset, train, valid, valid_pct, seed):
@@ -164,7 +204,7 @@ def _two_splits(dataset, train, valid, valid_pct, seed):
     elif not isinstance(dataset, Dataset):
         raise ValueError(f"dataset={type(dataset).__name__}(...) is neither a datasets.Dataset nor a DatasetDict.")
     if not len(dataset): raise ValueError("dataset is empty: there is nothing to train on.")
-    idxs,valid_idxs = RandomSplitter(0.2 if valid_pct is None else valid_pct, seed=seed)(range(len(dataset)))
+    idxs,valid_idxs = _random_splitter(valid_pct, seed)(range(len(dataset)))
     return dataset.select(idxs),dataset.select(valid_idxs)
 
 # %% ../nbs/10_dataloaders.ipynb #00516161
@@ -181,7 +221,7 @@ def _label_vocab(ds, col, feature):
     _check_labels(missing, f"label_col={col!r}", len(ds))
     return feature.names if isinstance(feature, ClassLabel) else sorted(set(values))
 
-# %% ../nbs/10_dataloaders.ipynb #96fa060f
+# %% ../nbs/10_dataloaders.ipynb #03cc4bbd
 @patch(cls_method=True)
 @delegates(_dataloaders, but=['source', 'get_x', 'get_y', 'splitter', 'y_block', 'get_items'])
 def from_dataset(cls:HFTextDataLoaders,
@@ -193,20 +233,23 @@ def from_dataset(cls:HFTextDataLoaders,
     valid:str=None, # The split to validate on; None for the first of validation, valid, val, dev, test
     valid_col:str=None, # For a single `Dataset`: a column that is True for validation rows
     valid_pct:float=None, # The share of rows to validate on, chosen at random; None for a split if there is one, else 0.2
+    splits:tuple=None, # For a single `Dataset`, in place of these: the positions of the training rows, and of the validation rows
     seed:int=None, # Fixes the random split and the shuffle
     **kwargs
 ) -> DataLoaders:
     "From a `Dataset` or a `DatasetDict`, without copying it; raises `ValueError` for rows or columns that cannot be used"
-    if valid_col is not None and isinstance(dataset, Dataset):
+    if splits is not None and isinstance(dataset, Dataset):
+        parts = [dataset.select(o) for o in _check_splits(splits, len(dataset))]
+    elif valid_col is not None and isinstance(dataset, Dataset):
         _check_columns(dataset.column_names, valid_col=valid_col)
         is_valid = np.asarray(dataset[valid_col][:])
         _check_split(is_valid, valid_col)
-        splits = [dataset.select(np.flatnonzero(is_valid==o)) for o in (False, True)]
-    else: splits = _two_splits(dataset, train, valid, valid_pct, seed)
-    _check_columns(splits[0].column_names, text_col=text_col, label_col=label_col)
-    splits = [o.select_columns([text_col, label_col]) for o in splits]
-    feature = splits[0].features[label_col]
-    vocab,_ = [_label_vocab(o, label_col, feature) for o in splits]
-    both = concatenate_datasets(splits)
+        parts = [dataset.select(np.flatnonzero(is_valid==o)) for o in (False, True)]
+    else: parts = _two_splits(dataset, train, valid, valid_pct, seed)
+    _check_columns(parts[0].column_names, text_col=text_col, label_col=label_col)
+    parts = [o.select_columns([text_col, label_col]) for o in parts]
+    feature = parts[0].features[label_col]
+    vocab,_ = [_label_vocab(o, label_col, feature) for o in parts]
+    both = concatenate_datasets(parts)
     return _dataloaders(DatasetItems(both), checkpoint, ColReader(text_col), _LabelReader(label_col, feature),
-        IndexSplitter(range(len(splits[0]), len(both))), CategoryBlock(vocab=vocab, sort=False), seed=seed, **kwargs)
+        IndexSplitter(range(len(parts[0]), len(both))), CategoryBlock(vocab=vocab, sort=False), seed=seed, **kwargs)

@@ -37,26 +37,26 @@ def demo_texts(
     "A few texts to predict: our own, or some that the model did not train on"
     return _TEXTS if data is None else [dls.valid_ds[i][0] for i in range(min(3, len(dls.valid_ds)))]
 
-# %% ../nbs/14_demo.ipynb #7e6948ca
+# %% ../nbs/14_demo.ipynb #8d3fcdc5
 def best_precision(
     device:torch.device, # Where the model will run
 ) -> str: # "bf16" or "fp32"
     "The fastest precision that needs no care"
     fast = torch.cuda.is_bf16_supported(including_emulation=False) if device.type=='cuda' else (
-        device.type=='cpu' and torch.ops.mkldnn._is_mkldnn_bf16_supported())
+        device.type=='cpu' and torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported())
     return 'bf16' if fast else 'fp32'
 
-# %% ../nbs/14_demo.ipynb #b2f35752
+# %% ../nbs/14_demo.ipynb #33dbdfd9
 def _title(s): print(f'\n--- {s} ' + '-'*(74-len(s)) + '\n')
 
 _LAST_WORDS = """The model lies in {out} and has an accuracy of {acc:.3f} on {n} held-out texts. To use it:
 
     from transformers import pipeline
-    classify = pipeline("text-classification", model="{out}")
+    classify = pipeline("text-classification", model="{out}", truncation=True)
     classify({text!r})
 """
 
-# %% ../nbs/14_demo.ipynb #ac5660e9
+# %% ../nbs/14_demo.ipynb #303d707c
 @call_parse
 def main(
     checkpoint:str=None, # A checkpoint on the Hub or a local folder; the bundled MiniLM if not given
@@ -65,7 +65,7 @@ def main(
     label_col:str='label', # The column with the labels
     out:str='demo_model', # Where to save the model
     epochs:int=2, # How often to go through the data
-    lr:float=2e-4, # The highest learning rate
+    lr:float=4e-4, # The highest learning rate
     bs:int=16, # Rows a batch
     max_length:int=128, # Tokens a text, at most
     n:int=4000, # How many of the reviews to use
@@ -88,7 +88,7 @@ def main(
     learn.save_pretrained(out)
     _title('The same, from what was saved, by transformers.pipeline')
     classify = pipeline('text-classification', model=out)
-    for text,pred in zip(texts, classify(texts, truncation=True, max_length=max_length), strict=True):
+    for text,pred in zip(texts, classify(texts, truncation=True), strict=True):
         print(f"{pred['label']} ({pred['score']:.3f})  {text[:100]}")
     _title(f'Done in {time.time()-start:.0f} s')
     print(_LAST_WORDS.format(out=Path(out), acc=acc, n=len(dls.valid_ds), text=texts[0][:60]))

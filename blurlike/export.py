@@ -5,20 +5,24 @@
 # %% auto #0
 __all__ = ['atomic_folder', 'preparation']
 
-# %% ../nbs/12_export.ipynb #383e3e55
+# %% ../nbs/12_export.ipynb #3615f476
 import ctypes
 import json
 import os
 import shutil
 import tempfile
 from contextlib import contextmanager
-from importlib.metadata import version
+from copy import deepcopy
 from pathlib import Path
 
+import fastai
+import torch
+import transformers
 from fastai.learner import Learner
 from fastai.torch_basics import patch
 from fastai.torch_core import get_model
 
+import blurlike
 from .tasks.base import get_block, get_vocab
 
 # %% ../nbs/12_export.ipynb #52fe6d28
@@ -80,7 +84,7 @@ def _put_in_place(new, path):
         raise
     shutil.rmtree(aside, ignore_errors=True)
 
-# %% ../nbs/12_export.ipynb #7ab22a84
+# %% ../nbs/12_export.ipynb #6c164e03
 _SCHEMA = 1 # of blurlike.json
 
 def preparation(
@@ -92,9 +96,16 @@ def preparation(
     vocab = get_vocab(dls)
     return dict(schema=_SCHEMA, task=block.task.name, tokenizer={k: getattr(block, k) for k in options},
                 vocab=None if vocab is None else [str(o) for o in vocab],
-                versions={o: version(o) for o in ('blurlike', 'fastai', 'transformers', 'torch')})
+                versions={o.__name__: o.__version__ for o in (blurlike, fastai, transformers, torch)})
 
-# %% ../nbs/12_export.ipynb #520cfd0a
+# %% ../nbs/12_export.ipynb #55c37777
+def _tokenizer_to_save(block):
+    "A copy of the block's tokenizer whose limit is the block's"
+    tokenizer = deepcopy(block.hf_tokenizer)
+    if block.max_length and block.truncation not in (False, 'do_not_truncate'): tokenizer.model_max_length = block.max_length
+    return tokenizer
+
+# %% ../nbs/12_export.ipynb #38ae2b16
 @patch
 def save_pretrained(self:Learner,
     path:str|Path, # The folder to write; an old model there is replaced
@@ -103,6 +114,6 @@ def save_pretrained(self:Learner,
     "Save model, tokenizer and label names as a folder that `from_pretrained` and `pipeline` read"
     with atomic_folder(path) as new:
         get_model(self.model).save_pretrained(new, **kwargs)
-        get_block(self.dls).hf_tokenizer.save_pretrained(new)
+        _tokenizer_to_save(get_block(self.dls)).save_pretrained(new)
         (new/'blurlike.json').write_text(json.dumps(preparation(self.dls), indent=2) + '\n', encoding='utf-8')
     return Path(path)

@@ -85,7 +85,7 @@ def with_progress(
     "`steps`, with a progress bar if there are many"
     return progress_bar(steps, leave=False) if len(steps) >= at_least else steps
 
-# %% ../nbs/01_inputs.ipynb #258493b1
+# %% ../nbs/01_inputs.ipynb #583a196f
 def token_lengths(
     texts, # Texts, pairs of texts, or lists of words
     tokenizer, # Any Hugging Face tokenizer
@@ -93,12 +93,13 @@ def token_lengths(
     **kwargs # Passed to the tokenizer, such as `add_special_tokens` or `is_split_into_words`
 ) -> pd.Series: # The number of tokens of each text, special tokens included
     "How many tokens each of `texts` has before any truncation"
-    texts = list(texts)
+    if hasattr(texts, 'columns'): raise ValueError(f"texts is a {type(texts).__name__}: pass its column of texts.")
+    texts = [texts] if isinstance(texts, str) else list(texts)
     kwargs = dict(return_attention_mask=False, return_token_type_ids=False) | kwargs | dict(padding=False, truncation=False, verbose=False)
     lengths = [len(o) for i in with_progress(range(0, len(texts), chunk), 20) for o in tokenizer(*text_columns(texts[i:i+chunk]), **kwargs)['input_ids']]
     return pd.Series(lengths, name='tokens', dtype='int64')
 
-# %% ../nbs/01_inputs.ipynb #349d41d2
+# %% ../nbs/01_inputs.ipynb #ff033228
 def plot_token_lengths(
     texts, # Texts as `token_lengths` takes them, or the lengths it returned
     tokenizer=None, # Needed for texts
@@ -107,6 +108,7 @@ def plot_token_lengths(
     **kwargs # Passed to `token_lengths`
 ):
     "Draw how long texts are, and what share of them each `max_length` would cut"
+    if tokenizer is None and len(texts) and isinstance(next(iter(texts)), str): raise ValueError("tokenizer=None: texts need the tokenizer that counts their tokens.")
     lengths = np.sort(texts if tokenizer is None else token_lengths(texts, tokenizer, **kwargs))
     if not len(lengths): raise ValueError("texts is empty: there are no lengths to draw.")
     ax = ax or plt.subplots(figsize=(7, 3))[1]

@@ -100,8 +100,8 @@ def build_model(
     config = load_hf_config(checkpoint, block.hf_config, block.task.config_kwargs(dls) | (config_kwargs or {}))
     return load_hf_model(checkpoint, block.task.auto_model, config, model_kwargs)
 
-# %% ../nbs/09_learner.ipynb #b0c40d1f
-@delegates(Learner.__init__)
+# %% ../nbs/09_learner.ipynb #57f1485b
+@delegates(Learner.__init__, but=['wd_bn_bias'])
 def hf_learner(
     dls, # `DataLoaders` of an `HFTextBlock`
     model=None, # A model; None builds the one that fits `dls`
@@ -114,6 +114,7 @@ def hf_learner(
     max_grad_norm:float=1., # Scale longer gradients down to this norm; None for never
     config_kwargs:dict=None, # Settings of the model's configuration to change, such as dropout
     model_kwargs:dict=None, # Passed to the model's `from_pretrained`
+    train_bn:bool=False, # Whether `freeze` leaves normalization layers training
     cbs=None, # More callbacks
     **kwargs
 ) -> Learner:
@@ -121,10 +122,15 @@ def hf_learner(
     task = get_block(dls).task
     check_precision(precision, torch.device(dls.device))
     if model is None: model = build_model(dls, config_kwargs, model_kwargs)
+    elif config_kwargs or model_kwargs: raise ValueError("config_kwargs and model_kwargs are for building a model, and one was passed: set them where it is made.")
+    if not isinstance(model, torch.nn.Module):
+        raise ValueError(f"model={model!r} is not a model: pass the checkpoint to HFTextDataLoaders, and a model, or nothing, here.")
     ours = [HFCallback(), *([HFMixedPrecision(precision)] if precision!='fp32' else []), *([GradientClip(max_grad_norm)] if max_grad_norm else [])]
-    return Learner(dls, model.to(dls.device), loss_func=task.loss_func(dls) if loss_func is None else loss_func, opt_func=opt_func,
-                   splitter=splitter, metrics=task.metrics() if metrics is None else metrics, lr=lr,
-                   cbs=[o for o in ours if not _has(cbs, type(o))] + list(L(cbs)), **kwargs)
+    learn = Learner(dls, model.to(dls.device), loss_func=task.loss_func(dls) if loss_func is None else loss_func, opt_func=opt_func,
+                    splitter=splitter, metrics=task.metrics() if metrics is None else metrics, lr=lr,
+                    cbs=[o for o in ours if not _has(cbs, type(o))] + list(L(cbs)), **kwargs)
+    learn.train_bn = train_bn
+    return learn
 
 def _has(cbs, cls):
     "Whether the user brings a callback of this class"

@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['token_batches', 'evaluating']
 
-# %% ../nbs/11_predict.ipynb #2f07ccff
+# %% ../nbs/11_predict.ipynb #62ba5e28
 from contextlib import contextmanager
 
 import numpy as np
 import torch
 from fastai.learner import Learner
-from fastai.torch_basics import is_listy, patch, to_device
+from fastai.torch_basics import is_iter, patch, to_device
 from fastai.torch_core import get_model
 
 from .inputs import with_progress
@@ -47,27 +47,30 @@ def evaluating(
         with torch.inference_mode(), torch.autocast(next(model.parameters()).device.type, enabled=False): yield model
     finally: model.train(training)
 
-# %% ../nbs/11_predict.ipynb #75ec94e9
+# %% ../nbs/11_predict.ipynb #f47e6ee7
 def _check_texts(block, texts):
     "All of `texts` can be encoded"
+    if hasattr(texts, 'columns') or isinstance(texts, dict):
+        raise ValueError(f"texts is a {type(texts).__name__}: pass its column of texts, or use `learn.dls.test_dl` with `learn.get_preds`.")
+    texts = list(texts)
     wrong = [(i, o) for i,o in enumerate(map(block.text_problem, texts)) if o]
     if wrong: raise ValueError(f"{len(wrong)} of {len(texts)} texts cannot be used; the first is number {wrong[0][0]}: {wrong[0][1]}.")
+    return texts
 
 def _is_one(block, texts):
     "Whether `texts` is a single text"
-    return not is_listy(texts) or (block.is_split_into_words and block.text_problem(texts) is None) or isinstance(texts, tuple)
+    return isinstance(texts, (str, tuple)) or not is_iter(texts) or (block.is_split_into_words and block.text_problem(texts) is None)
 
-# %% ../nbs/11_predict.ipynb #ce5f8cb6
+# %% ../nbs/11_predict.ipynb #9cba0ca9
 @patch
 def hf_predict(self:Learner,
-    texts, # A text, or a list of texts, of the form that the learner was trained on
+    texts, # A text, or a list or column of texts, of the form that the learner was trained on
     max_tokens:int=4096, # The size of a batch, padding included
 ) -> dict|list[dict]: # For a list a list, in the same order
     "What the model says of `texts`; raises `ValueError` for what is not a text"
     block,model = get_block(self.dls),get_model(self.model)
     if _is_one(block, texts): return self.hf_predict([texts], max_tokens)[0]
-    texts = list(texts)
-    _check_texts(block, texts)
+    texts = _check_texts(block, texts)
     device,kwargs = next(model.parameters()).device,forward_kwargs(model)
     lengths = block.cut(block.token_lengths(texts)) if len(texts) != 1 else [1]
     batches = token_batches(lengths, max_tokens, equal='attention_mask' not in block.input_names)

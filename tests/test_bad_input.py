@@ -4,7 +4,7 @@ import pandas as pd
 import pytest
 from conftest import make_objects
 from datasets import ClassLabel, Dataset, DatasetDict
-from fastai.data.all import CategoryBlock, ColReader, ColSplitter, DataBlock
+from fastai.data.all import CategoryBlock, ColReader, ColSplitter, DataBlock, MultiCategoryBlock, RegressionBlock
 from fastai.text.all import CrossEntropyLossFlat, DataLoaders, Learner
 from transformers import AutoConfig, AutoModelForMaskedLM, AutoModelForSequenceClassification
 
@@ -16,7 +16,9 @@ from blurlike.all import (
     get_hf_objects,
     hf_learner,
     minilm,
+    plot_token_lengths,
     set_pad_token,
+    token_lengths,
 )
 
 
@@ -251,3 +253,63 @@ def test_predicting_and_saving_without_a_block(hf, tmp_path):
     learn = Learner(DataLoaders([], []), hf.model, loss_func=CrossEntropyLossFlat(), cbs=[HFCallback])
     with pytest.raises(ValueError, match='does not come from an HFTextBlock'): learn.hf_predict('the film')
     with pytest.raises(ValueError, match='does not come from an HFTextBlock'): learn.save_pretrained(tmp_path/'model')
+
+
+@pytest.mark.parametrize(('option', 'meant'), [('maxlength', 'max_length'), ('paddign', 'padding'), ('num_worker', 'num_workers')])
+def test_a_misspelt_option(df, option, meant):
+    with pytest.raises(TypeError, match=f"'{option}' is no option here: did you mean '{meant}'"): from_df(df, **{option: 4})
+
+
+def test_a_misspelt_option_of_a_datablock(df, hf):
+    dblock = DataBlock(blocks=(HFTextBlock(*hf), CategoryBlock), get_x=ColReader('text'), get_y=ColReader('label'), splitter=ColSplitter())
+    with pytest.raises(TypeError, match="'shufle' is no option here: did you mean 'shuffle'"): dblock.dataloaders(df, shufle=False)
+
+
+@pytest.mark.parametrize(('change', 'message'), [
+    (dict(checkpoint=None), 'checkpoint=None is neither a name on the Hub'),
+    (dict(df='my.csv'), "df='my.csv' is not a DataFrame"),
+    (dict(label_col=['label']), "label_col=.'label'.: one column is needed"),
+    (dict(valid_pct=20), 'valid_pct=20 is not a share between 0 and 1'),
+    (dict(valid_pct=0), 'valid_pct=0 is not a share between 0 and 1'),
+    (dict(tokenizer_kwargs={'a': 1}), 'are for loading a checkpoint'),
+])
+def test_slips(df, hf, change, message):
+    with pytest.raises(ValueError, match=message): HFTextDataLoaders.from_df(**(dict(df=df, checkpoint=hf) | change))
+
+
+def test_a_valid_col_of_strings(df):
+    with pytest.raises(ValueError, match="valid_col='is_valid' holds strings such as 'train'"):
+        from_df(df.assign(is_valid=['train' if i<80 else 'valid' for i in range(120)]))
+
+
+def test_a_checkpoint_in_place_of_a_model(df, hf):
+    with pytest.raises(ValueError, match="model='bert-base' is not a model"): hf_learner(from_df(df, hf), 'bert-base')
+    with pytest.raises(ValueError, match='are for building a model, and one was passed'): hf_learner(from_df(df, hf), hf.model, config_kwargs={'a': 1})
+
+
+@pytest.mark.parametrize('block', [MultiCategoryBlock, RegressionBlock])
+def test_targets_that_are_no_single_class(df, hf, block):
+    y = (lambda r: [r['label']]) if block is MultiCategoryBlock else (lambda r: float(len(r['text'])))
+    dblock = DataBlock(blocks=(HFTextBlock(*hf), block), get_x=ColReader('text'), get_y=y, splitter=ColSplitter())
+    with pytest.raises(ValueError, match='needs one class a text: use a CategoryBlock'): hf_learner(dblock.dataloaders(df), hf.model)
+
+
+def test_a_table_in_place_of_texts(learn, df, hf):
+    with pytest.raises(ValueError, match='texts is a DataFrame: pass its column'): learn.hf_predict(df)
+    with pytest.raises(ValueError, match='texts is a DataFrame: pass its column'): token_lengths(df, hf.tokenizer)
+    with pytest.raises(ValueError, match='tokenizer=None: texts need the tokenizer'): plot_token_lengths(df.text)
+
+
+def test_a_length_from_numpy_is_a_length(hf, df):
+    lengths = token_lengths(df.text, hf.tokenizer)
+    assert HFTextBlock(*hf, max_length=lengths.max()).max_length == lengths.max()
+
+
+def test_a_tokenizer_that_cannot_pad_learns_it(df):
+    from conftest import gpt_like
+    hf = make_objects('gpt2')
+    hf.config.pad_token_id = hf.model.config.pad_token_id = None
+    dls = from_df(df, hf._replace(tokenizer=gpt_like()), bs=8)
+    learn = hf_learner(dls, hf.model)
+    with learn.no_bar(), learn.no_logging(): learn.fit(1)
+    assert hf.model.config.pad_token_id == dls.hf_block.hf_tokenizer.pad_token_id == 0

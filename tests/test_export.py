@@ -8,6 +8,8 @@ import textwrap
 
 import pytest
 
+from blurlike.all import HFTextDataLoaders, hf_learner
+
 PREDICT = """
 import json, os, sys
 os.environ['HF_HUB_OFFLINE'] = '1'
@@ -30,12 +32,23 @@ def test_another_process_without_the_library_reads_it_and_says_the_same(learn, t
         assert a['score'] == pytest.approx(b['score'], abs=1e-5)
 
 
+def test_a_saved_tokenizer_cuts_where_training_did(df, hf, tmp_path):
+    from transformers import pipeline
+    learn = hf_learner(HFTextDataLoaders.from_df(df, hf, valid_col='is_valid', max_length=8), hf.model)
+    learn.save_pretrained(tmp_path/'model')
+    text = 'the film warm '*30
+    theirs = pipeline('text-classification', model=str(tmp_path/'model'), truncation=True)(text)[0]
+    assert theirs['score'] == pytest.approx(learn.hf_predict(text)['score'], abs=1e-5)
+    assert hf.tokenizer.model_max_length == 64
+
+
 def test_the_folder_says_how_texts_were_prepared(learn, tmp_path):
     learn.save_pretrained(tmp_path/'model')
     info = json.loads((tmp_path/'model'/'blurlike.json').read_text())
     assert info['schema'] == 1
     assert info['task'] == 'sequence-classification'
     assert info['vocab'] == ['bad', 'good']
+    assert set(info['versions']) == {'blurlike', 'fastai', 'transformers', 'torch'}
     assert info['tokenizer']['max_length'] == 64
     assert json.loads((tmp_path/'model'/'config.json').read_text())['id2label'] == {'0': 'bad', '1': 'good'}
 

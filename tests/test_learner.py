@@ -1,5 +1,7 @@
 "A fastai Learner that trains a Hugging Face model, with everything that a fastai user does to a Learner."
 import pickle
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -226,8 +228,50 @@ def test_moving_the_loaders_moves_the_batches(dls):
     assert dls.cpu().one_batch()[0]['input_ids'].device.type == 'cpu'
 
 
+def test_a_column_of_texts_is_a_list_of_texts(learn, df):
+    assert learn.hf_predict(df.text[:5]) == learn.hf_predict(df.text[:5].to_numpy()) == learn.hf_predict(df.text[:5].tolist())
+
+
 def test_hf_predict_leaves_the_model_in_the_mode_it_was_in(learn):
     learn.model.train()
     learn.hf_predict('the film')
     assert learn.model.training
     assert not isinstance(learn.dls.one_batch()[0], BatchEncoding)
+
+
+def test_a_learner_that_gave_hidden_states_can_be_exported(dls, hf, tmp_path):
+    learn = hf_learner(dls, hf.model, cbs=HFCallback(output_hidden_states=True), path=tmp_path)
+    with learn.no_bar():
+        for _ in range(2):
+            learn.get_preds()
+            assert len(learn.hf_outputs.hidden_states) == 4
+            learn.export('learner.pkl')
+
+
+def test_a_callback_that_is_added_for_one_call_asks_the_model_for_more(learn):
+    learn.get_preds(cbs=HFCallback(output_hidden_states=True))
+    assert len(learn.hf_outputs.hidden_states) == 4
+    learn.get_preds()
+    assert 'hidden_states' not in learn.hf_outputs
+
+
+LOAD = """
+import sys
+from fastai.text.all import load_learner
+learn = load_learner(sys.argv[1])
+learn.hf_predict('the film')
+learn.save_pretrained(sys.argv[2])
+"""
+
+
+def test_an_exported_learner_brings_everything_along(learn, tmp_path):
+    learn.path = tmp_path
+    learn.export('learner.pkl')
+    subprocess.run([sys.executable, '-W', 'ignore', '-c', LOAD, str(tmp_path/'learner.pkl'), str(tmp_path/'model')], check=True)
+    assert (tmp_path/'model'/'blurlike.json').exists()
+    assert (tmp_path/'model'/'tokenizer.json').exists()
+
+
+def test_train_bn_is_the_users_to_set(dls, hf):
+    assert not hf_learner(dls, hf.model).train_bn
+    assert hf_learner(dls, hf.model, train_bn=True).train_bn

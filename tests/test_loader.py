@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import make_objects, make_texts
+from datasets import Dataset
 from fastai.data.all import CategoryBlock, ColReader, ColSplitter, DataBlock
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -159,3 +160,33 @@ def test_a_datablock_is_summarized(df, hf, capsys):
     dblock = DataBlock(blocks=(HFTextBlock(*hf), CategoryBlock), get_x=ColReader('text'), get_y=ColReader('label'), splitter=ColSplitter())
     dblock.summary(df)
     assert 'Collating items in a batch' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize('getter', [ColReader('text'), lambda r: r['text'], lambda r: r.text, lambda r: r.to_dict()['text'], lambda r: r.iloc[0],
+                                    lambda r: dict(r)['text']], ids=['ColReader', 'item', 'attribute', 'to_dict', 'iloc', 'dict'])
+def test_any_way_to_get_a_text_from_a_row_works(getter, df, hf):
+    dblock = DataBlock(blocks=(HFTextBlock(*hf), CategoryBlock), get_x=getter, get_y=ColReader('label'), splitter=ColSplitter())
+    dl = dblock.dataloaders(df, bs=8).valid
+    assert [dl.do_item(i)[0] for i in range(40)] == df.text[80:].tolist()
+
+
+def test_looking_at_a_batch_does_not_change_the_epochs_to_come(df, hf):
+    looked,not_looked = (HFTextDataLoaders.from_df(df, hf, valid_col='is_valid', bs=8, seed=3).train for _ in range(2))
+    looked.show_batch()
+    looked.one_batch()
+    assert rows(looked) == rows(not_looked)
+
+
+def test_looking_does_not_always_show_the_longest_texts(df, hf):
+    dl = HFTextDataLoaders.from_df(df, hf, valid_col='is_valid', bs=8, seed=3).train
+    longest = max(dl.token_lengths)
+    assert any(dl.one_batch()[0]['input_ids'].shape[1] < longest for _ in range(20))
+    assert next(iter(dl))[0]['input_ids'].shape[1] == longest
+
+
+@pytest.mark.parametrize('make', [HFTextDataLoaders.from_df, lambda df, *args, **kwargs: HFTextDataLoaders.from_dataset(Dataset.from_pandas(df), *args, **kwargs)],
+                         ids=['df', 'dataset'])
+def test_splits_of_ones_own(make, df, hf):
+    dls = make(df, hf, splits=([5, 6, 7], [1, 3]))
+    assert [dls.train.do_item(i)[0] for i in range(3)] == df.text[[5, 6, 7]].tolist()
+    assert [dls.valid.do_item(i)[0] for i in range(2)] == df.text[[1, 3]].tolist()

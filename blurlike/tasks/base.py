@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['Task', 'all_tasks', 'get_task', 'get_block', 'get_vocab', 'ClassNames']
 
-# %% ../../nbs/02_tasks.base.ipynb #67c38b6f
+# %% ../../nbs/02_tasks.base.ipynb #7c756c03
 import pkgutil
 from importlib import import_module
 
 from fastai.metrics import accuracy
-from fastai.torch_basics import is_listy
+from fastai.torch_basics import TensorMultiCategory, is_listy
 from fastai.data.load import fa_collate
 
 # %% ../../nbs/02_tasks.base.ipynb #f09abe85
@@ -124,13 +124,24 @@ def get_vocab(
     if is_listy(vocab) and vocab and not isinstance(vocab[0], (str, int)): vocab = vocab[-1]
     return None if vocab is None else list(vocab)
 
-# %% ../../nbs/02_tasks.base.ipynb #f92bef36
+# %% ../../nbs/02_tasks.base.ipynb #297833fb
+def _first_target(dls):
+    "The target of the first training row; None if there is none"
+    ds = getattr(dls, 'train_ds', None)
+    sample = ds[0] if ds is not None and len(ds) else ()
+    return sample[1] if isinstance(sample, tuple) and len(sample) > 1 else None
+
+# %% ../../nbs/02_tasks.base.ipynb #91193155
 class ClassNames:
     "For tasks whose targets have a `vocab`: its names and size are the model's"
     def config_kwargs(self,
         dls, # The `DataLoaders` to train with
     ) -> dict:
-        "`num_labels`, `id2label` and `label2id` from the vocab"
+        "`num_labels`, `id2label` and `label2id` from the vocab; raises `ValueError` for targets that are no single class"
+        target = _first_target(dls)
+        if isinstance(target, TensorMultiCategory) or (target is not None and get_vocab(dls) is None):
+            raise ValueError(f"The targets are {type(target).__name__}, and {self.name} needs one class a text: use a CategoryBlock for them.")
+        if get_vocab(dls) is None: return {}
         names = [str(o) for o in get_vocab(dls)]
         return dict(num_labels=len(names), id2label=dict(enumerate(names)), label2id={o: i for i,o in enumerate(names)})
 
@@ -139,8 +150,8 @@ class ClassNames:
         model, # The model to train
     ):
         "Raise `ValueError` if the model's head has another size than the vocab; give the model the names"
-        if get_vocab(dls) is None: return
         kwargs = self.config_kwargs(dls)
+        if not kwargs: return
         if len(kwargs['label2id']) < 2: raise ValueError(f"The data has only one label ({_some(kwargs['label2id'])}): there is nothing to choose between.")
         if model.config.num_labels != kwargs['num_labels']:
             raise ValueError(f"The model has num_labels={model.config.num_labels}, but the data has {kwargs['num_labels']} labels "

@@ -11,7 +11,7 @@ from transformers import AutoModelForSequenceClassification
 
 from .base import ClassNames, Task
 
-# %% ../../nbs/03_tasks.sequence_classification.ipynb #1db93ebb
+# %% ../../nbs/03_tasks.sequence_classification.ipynb #d0345826
 class SequenceClassification(ClassNames, Task):
     "One of several classes for each text, by cross-entropy"
     name = 'sequence-classification'
@@ -27,7 +27,8 @@ class SequenceClassification(ClassNames, Task):
         dls, # The `DataLoaders` to train with
     ) -> dict:
         "The labels, and that a text has one of them"
-        return super().config_kwargs(dls) | dict(problem_type='single_label_classification')
+        kwargs = super().config_kwargs(dls)
+        return kwargs | dict(problem_type='single_label_classification') if kwargs else {}
 
     def decode(self,
         logits, # A tensor of shape batch x labels
