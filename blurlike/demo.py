@@ -56,7 +56,7 @@ _LAST_WORDS = """The model lies in {out} and has an accuracy of {acc:.3f} on {n}
     classify({text!r})
 """
 
-# %% ../nbs/14_demo.ipynb #303d707c
+# %% ../nbs/14_demo.ipynb #dd891d6f
 @call_parse
 def main(
     checkpoint:str=None, # A checkpoint on the Hub or a local folder; the bundled MiniLM if not given
@@ -65,7 +65,7 @@ def main(
     label_col:str='label', # The column with the labels
     out:str='demo_model', # Where to save the model
     epochs:int=2, # How often to go through the data
-    lr:float=4e-4, # The highest learning rate
+    lr:float=2e-4, # The highest learning rate
     bs:int=16, # Rows a batch
     max_length:int=128, # Tokens a text, at most
     n:int=4000, # How many of the reviews to use
