@@ -56,7 +56,7 @@ _LAST_WORDS = """The model lies in {out} and has an accuracy of {acc:.3f} on {n}
     classify({text!r})
 """
 
-# %% ../nbs/14_demo.ipynb #dd891d6f
+# %% ../nbs/14_demo.ipynb #2fc55637
 @call_parse
 def main(
     checkpoint:str=None, # A checkpoint on the Hub or a local folder; the bundled MiniLM if not given
@@ -65,7 +65,7 @@ def main(
     label_col:str='label', # The column with the labels
     out:str='demo_model', # Where to save the model
     epochs:int=2, # How often to go through the data
-    lr:float=2e-4, # The highest learning rate
+    lr:float=2.5e-4, # The head's highest learning rate; the first layers get a hundredth of it
     bs:int=16, # Rows a batch
     max_length:int=128, # Tokens a text, at most
     n:int=4000, # How many of the reviews to use
@@ -78,7 +78,7 @@ def main(
     dls.show_batch(max_n=4)
     _title('Training')
     learn = hf_learner(dls, metrics=accuracy, precision=best_precision(torch.device(dls.device)))
-    learn.fit_one_cycle(epochs, lr)
+    learn.fit_one_cycle(epochs, slice(lr/100, lr))
     acc = float(learn.final_record[-1])
     _title('Results on held-out texts, the wrong ones marked')
     learn.show_results(max_n=4)
