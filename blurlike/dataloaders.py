@@ -221,7 +221,7 @@ def _label_vocab(ds, col, feature):
     _check_labels(missing, f"label_col={col!r}", len(ds))
     return feature.names if isinstance(feature, ClassLabel) else sorted(set(values))
 
-# %% ../nbs/10_dataloaders.ipynb #03cc4bbd
+# %% ../nbs/10_dataloaders.ipynb #d5e30a04
 @patch(cls_method=True)
 @delegates(_dataloaders, but=['source', 'get_x', 'get_y', 'splitter', 'y_block', 'get_items'])
 def from_dataset(cls:HFTextDataLoaders,
@@ -244,7 +244,7 @@ def from_dataset(cls:HFTextDataLoaders,
         _check_columns(dataset.column_names, valid_col=valid_col)
         is_valid = np.asarray(dataset[valid_col][:])
         _check_split(is_valid, valid_col)
-        parts = [dataset.select(np.flatnonzero(is_valid==o)) for o in (False, True)]
+        parts = [dataset.select(np.flatnonzero(is_valid.astype(bool)==o)) for o in (False, True)]
     else: parts = _two_splits(dataset, train, valid, valid_pct, seed)
     _check_columns(parts[0].column_names, text_col=text_col, label_col=label_col)
     parts = [o.select_columns([text_col, label_col]) for o in parts]
