@@ -38,8 +38,8 @@ docs: $(STAMP)         ## Build the site into _docs
 bench: $(STAMP)        ## Compare the speed of training with Trainer and a bare loop
 	HF_HUB_OFFLINE=1 $(BIN)/python -m blurlike.bench
 
-lint: $(STAMP)         ## Check tests/, tools/ and setup.py with ruff
-	$(BIN)/ruff check tests tools setup.py
+lint: $(STAMP)         ## Check tests/, tools/, benchmarks/ and setup.py with ruff
+	$(BIN)/ruff check tests tools setup.py benchmarks
 
 clean:                 ## Remove what was built, .venv included
 	rm -rf $(VENV) _docs build dist *.egg-info demo_model

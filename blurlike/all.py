@@ -1,6 +1,16 @@
 "Everything, from one import: `from blurlike.all import *` beside `from fastai.text.all import *`."
-from transformers import AutoModel, AutoModelForSequenceClassification, pipeline
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoModelForQuestionAnswering,
+    AutoModelForSeq2SeqLM,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+    pipeline,
+)
 
+from blurlike.architectures import architecture_table, supported_tasks
 from blurlike.block import *
 from blurlike.callback import *
 from blurlike.dataloaders import *
@@ -14,4 +24,12 @@ from blurlike.samples import *
 from blurlike.show import *
 from blurlike.splitter import *
 from blurlike.tasks.base import *
+from blurlike.tasks.causal_lm import *
+from blurlike.tasks.corpus import *
+from blurlike.tasks.masked_lm import *
+from blurlike.tasks.multi_label_classification import *
+from blurlike.tasks.question_answering import *
+from blurlike.tasks.regression import *
+from blurlike.tasks.seq2seq import *
 from blurlike.tasks.sequence_classification import *
+from blurlike.tasks.token_classification import *

@@ -5,20 +5,23 @@
 # %% auto #0
 __all__ = ['resolve_max_length', 'HFTextBlock']
 
-# %% ../nbs/05_block.ipynb #b19ae295
+# %% ../nbs/05_block.ipynb #05b0b3f2
+import inspect
 from numbers import Integral
 
+import numpy as np
+import torch
 from fastai.data.block import TransformBlock
 from fastai.torch_basics import is_listy, patch
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from . import export, predict, show # noqa: F401  whoever has a block, unpickled ones included, can show, predict and save
-from .inputs import HFInputs, decode_texts, text_columns, token_lengths
+from .inputs import HFInputs, by_window, check_options, decode_texts, text_columns, token_lengths
 from .loader import HFDataLoader
 from .objects import forward_args, model_skeleton, position_limit, set_pad_token
-from .tasks.base import Task, get_task
+from .tasks.base import Task, get_task, infer_task
 
-# %% ../nbs/05_block.ipynb #d79bfb87
+# %% ../nbs/05_block.ipynb #6127e5f0
 _PADDING = (True, False, 'longest', 'max_length', 'do_not_pad')
 _TRUNCATION = (True, False, 'longest_first', 'only_first', 'only_second', 'do_not_truncate')
 _OURS = dict(return_tensors='batches are always PyTorch tensors', return_overflowing_tokens='a row must stay one row')
@@ -29,7 +32,8 @@ def _check_choice(name, value, choices):
 
 def _check_vocab(tokenizer, model):
     "Every token needs a row of the embedding table"
-    table = model.get_input_embeddings()
+    try: table = model.get_input_embeddings()
+    except NotImplementedError: return # a model without a table of tokens, such as one that hashes characters
     rows = getattr(table, 'num_embeddings', None)
     if rows is not None and len(tokenizer) > rows:
         raise ValueError(f"The tokenizer knows {len(tokenizer)} tokens and the model's embedding has {rows} rows: take both from "
@@ -59,7 +63,7 @@ def resolve_max_length(
         raise ValueError(f"max_length={max_length} is not a multiple of pad_to_multiple_of={multiple}: use {max_length//multiple*multiple or multiple}.")
     return max_length
 
-# %% ../nbs/05_block.ipynb #d5bb2317
+# %% ../nbs/05_block.ipynb #aa0c074f
 class HFTextBlock(TransformBlock):
     "A `TransformBlock` for texts that a Hugging Face tokenizer encodes"
     def __init__(self,
@@ -69,38 +73,81 @@ class HFTextBlock(TransformBlock):
         hf_model:PreTrainedModel=None, # The model, asked what it can take and not kept; None asks a skeleton built from `hf_config`
         max_length:int=None, # Tokens, special tokens included; None for the model's own limit
         padding:bool|str=True, # True or "longest", "max_length", False
-        truncation:bool|str=True, # True or "longest_first", "only_first", "only_second", False
-        is_split_into_words:bool=False, # Whether a text is a list of words
+        truncation:bool|str=None, # True or "longest_first", "only_first", "only_second", False; None for what suits the task
+        is_split_into_words:bool=None, # Whether a text is a list of words; None for what suits the task
         pad_to_multiple_of:int=None, # Round the padded length up, for the tensor cores of some GPUs
+        windows:bool=None, # Whether a text longer than `max_length` becomes several windows and is not cut; None for what suits the task
+        stride:int=None, # How many tokens neighbouring windows share; None for what suits the task
         tok_kwargs:dict=None, # What else the tokenizer should be told, such as `add_special_tokens`
-        task:str|Task='sequence-classification', # What the model is for
+        task:str|Task=None, # What the model is for; None to see it from the targets
+        **task_options # The task's own options, such as `threshold`
     ):
         _check_choice('padding', padding, _PADDING)
-        _check_choice('truncation', truncation, _TRUNCATION)
+        if truncation is not None: _check_choice('truncation', truncation, _TRUNCATION)
         for k in set(_OURS) & set(tok_kwargs or {}): raise ValueError(f"tok_kwargs={{{k!r}: ...}} is not supported: {_OURS[k]}.")
-        self.task = get_task(task)
+        if task is None: check_options(task_options, _OPTIONS)
+        self.task,self.task_is_settled = get_task(task or 'sequence-classification', **task_options),task is not None
         model = model_skeleton(hf_config, self.task.auto_model) if hf_model is None else hf_model
         _check_vocab(hf_tokenizer, model)
         for config in {id(o): o for o in (hf_config, model.config)}.values(): set_pad_token(hf_tokenizer, config)
-        self.max_length = resolve_max_length(max_length, hf_tokenizer, model, pad_to_multiple_of)
+        self.max_length = resolve_max_length(max_length, hf_tokenizer, self.task.text_model(model), pad_to_multiple_of)
         if padding=='max_length' and self.max_length is None:
             raise ValueError(f"padding='max_length' has no length to pad to: {hf_arch} has no limit of its own, so pass max_length.")
         self.hf_arch,self.hf_config,self.hf_tokenizer = hf_arch,hf_config,hf_tokenizer
-        self.padding,self.truncation,self.is_split_into_words = padding,truncation,is_split_into_words
-        self.pad_to_multiple_of,self.tok_kwargs = pad_to_multiple_of,dict(tok_kwargs or {})
+        self.padding,self.pad_to_multiple_of,self.tok_kwargs = padding,pad_to_multiple_of,dict(tok_kwargs or {})
+        self._given = dict(truncation=truncation, is_split_into_words=is_split_into_words, windows=windows, stride=stride)
+        self._take_from_task(model)
         self.input_names = forward_args(model)
         super().__init__(dl_type=HFDataLoader, dls_kwargs=dict(hf_block=self, drop_last=False))
 
     def __repr__(self): return f"HFTextBlock({self.hf_arch}, {self.task.name}, max_length={self.max_length})"
 
-# %% ../nbs/05_block.ipynb #8667f468
+_OPTIONS = set(inspect.signature(HFTextBlock.__init__).parameters) - {'self', 'task_options'}
+
+# %% ../nbs/05_block.ipynb #348f7ed9
 @patch
-def _tokenize(self:HFTextBlock, samples):
-    truncation = self.truncation if self.max_length else False
+def _take_from_task(self:HFTextBlock, model=None):
+    "Options that were not given are the task's"
+    for k,v in self._given.items(): setattr(self, k, getattr(self.task, k) if v is None else v)
+    if self._given['stride'] is None and self.max_length: self.stride = min(self.stride, self.max_length//3) # most of a window is to be new
+    if not isinstance(self.stride, Integral) or self.stride < 0: raise ValueError(f"stride={self.stride!r} is not a number of tokens.")
+    self.task.set_up(self, model)
+    if self.windows: _check_windows(self)
+
+def _check_windows(block):
+    "Windows need a tokenizer that makes them, and room to move on"
+    if not block.hf_tokenizer.is_fast:
+        raise ValueError(f"windows=True: {type(block.hf_tokenizer).__name__} is not a fast tokenizer, and cannot make windows; use windows=False to cut long texts.")
+    if block.max_length is None:
+        if block._given['windows']: raise ValueError(f"windows=True: {block.hf_arch} has no limit of its own, so pass max_length.")
+        return # each text is one window
+    room = block.max_length - block.hf_tokenizer.num_special_tokens_to_add()
+    if block.stride >= room:
+        raise ValueError(f"stride={block.stride}: with max_length={block.max_length} a window holds {room} tokens of a text, and must share fewer with the next.")
+
+@patch
+def settle_task(self:HFTextBlock,
+    dataset, # Samples `(text, target)`
+):
+    "See from the targets what the task is, if nobody has said"
+    if self.task_is_settled: return
+    sample = dataset[0] if len(dataset) else ()
+    if not isinstance(sample, tuple) or len(sample) < 2: return
+    cls = infer_task(lambda o: o.fits(sample[1]))
+    self.task,self.task_is_settled = self.task if cls is None else cls(),True
+    self._take_from_task()
+
+# %% ../nbs/05_block.ipynb #ad0b584d
+@patch
+def _tokenize(self:HFTextBlock, samples, truncation=None, stride=None):
+    truncation = (truncation or self.truncation) if self.max_length else False
+    if self.windows:
+        truncation = 'only_second' if isinstance(samples[0], tuple) and truncation in (True, 'longest_first') else truncation
+        windows = dict(return_overflowing_tokens=True, stride=self.stride if stride is None else stride)
     try:
         return self.hf_tokenizer(*text_columns(samples), padding=self.padding, truncation=truncation, max_length=self.max_length,
-            is_split_into_words=self.is_split_into_words, pad_to_multiple_of=self.pad_to_multiple_of, verbose=False,
-            **self.tok_kwargs, return_tensors='pt')
+            is_split_into_words=_are_words(samples), pad_to_multiple_of=self.pad_to_multiple_of, verbose=False,
+            **self.tok_kwargs, **(windows if self.windows else {}), return_tensors='pt')
     except ValueError as e:
         if 'Unable to create tensor' not in str(e): raise
         raise ValueError(f"padding={self.padding!r} leaves the texts of a batch at different lengths, which cannot be one tensor: "
@@ -109,14 +156,45 @@ def _tokenize(self:HFTextBlock, samples):
 @patch
 def encode(self:HFTextBlock,
     samples:list, # Texts, tuples of two texts, or lists of words
+    **options # `truncation` and `stride`, in place of the block's own
 ) -> HFInputs: # Tensors of shape batch x sequence, on the CPU
     "Encode a batch with one call of the tokenizer"
-    enc = self._tokenize(samples)
+    enc = self._tokenize(samples, **options)
     empty = _empty_rows(enc)
     if empty.any():
         token = self.hf_tokenizer.eos_token or self.hf_tokenizer.pad_token
-        enc = self._tokenize([_non_empty(o, token) if e else o for o,e in zip(samples, empty.tolist(), strict=True)])
-    return HFInputs({k: v for k,v in enc.items() if k in self.input_names})
+        rows = set(_row_of(enc)[empty].tolist())
+        enc = self._tokenize([_non_empty(o, token) if i in rows else o for i,o in enumerate(samples)], **options)
+    inputs = {k: v for k,v in enc.items() if k in self.input_names} | self._notes(enc, isinstance(samples[0], tuple))
+    res = HFInputs(self._in_windows(inputs, enc, len(samples)) if self.windows else inputs)
+    res.encoding = enc
+    return res
+
+# %% ../nbs/05_block.ipynb #c379e9f3
+def _are_words(samples):
+    "Whether a text is a list of words"
+    text = samples[0][0] if isinstance(samples[0], tuple) else samples[0]
+    return not isinstance(text, str)
+
+def _row_of(enc):
+    "Which sample each row of `enc` comes from"
+    return enc['overflow_to_sample_mapping'] if 'overflow_to_sample_mapping' in enc else torch.arange(len(enc['input_ids']))
+
+@patch
+def _notes(self:HFTextBlock, enc, pairs):
+    "What the task wants to know of each token: tensors of the shape of `input_ids`, -1 for none"
+    told = 'token_type_ids' in self.input_names and 'token_type_ids' in enc and bool((enc['token_type_ids']==1).any())
+    names = [*self.task.notes, *(['sequence_ids'] if pairs and not told else [])]
+    if not names or not enc.is_fast: return {}
+    return {o: torch.tensor([[-1 if i is None else i for i in getattr(e, o)] for e in enc.encodings]) for o in dict.fromkeys(names)}
+
+@patch
+def _in_windows(self:HFTextBlock, inputs, enc, n_rows):
+    "`inputs` with a row for each text and the windows of a text in it"
+    n_windows = torch.bincount(_row_of(enc), minlength=n_rows)
+    mask = torch.arange(int(n_windows.max())) < n_windows[:,None]
+    pad = dict(input_ids=self.hf_tokenizer.pad_token_id, **{o: -1 for o in HFInputs.notes})
+    return {k: by_window(v, mask, pad.get(k, 0)) for k,v in inputs.items()} | dict(n_windows=n_windows)
 
 # %% ../nbs/05_block.ipynb #6136bf7c
 def _empty_rows(enc):
@@ -130,27 +208,28 @@ def _non_empty(sample, token):
     if isinstance(sample, tuple): return (_non_empty(sample[0], token), *sample[1:])
     return token if isinstance(sample, str) else [token]
 
-# %% ../nbs/05_block.ipynb #d70fd2ff
+# %% ../nbs/05_block.ipynb #ed84333c
 @patch
 def token_lengths(self:HFTextBlock,
     samples:list, # Texts, tuples of two texts, or lists of words
 ): # The number of tokens of each before truncation, as an array
     "How long `samples` are"
-    return token_lengths(samples, self.hf_tokenizer, is_split_into_words=self.is_split_into_words, **self.tok_kwargs).to_numpy()
+    if not samples: return np.zeros(0, dtype=np.int64)
+    return token_lengths(samples, self.hf_tokenizer, is_split_into_words=_are_words(samples), **self.tok_kwargs).to_numpy()
 
 @patch
 def cut(self:HFTextBlock,
     lengths, # Lengths before truncation, an array
 ): # Lengths after it
     "What truncation makes of `lengths`"
-    off = self.max_length is None or self.truncation in (False, 'do_not_truncate')
+    off = self.max_length is None or self.windows or self.truncation in (False, 'do_not_truncate')
     return lengths if off else lengths.clip(max=self.max_length)
 
 @patch
 def decode(self:HFTextBlock,
     inputs, # `HFInputs`, or `HFRows`
     max_n:int=None, # At most so many rows
-) -> list[str]:
+) -> list: # A text for each, or a tuple of two for a pair
     "The texts that `inputs` stand for, as the model reads them"
     if isinstance(inputs, dict): return decode_texts(inputs, self.hf_tokenizer, max_n)
     return [decode_texts({k: v[None] for k,v in o.items()}, self.hf_tokenizer)[0] for o in inputs[:max_n]]

@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['HFLoss', 'HFCallback']
 
-# %% ../nbs/07_callback.ipynb #33820e29
+# %% ../nbs/07_callback.ipynb #539372d4
 from functools import partial
 
 from fastai.callback.core import Callback
-from fastai.torch_basics import getcallable, to_detach
+from fastai.torch_basics import L, getcallable, to_detach
 from fastai.torch_core import get_model
 from transformers.utils import ModelOutput
 
@@ -48,10 +48,10 @@ class HFLoss:
 
     def __repr__(self): return "HFLoss()"
 
-# %% ../nbs/07_callback.ipynb #db963e37
+# %% ../nbs/07_callback.ipynb #8f848e9f
 def _by_name(kwargs, model, args, named):
     "Spread a lone dict of inputs into named ones, and add `kwargs`"
-    if len(args)==1 and isinstance(args[0], dict): args,named = (),{**args[0], **named}
+    if len(args)==1 and isinstance(args[0], dict): args,named = (),{**HFInputs(args[0]).for_model(), **named}
     return args,{**kwargs, **named}
 
 # %% ../nbs/07_callback.ipynb #eab7c4fd
@@ -61,7 +61,7 @@ def _forget_captures(model):
         for k in [k for k,h in m._forward_hooks.items() if getattr(h, '__module__', '')=='transformers.utils.output_capturing']: del m._forward_hooks[k]
         vars(m).pop('_output_capturing_hooks_installed', None)
 
-# %% ../nbs/07_callback.ipynb #886feeb1
+# %% ../nbs/07_callback.ipynb #1909ba6d
 class HFCallback(Callback):
     "Give the model its inputs by name, and the learner its logits"
     order = 9 # before mixed precision, which expects `learn.pred` to be a tensor
@@ -89,9 +89,10 @@ class HFCallback(Callback):
         self.hook = model.register_forward_pre_hook(hook, with_kwargs=True)
 
     def before_batch(self):
-        "Name the inputs, and add labels if the model is to compute the loss"
+        "Name the inputs, and add labels if the model is to compute the loss, or what its decoder reads if it is not"
         inputs = HFInputs(self.xb[0])
-        if isinstance(self.loss_func, HFLoss) and self.yb: inputs |= self.task.labels(self.yb) if self.task else {'labels': self.yb[0]}
+        if isinstance(self.loss_func, HFLoss) and self.yb: inputs |= self.task.labels(self.yb, inputs) if self.task else {'labels': self.yb[0]}
+        elif self.task: inputs |= self.task.decoder_inputs(get_model(self.model), inputs, self.yb, self.dls.hf_block)
         self.learn.xb = (inputs,)
 
     def after_pred(self):
@@ -99,7 +100,7 @@ class HFCallback(Callback):
         if not isinstance(self.pred, ModelOutput): return
         self.learn.hf_outputs = outputs = self.pred
         if isinstance(self.loss_func, HFLoss): self.loss_func.model_loss = outputs.get('loss')
-        self.learn.pred = self.task.logits(outputs) if self.task else outputs.logits
+        self.learn.pred = self.task.pred(outputs, self.xb[0]) if self.task else outputs.logits
 
     def after_batch(self):
         "Keep the outputs, and not the graph that computed them"
@@ -107,10 +108,13 @@ class HFCallback(Callback):
         if outputs is not None: self.learn.hf_outputs = type(outputs)(**to_detach(dict(outputs), cpu=False, gather=False))
 
     def after_validate(self):
-        "Give gathered inputs as rows"
+        "Give gathered inputs as rows, and let the task join rows of different lengths"
         gather = getattr(self.learn, 'gather_preds', None)
-        if gather is not None and gather.with_input and isinstance(gather.inputs, dict):
-            gather.inputs = HFRows.from_columns(gather.inputs)
+        if gather is None: return
+        if gather.with_input and isinstance(gather.inputs, dict): gather.inputs = HFRows.from_columns(gather.inputs)
+        if self.task is None: return
+        for o in ('preds', 'targets'):
+            if isinstance(rows := getattr(gather, o), L) and len(rows): setattr(gather, o, self.task.join_rows(rows, self.dls.hf_block))
 
     def after_fit(self):
         "Leave the model as it was"

@@ -5,29 +5,34 @@
 # %% auto #0
 __all__ = ['make_block', 'HFTextDataLoaders', 'DatasetItems']
 
-# %% ../nbs/10_dataloaders.ipynb #0fb9da73
+# %% ../nbs/10_dataloaders.ipynb #25bdcec0
 import inspect
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from datasets import ClassLabel, Dataset, DatasetDict, concatenate_datasets
-from fastai.data.block import CategoryBlock, DataBlock
+from datasets import Dataset, DatasetDict, concatenate_datasets
+from fastai.data.block import DataBlock
 from fastai.data.core import DataLoaders
-from fastai.data.transforms import (ColReader, ColSplitter, GrandparentSplitter, IndexSplitter, RandomSplitter, get_text_files,
-                                    parent_label)
-from fastai.torch_basics import delegates, patch
+from fastai.data.transforms import ColSplitter, GrandparentSplitter, RandomSplitter, get_text_files, parent_label
+from fastai.torch_basics import delegates, is_listy, patch
 
 from .block import HFTextBlock
 from .loader import LOADER_OPTIONS, check_options
 from .objects import HFObjects, load_hf_config, load_hf_tokenizer
+from .tasks.base import Task, all_tasks, get_task, infer_task, task_class, task_options
+from .tasks.sequence_classification import SequenceClassification
 
-# %% ../nbs/10_dataloaders.ipynb #3764a32d
+# %% ../nbs/10_dataloaders.ipynb #ad9b5ef6
 def _check_columns(have, **wanted):
-    "Every argument in `wanted` names a column"
-    for arg,c in wanted.items():
-        if isinstance(c, (list, tuple)): raise ValueError(f"{arg}={c!r}: one column is needed.")
-        if c is not None and c not in have: raise ValueError(f"{arg}={c!r} is not a column: there are {', '.join(map(repr, have))}.")
+    "Every argument in `wanted` names a column, or several"
+    for arg,cols in wanted.items():
+        for c in _names(cols):
+            if c not in have: raise ValueError(f"{arg}={cols!r}{'' if c==cols else f': {c!r}'} is not a column: there are {', '.join(map(repr, have))}.")
+
+def _names(cols):
+    "The names of columns as a list"
+    return [] if cols is None else list(cols) if is_listy(cols) else [cols]
 
 def _check_labels(missing, arg, n, names=None):
     "No label is missing; `missing` is a mask or the rows' positions"
@@ -62,14 +67,32 @@ def _check_splits(splits, n):
     if both := sets[0] & sets[1]: raise ValueError(f"splits: {len(both)} rows are in both lists, the first is {min(both)}.")
     return [list(map(int, o)) for o in splits]
 
-# %% ../nbs/10_dataloaders.ipynb #125c164d
-def _label_block(labels):
-    "The target block for a column of labels"
-    if isinstance(labels.dtype, pd.CategoricalDtype): return CategoryBlock(vocab=list(labels.cat.categories), sort=False)
-    return CategoryBlock()
+# %% ../nbs/10_dataloaders.ipynb #25296c87
+def _find_task(task, text_col, label_col, have, head, kwargs):
+    "The task, made with its options out of `kwargs`, and its columns; `head` gives the first rows of some columns"
+    cls = SequenceClassification if task is None else task_class(task)
+    text_col,label_col = cls.text_col if text_col is None else text_col,cls.label_col if label_col is None else label_col
+    _check_columns(have, text_col=text_col, label_col=label_col)
+    if task is None:
+        texts,labels = head(_names(text_col)),head(_names(label_col))
+        task = cls = infer_task(lambda o: o.fits_columns(texts, labels))
+        if task is None:
+            raise ValueError(f"label_col={label_col!r} could serve several tasks, or none: say which with task=, one of {', '.join(map(repr, sorted(all_tasks())))}.")
+        print(f"task={task.name!r}, as label_col={label_col!r} suggests; pass task= for another.")
+    check_options(kwargs, _BLOCK_ARGS | LOADER_OPTIONS | _LOADER_ARGS | {'dl_kwargs', 'dl_type', *task_options(cls)})
+    task = get_task(task, **{k: kwargs.pop(k) for k in task_options(cls) if k in kwargs})
+    return task,text_col,label_col
 
-# %% ../nbs/10_dataloaders.ipynb #04af8283
-_BLOCK_ARGS = set(inspect.signature(HFTextBlock.__init__).parameters) - {'self', 'hf_arch', 'hf_config', 'hf_tokenizer', 'hf_model'}
+def _labels(columns, label_col, train):
+    "A function that returns the training rows' columns of targets; raises `ValueError` if any row's is missing, unless told `missing=True`"
+    def labels(missing=False):
+        df = columns(_names(label_col))
+        if not missing: _check_labels(df.isna().any(axis=1).to_numpy(), f"label_col={label_col!r}", len(df), df.index)
+        return df.iloc[list(train)]
+    return labels
+
+# %% ../nbs/10_dataloaders.ipynb #b5b56495
+_BLOCK_ARGS = set(inspect.signature(HFTextBlock.__init__).parameters) - {'self', 'hf_arch', 'hf_config', 'hf_tokenizer', 'hf_model', 'task', 'task_options'}
 
 def make_block(
     checkpoint, # A name on the Hub, a local folder, or `HFObjects`
@@ -86,10 +109,10 @@ def make_block(
     config = load_hf_config(checkpoint, config_kwargs=config_kwargs)
     return HFTextBlock(config.model_type, config, load_hf_tokenizer(checkpoint, config, tokenizer_kwargs), **kwargs)
 
-# %% ../nbs/10_dataloaders.ipynb #d91ffcd1
-@delegates(HFTextBlock.__init__, but=['hf_arch', 'hf_config', 'hf_tokenizer', 'hf_model'])
+# %% ../nbs/10_dataloaders.ipynb #8defe534
+@delegates(HFTextBlock.__init__, but=['hf_arch', 'hf_config', 'hf_tokenizer', 'hf_model', 'task'])
 def _dataloaders(
-    source, checkpoint, get_x, get_y, splitter, y_block, get_items=None,
+    source, checkpoint, task, get_x, get_y, splits, y_block,
     path:str|Path='.', # Where the learner keeps its files
     bs:int=16, # Rows a training batch
     seed:int=None, # Fixes the shuffle
@@ -102,22 +125,26 @@ def _dataloaders(
     **kwargs
 ):
     "What all constructors share"
-    check_options(kwargs, _BLOCK_ARGS | LOADER_OPTIONS | {'dl_kwargs', 'dl_type'})
     block_kwargs = {k: kwargs.pop(k) for k in _BLOCK_ARGS & set(kwargs)}
-    block = make_block(checkpoint, config_kwargs, tokenizer_kwargs, **block_kwargs)
-    dblock = DataBlock(blocks=(block, y_block), get_items=get_items, get_x=get_x, get_y=get_y, splitter=splitter)
+    block = make_block(checkpoint, config_kwargs, tokenizer_kwargs, task=task, **block_kwargs)
+    targets = dict(blocks=(block,)) if y_block is None else dict(blocks=(block, y_block), get_y=get_y)
+    dblock = DataBlock(**targets, get_x=get_x, splitter=lambda _: splits)
     return dblock.dataloaders(source, path=path, bs=bs, val_bs=val_bs, num_workers=num_workers, device=device, drop_last=drop_last, seed=seed, **kwargs)
 
-# %% ../nbs/10_dataloaders.ipynb #e711a97b
+# %% ../nbs/10_dataloaders.ipynb #b129bfd8
+_LOADER_ARGS = set(inspect.signature(_dataloaders).parameters) - {'source', 'checkpoint', 'task', 'get_x', 'get_y', 'splits', 'y_block'}
+
+# %% ../nbs/10_dataloaders.ipynb #7920b52c
 class HFTextDataLoaders(DataLoaders):
     "`DataLoaders` of texts for a Hugging Face model"
     @classmethod
-    @delegates(_dataloaders, but=['source', 'get_x', 'get_y', 'splitter', 'y_block', 'get_items'])
+    @delegates(_dataloaders, but=['source', 'task', 'get_x', 'get_y', 'splits', 'y_block'])
     def from_df(cls,
         df:pd.DataFrame, # The data, a row a text
         checkpoint, # A name on the Hub, a local folder, or `HFObjects`
-        text_col:str='text', # The column with the texts
-        label_col:str='label', # The column with the labels
+        text_col:str|tuple=None, # The column of texts, or two for pairs; None for what the task calls it, such as "text"
+        label_col:str|tuple=None, # The column of targets, or several; None for what the task calls it, such as "label"
+        task:str|Task=None, # What to train for, such as "sequence-classification"; None to see it from the targets
         valid_col:str=None, # A column that is True for validation rows
         valid_pct:float=0.2, # Without `valid_col`: the share of rows to validate on, chosen at random
         splits:tuple=None, # In place of both: the positions of the training rows, and of the validation rows
@@ -127,14 +154,13 @@ class HFTextDataLoaders(DataLoaders):
         "From the columns of a DataFrame; raises `ValueError` for rows or columns that cannot be used"
         if not isinstance(df, pd.DataFrame): raise ValueError(f"df={df!r:.80} is not a DataFrame: a CSV file goes to from_csv, a datasets.Dataset to from_dataset.")
         if not len(df): raise ValueError("df is empty: there is nothing to train on.")
-        _check_columns(list(df.columns), text_col=text_col, label_col=label_col, valid_col=valid_col)
-        _check_labels(df[label_col].isna().to_numpy(), f"label_col={label_col!r}", len(df), df.index)
+        _check_columns(list(df.columns), valid_col=valid_col)
+        task,text_col,label_col = _find_task(task, text_col, label_col, list(df.columns), lambda cols: df[cols].head(1000), kwargs)
         if valid_col is not None: _check_split(df[valid_col].to_numpy(), valid_col)
-        if splits is not None:
-            splits = _check_splits(splits, len(df))
-            splitter = lambda _: splits
-        else: splitter = _random_splitter(valid_pct, seed) if valid_col is None else ColSplitter(valid_col)
-        return _dataloaders(df, checkpoint, ColReader(text_col), ColReader(label_col), splitter, _label_block(df[label_col]), seed=seed, **kwargs)
+        splitter = _random_splitter(valid_pct, seed) if valid_col is None else ColSplitter(valid_col)
+        splits = splitter(df) if splits is None else _check_splits(splits, len(df))
+        y_block = None if label_col is None else task.y_block(_labels(lambda cols: df[cols], label_col, splits[0]))
+        return _dataloaders(df, checkpoint, task, task.get_x(text_col), task.get_y(label_col), splits, y_block, seed=seed, **kwargs)
 
     @classmethod
     @delegates(from_df, but=['df'])
@@ -152,9 +178,9 @@ def _read_text(path):
     "The text of a file"
     return Path(path).read_text(encoding='utf-8')
 
-# %% ../nbs/10_dataloaders.ipynb #8a4012be
+# %% ../nbs/10_dataloaders.ipynb #9d4c931b
 @patch(cls_method=True)
-@delegates(_dataloaders, but=['source', 'get_x', 'get_y', 'splitter', 'y_block', 'get_items'])
+@delegates(_dataloaders, but=['source', 'task', 'get_x', 'get_y', 'splits', 'y_block'])
 def from_folder(cls:HFTextDataLoaders,
     path:str|Path, # Holds `train/label/*.txt` and `valid/label/*.txt`, or `label/*.txt`
     checkpoint, # A name on the Hub, a local folder, or `HFObjects`
@@ -169,24 +195,56 @@ def from_folder(cls:HFTextDataLoaders,
     two = valid_pct is None and (path/train).is_dir() and (path/valid).is_dir()
     files = get_text_files(path, folders=[train, valid] if two else None)
     if not files: raise ValueError(f"path={str(path)!r} holds no .txt files in folders named for their labels.")
-    splitter = GrandparentSplitter(train, valid) if two else _random_splitter(valid_pct, seed)
-    return _dataloaders(files, checkpoint, _read_text, parent_label, splitter, CategoryBlock(), path=path, seed=seed, **kwargs)
+    splits = (GrandparentSplitter(train, valid) if two else _random_splitter(valid_pct, seed))(files)
+    labels = pd.DataFrame({'label': [parent_label(o) for o in files]})
+    task,*_ = _find_task('sequence-classification', 'label', 'label', ['label'], labels.head, kwargs)
+    y_block = task.y_block(_labels(labels.get, 'label', splits[0]))
+    return _dataloaders(files, checkpoint, task, _read_text, parent_label, splits, y_block, path=path, seed=seed, **kwargs)
 
-# %% ../nbs/10_dataloaders.ipynb #717c97af
+# %% ../nbs/10_dataloaders.ipynb #82f46f38
+def _class_names(feature):
+    "The names of the `ClassLabel` that `feature` is, or is a list of; None for other features"
+    return getattr(getattr(feature, 'feature', feature), 'names', None)
+
+def _named(value, names):
+    "The name, or the list of names, for a class's number, or a list of them"
+    if is_listy(value): return [_named(o, names) for o in value]
+    return None if value is None or value < 0 else names[value]
+
+def _named_column(values, names):
+    "A column for pandas; names that are known become the categories of a categorical"
+    if names is None: return pd.Series(values)
+    values = [_named(o, names) for o in values]
+    return pd.Series(values) if values and is_listy(values[0]) else pd.Series(pd.Categorical(values, categories=names))
+
+# %% ../nbs/10_dataloaders.ipynb #fdf4a2eb
 class DatasetItems:
     "A `datasets.Dataset` as fastai wants its items: an index gives a row, a list of them a selection"
     def __init__(self,
         ds:Dataset, # Rows on disk
     ):
-        self.ds = ds
+        self.ds,self.names = ds,{k: n for k,f in ds.features.items() if (n := _class_names(f))}
+
+    def _row(self, i):
+        row = self.ds[int(i)]
+        return row | {k: _named(row[k], n) for k,n in self.names.items()}
 
     @property
     def iloc(self): return self
     def __len__(self): return len(self.ds)
-    def __iter__(self): return iter(self.ds)
+    def __iter__(self): return map(self._row, range(len(self)))
     def __getitem__(self, i):
         if isinstance(i, slice): i = range(len(self))[i]
-        return self.ds[int(i)] if np.ndim(i)==0 and not isinstance(i, range) else type(self)(self.ds.select(list(i)))
+        return self._row(i) if np.ndim(i)==0 and not isinstance(i, range) else type(self)(self.ds.select(list(i)))
+    def columns(self,
+        cols:list, # Their names
+        n:int=None, # How many rows; None for all
+    ) -> pd.DataFrame:
+        "Some columns, with the names of classes"
+        ds = self.ds.select_columns(cols)
+        df = pd.DataFrame({c: _named_column(ds[c][:n], self.names.get(c)) for c in cols})
+        df.attrs['names'] = {c: self.names[c] for c in cols if c in self.names}
+        return df
     def __repr__(self): return f"DatasetItems({self.ds!r})"
 
 # %% ../nbs/10_dataloaders.ipynb #b64118c8
@@ -207,28 +265,15 @@ def _two_splits(dataset, train, valid, valid_pct, seed):
     idxs,valid_idxs = _random_splitter(valid_pct, seed)(range(len(dataset)))
     return dataset.select(idxs),dataset.select(valid_idxs)
 
-# %% ../nbs/10_dataloaders.ipynb #00516161
-class _LabelReader:
-    "Read the label of a row; a `ClassLabel`'s number becomes its name"
-    def __init__(self, col, feature): self.col,self.names = col,feature.names if isinstance(feature, ClassLabel) else None
-    def __call__(self, row): return row[self.col] if self.names is None else self.names[row[self.col]]
-
-def _label_vocab(ds, col, feature):
-    "The labels of `ds`; raises `ValueError` if some are missing"
-    values = pd.Series(ds[col][:])
-    missing = values.isna()
-    if isinstance(feature, ClassLabel): missing |= values < 0 # hub datasets mark hidden labels by -1
-    _check_labels(missing, f"label_col={col!r}", len(ds))
-    return feature.names if isinstance(feature, ClassLabel) else sorted(set(values))
-
-# %% ../nbs/10_dataloaders.ipynb #d5e30a04
+# %% ../nbs/10_dataloaders.ipynb #cd862a92
 @patch(cls_method=True)
-@delegates(_dataloaders, but=['source', 'get_x', 'get_y', 'splitter', 'y_block', 'get_items'])
+@delegates(_dataloaders, but=['source', 'task', 'get_x', 'get_y', 'splits', 'y_block'])
 def from_dataset(cls:HFTextDataLoaders,
     dataset:Dataset|DatasetDict, # The data; it stays on disk
     checkpoint, # A name on the Hub, a local folder, or `HFObjects`
-    text_col:str='text', # The column with the texts
-    label_col:str='label', # The column with the labels
+    text_col:str|tuple=None, # The column of texts, or two for pairs; None for what the task calls it, such as "text"
+    label_col:str|tuple=None, # The column of targets, or several; None for what the task calls it, such as "label"
+    task:str|Task=None, # What to train for, such as "sequence-classification"; None to see it from the targets
     train:str='train', # The split of a `DatasetDict` to train on
     valid:str=None, # The split to validate on; None for the first of validation, valid, val, dev, test
     valid_col:str=None, # For a single `Dataset`: a column that is True for validation rows
@@ -238,6 +283,8 @@ def from_dataset(cls:HFTextDataLoaders,
     **kwargs
 ) -> DataLoaders:
     "From a `Dataset` or a `DatasetDict`, without copying it; raises `ValueError` for rows or columns that cannot be used"
+    if isinstance(dataset, DatasetDict) and (splits is not None or valid_col is not None):
+        raise ValueError(f"{'valid_col' if splits is None else 'splits'} is for a single Dataset: of a DatasetDict, name the splits with train= and valid=.")
     if splits is not None and isinstance(dataset, Dataset):
         parts = [dataset.select(o) for o in _check_splits(splits, len(dataset))]
     elif valid_col is not None and isinstance(dataset, Dataset):
@@ -246,10 +293,10 @@ def from_dataset(cls:HFTextDataLoaders,
         _check_split(is_valid, valid_col)
         parts = [dataset.select(np.flatnonzero(is_valid.astype(bool)==o)) for o in (False, True)]
     else: parts = _two_splits(dataset, train, valid, valid_pct, seed)
-    _check_columns(parts[0].column_names, text_col=text_col, label_col=label_col)
-    parts = [o.select_columns([text_col, label_col]) for o in parts]
-    feature = parts[0].features[label_col]
-    vocab,_ = [_label_vocab(o, label_col, feature) for o in parts]
-    both = concatenate_datasets(parts)
-    return _dataloaders(DatasetItems(both), checkpoint, ColReader(text_col), _LabelReader(label_col, feature),
-        IndexSplitter(range(len(parts[0]), len(both))), CategoryBlock(vocab=vocab, sort=False), seed=seed, **kwargs)
+    first = DatasetItems(parts[0])
+    task,text_col,label_col = _find_task(task, text_col, label_col, parts[0].column_names, lambda cols: first.columns(cols, 1000), kwargs)
+    cols = list(dict.fromkeys([*_names(text_col), *_names(label_col)]))
+    items = DatasetItems(concatenate_datasets([o.select_columns(cols) for o in parts]))
+    n = len(parts[0])
+    y_block = None if label_col is None else task.y_block(_labels(items.columns, label_col, range(n)))
+    return _dataloaders(items, checkpoint, task, task.get_x(text_col), task.get_y(label_col), (range(n), range(n, len(items))), y_block, seed=seed, **kwargs)

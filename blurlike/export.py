@@ -84,7 +84,7 @@ def _put_in_place(new, path):
         raise
     shutil.rmtree(aside, ignore_errors=True)
 
-# %% ../nbs/12_export.ipynb #6c164e03
+# %% ../nbs/12_export.ipynb #42bac628
 _SCHEMA = 1 # of blurlike.json
 
 def preparation(
@@ -92,9 +92,9 @@ def preparation(
 ) -> dict:
     "How texts and targets were prepared, in terms of JSON"
     block = get_block(dls)
-    options = 'max_length padding truncation is_split_into_words pad_to_multiple_of tok_kwargs'.split()
+    options = 'max_length padding truncation is_split_into_words pad_to_multiple_of windows stride tok_kwargs'.split()
     vocab = get_vocab(dls)
-    return dict(schema=_SCHEMA, task=block.task.name, tokenizer={k: getattr(block, k) for k in options},
+    return dict(schema=_SCHEMA, task=block.task.name, task_options=block.task.params(), tokenizer={k: getattr(block, k) for k in options},
                 vocab=None if vocab is None else [str(o) for o in vocab],
                 versions={o.__name__: o.__version__ for o in (blurlike, fastai, transformers, torch)})
 

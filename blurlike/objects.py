@@ -164,12 +164,27 @@ def forward_kwargs(
     "What to tell `forward` when nothing is generated"
     return {'use_cache': False} if 'use_cache' in forward_args(model) else {}
 
-# %% ../nbs/00_objects.ipynb #2928bd46
+# %% ../nbs/00_objects.ipynb #b4c82867
+def _is_positions(name):
+    "Whether something of this name is about positions"
+    return re.search(r'(^wpe$|^(embed_|\w+_)?pos(itions?)?(_|$))', name) is not None
+
+def _table_rows(model):
+    "The numbers of positions that tables in modules have room for"
+    for n,m in model.named_modules():
+        if _is_positions(n.rpartition('.')[2]) and hasattr(m, 'padding_idx') and hasattr(m, 'weight'):
+            yield m.weight.shape[0] - (getattr(m, 'offset', 0) or (0 if m.padding_idx is None else m.padding_idx+1))
+
+def _tensor_rows(model, floating):
+    "The like of plain tensors: of tables their rows, or of lists of positions how many these name"
+    for m in model.modules():
+        for n,o in (vars(m) | m._buffers).items():
+            if isinstance(o, torch.Tensor) and o.ndim > 1 and _is_positions(n) and o.is_floating_point()==floating:
+                yield o.shape[0 if floating else -1]
+
 def position_limit(
     model:nn.Module, # A model, or a skeleton
 ) -> int|None: # Tokens, special tokens included; None if no table limits them
     "How many tokens the model's tables of absolute positions have room for"
-    def rows(m): return m.num_embeddings - (getattr(m, 'offset', 0) or (0 if m.padding_idx is None else m.padding_idx+1))
-    tables = [rows(m) for n,m in model.named_modules()
-              if isinstance(m, nn.Embedding) and re.search(r'(^wpe$|^(embed_|\w+_)?pos(itions?)?(_|$))', n.rpartition('.')[2])]
-    return min(tables, default=None)
+    tables = [*_table_rows(model), *_tensor_rows(model, True)]
+    return min([*tables, *_tensor_rows(model, False)]) if tables else None

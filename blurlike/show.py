@@ -20,17 +20,23 @@ from rich.text import Text
 
 from .inputs import HFInputs
 
-# %% ../nbs/06_show.ipynb #bce60f76
+# %% ../nbs/06_show.ipynb #2ef6957d
+def _cut(cell, n):
+    "`cell` with `n` characters at most"
+    if hasattr(cell, 'cut'): return cell.cut(n)
+    return cell if len(cell) <= n else cell[:n].rstrip() + '…'
+
+def _html(cell): return cell._repr_html_() if hasattr(cell, '_repr_html_') else escape(cell)
+
 class SampleTable:
     "Rows to look at; `wrong` rows have a cross in the cell under `mark`"
     def __init__(self,
-        rows:list[dict], # Column names and cells
+        rows:list[dict], # Column names and cells: strings, or objects with `cut(n)`, `_repr_html_()` and `str`
         wrong:list[bool]=(), # Which rows to mark
         mark:str='prediction', # The column where the mark goes
         trunc_at:int=None, # Cut longer cells to so many characters; None for never
     ):
-        cut = lambda o: o if trunc_at is None or len(o) <= trunc_at else o[:trunc_at].rstrip() + '…'
-        self.df = pd.DataFrame([{k: cut(v) for k,v in o.items()} for o in rows])
+        self.df = pd.DataFrame([{k: v if trunc_at is None else _cut(v, trunc_at) for k,v in o.items()} for o in rows])
         self.wrong,self.mark = [*wrong] or [False]*len(rows),mark
 
     def _cells(self, marked, plain):
@@ -39,13 +45,13 @@ class SampleTable:
             yield [marked(o) if wrong and k==self.mark else plain(o) for k,o in row.items()]
 
     def _repr_html_(self):
-        cells = self._cells(lambda o: f'<b style="color: #c0392b">✗ {escape(o)}</b>', escape)
+        cells = self._cells(lambda o: f'<b style="color: #c0392b">✗ {_html(o)}</b>', _html)
         with pd.option_context('display.max_colwidth', None):
             return pd.DataFrame(list(cells), columns=self.df.columns).to_html(index=False, escape=False, justify='left')
 
     def __repr__(self):
         table = TerminalTable(*self.df.columns, box=box.SIMPLE_HEAD, show_lines=True)
-        for o in self._cells(lambda o: Text(f'✗ {o}'), Text): table.add_row(*o)
+        for o in self._cells(lambda o: Text(f'✗ {o}'), lambda o: Text(str(o))): table.add_row(*o)
         out = StringIO()
         Console(file=out, width=Console(force_jupyter=False).width, color_system=None, force_jupyter=False).print(table)
         return out.getvalue()
@@ -89,7 +95,7 @@ def show_results(
     SampleTable([task.row(*s, p) for s,p in pairs], wrong=[not task.is_right(s[1], p) for s,p in pairs], trunc_at=trunc_at).show()
     return ctxs
 
-# %% ../nbs/06_show.ipynb #36cd0079
+# %% ../nbs/06_show.ipynb #e36da7d8
 @dispatch
 def plot_top_losses(
     x:HFInputs, # The batch's inputs
@@ -103,6 +109,6 @@ def plot_top_losses(
 ):
     "Show samples with their predictions, the probability of the prediction and the loss"
     task = x.hf_block.task
-    rows = [task.row(*s, o[0]) | dict(probability=f'{r.max().item():.4f}', loss=f'{l.item():.4f}')
+    rows = [task.row(*s, o[0]) | task.confidence(r) | dict(loss=f'{l.item():.4f}')
             for s,o,r,l in zip(samples, outs, raws, losses, strict=True)]
     SampleTable(rows, wrong=[not task.is_right(s[1], o[0]) for s,o in zip(samples, outs, strict=True)], trunc_at=trunc_at).show()

@@ -3,12 +3,17 @@ import os
 
 os.environ['HF_HUB_OFFLINE'] = '1' # before any Hugging Face library is imported
 
+import inspect  # noqa: E402
+import json  # noqa: E402
 import random  # noqa: E402
+from copy import deepcopy  # noqa: E402
+from functools import cache  # noqa: E402
 
 import pandas as pd  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers  # noqa: E402
+import transformers  # noqa: E402
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers  # noqa: E402
 from transformers import (  # noqa: E402
     AutoConfig,
     AutoModelForSequenceClassification,
@@ -42,76 +47,203 @@ def df():
     return df
 
 
+@cache
 def _corpus(): return make_texts(200, seed=1).text.tolist() + ['[0-9] !?., zoë 東京 🎬']
+def _words(): return sorted({w for t in _corpus() for w in t.split()})
+
+
+def _bpe(pre_tokenizer, alphabet, vocab_size=330):
+    "The vocabulary and the merges of a BPE model"
+    tok = Tokenizer(models.BPE())
+    tok.pre_tokenizer = pre_tokenizer
+    tok.train_from_iterator(_corpus(), trainers.BpeTrainer(vocab_size=vocab_size, initial_alphabet=alphabet, show_progress=False))
+    model = json.loads(tok.to_str())['model']
+    return list(model['vocab']),[tuple(o) for o in model['merges']]
+
+
+@cache
+def byte_bpe(): return _bpe(pre_tokenizers.ByteLevel(add_prefix_space=False), pre_tokenizers.ByteLevel.alphabet())
+@cache
+def sentence_bpe(): return _bpe(pre_tokenizers.Metaspace(), [*'▁abcdefghijklmnopqrstuvwxyz0123456789', *(f'<0x{i:02X}>' for i in range(256))][:36], 120)
+@cache
+def pieces(): return [(f'▁{w}', -3.) for w in _words()] + [(c, -9.) for c in '▁abcdefghijklmnopqrstuvwxyz0123456789.,!?[]-']
+@cache
+def wordpieces(): return [*_words(), *'abcdefghijklmnopqrstuvwxyz', *(f'##{c}' for c in 'abcdefghijklmnopqrstuvwxyz')]
+
+
+def _special(cls):
+    "The special tokens that a tokenizer class has by default"
+    defaults = [p.default for k,p in inspect.signature(cls).parameters.items() if k.endswith('_token')]
+    return list(dict.fromkeys(str(o) for o in defaults if o not in (None, inspect.Parameter.empty)))
+
+
+@cache
+def _own(name, special, options):
+    cls = getattr(transformers, f'{name}Tokenizer')
+    special,kind,options = [*_special(cls), *special],getattr(cls.model, '__name__', 'Unigram'),dict(options)
+    ids = lambda tokens: {o: i for i,o in enumerate(dict.fromkeys([*special, *tokens]))}
+    if kind=='WordPiece': return cls(vocab=ids(wordpieces()), **options)
+    if kind=='Unigram': return cls(vocab=[(o, 0.) for o in special] + [o for o in pieces() if o[0] not in special], **options)
+    vocab,merges = sentence_bpe() if name in ('Llama', 'Gemma') else byte_bpe()
+    return cls(vocab=ids(vocab), merges=merges, **options)
+
+
+def own(name, *special, **options):
+    "A function that makes a tokenizer of transformers' own class, with a vocabulary made here"
+    return lambda: deepcopy(_own(name, special, tuple(options.items())))
 
 
 def wordpiece():
     "A BERT tokenizer with a vocabulary of its own"
-    words = ['[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]', *sorted({w for t in _corpus() for w in t.split()}), *'abcdefghijklmnopqrstuvwxyz']
-    vocab = {w: i for i,w in enumerate(dict.fromkeys(words))}
-    return BertTokenizer(vocab=vocab, model_max_length=64)
+    vocab = ['[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]', *_words(), *'abcdefghijklmnopqrstuvwxyz']
+    return BertTokenizer(vocab={w: i for i,w in enumerate(dict.fromkeys(vocab))}, model_max_length=64)
 
 
-def byte_level(special, **kwargs):
-    "A byte-level BPE tokenizer as GPT-2 and RoBERTa have them"
-    tok = Tokenizer(models.BPE())
-    tok.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tok.train_from_iterator(_corpus(), trainers.BpeTrainer(vocab_size=400, special_tokens=special,
-                                                           initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))
-    if '<s>' in special:
-        tok.post_processor = processors.RobertaProcessing(('</s>', tok.token_to_id('</s>')), ('<s>', tok.token_to_id('<s>')))
-    return PreTrainedTokenizerFast(tokenizer_object=tok, **kwargs)
+@cache
+def _byte_level(special, options):
+    vocab,merges = byte_bpe()
+    tok = Tokenizer(models.BPE(vocab={o: i for i,o in enumerate([*special, *vocab])}, merges=merges))
+    tok.add_special_tokens(list(special))
+    tok.pre_tokenizer,tok.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False),decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=tok, **dict(options))
 
 
-def unigram(**kwargs):
-    "A Unigram tokenizer as T5 and XLNet have them"
-    tok = Tokenizer(models.Unigram())
-    tok.normalizer,tok.pre_tokenizer = normalizers.NFKC(),pre_tokenizers.Metaspace()
-    tok.train_from_iterator(_corpus(), trainers.UnigramTrainer(vocab_size=200, special_tokens=['<pad>', '</s>', '<unk>'], unk_token='<unk>'))
-    tok.post_processor = processors.TemplateProcessing(single='$A </s>', pair='$A </s> $B </s>', special_tokens=[('</s>', 1)])
-    return PreTrainedTokenizerFast(tokenizer_object=tok, pad_token='<pad>', eos_token='</s>', unk_token='<unk>', **kwargs)
+def gpt_like(*special, **options):
+    "A byte-level BPE tokenizer without a class of its own"
+    end = '<|endoftext|>'
+    return deepcopy(_byte_level((end, *special), tuple((dict(bos_token=end, eos_token=end) | options).items())))
 
 
-def roberta_like(): return byte_level(['<s>', '<pad>', '</s>', '<unk>', '<mask>'], bos_token='<s>', eos_token='</s>', cls_token='<s>',
-                                      sep_token='</s>', pad_token='<pad>', unk_token='<unk>', mask_token='<mask>')
-def gpt_like(): return byte_level(['<|endoftext|>'], bos_token='<|endoftext|>', eos_token='<|endoftext|>')
+def roberta_like(**options): return own('Roberta', **options)()
+def unigram(**options): return own('T5', **options)()
 
 
-_SMALL = dict(hidden_size=32, num_hidden_layers=3, num_attention_heads=2, intermediate_size=48, max_position_embeddings=64)
-_DECODER = _SMALL | dict(num_key_value_heads=2, head_dim=16)
-_T5 = dict(d_model=32, d_kv=16, d_ff=48, num_layers=3, num_decoder_layers=3, num_heads=2, decoder_start_token_id=0)
+@cache
+def _characters(): return transformers.CanineTokenizer(model_max_length=64)
+def characters(): return deepcopy(_characters())
+
+
+_SMALL = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=48, max_position_embeddings=64)
+_DECODER = _SMALL | dict(num_key_value_heads=1, head_dim=16)
+_GPT = dict(n_embd=32, n_layer=2, n_head=2, n_positions=64)
+_T5 = dict(d_model=32, d_kv=16, d_ff=48, num_layers=2, num_decoder_layers=2, num_heads=2)
 _BART = dict(d_model=32, encoder_layers=2, decoder_layers=2, encoder_attention_heads=2, decoder_attention_heads=2, encoder_ffn_dim=48,
-             decoder_ffn_dim=48, max_position_embeddings=64, pad_token_id=1, bos_token_id=0, eos_token_id=2, decoder_start_token_id=2)
-ARCHITECTURES = {
-    'albert': (wordpiece, _SMALL | dict(embedding_size=16)),
-    'bart': (roberta_like, _BART),
-    'bert': (wordpiece, _SMALL),
-    'convbert': (wordpiece, _SMALL | dict(embedding_size=32)),
-    'deberta-v2': (wordpiece, _SMALL | dict(relative_attention=True, pos_att_type=['p2c', 'c2p'], position_biased_input=False)),
-    'distilbert': (wordpiece, dict(dim=32, n_layers=3, n_heads=2, hidden_dim=48, max_position_embeddings=64)),
-    'electra': (wordpiece, _SMALL | dict(embedding_size=16)),
-    'fnet': (wordpiece, {k: v for k,v in _SMALL.items() if k!='num_attention_heads'}),
-    'funnel': (wordpiece, dict(block_sizes=[1, 1], num_decoder_layers=1, d_model=32, n_head=2, d_head=16, d_inner=48)),
-    'gpt2': (gpt_like, dict(n_embd=32, n_layer=3, n_head=2, n_positions=64, bos_token_id=0, eos_token_id=0)),
-    'gpt_neox': (gpt_like, _SMALL | dict(bos_token_id=0, eos_token_id=0)),
-    'llama': (gpt_like, _DECODER | dict(bos_token_id=0, eos_token_id=0)),
-    'modernbert': (wordpiece, _SMALL | dict(pad_token_id=0, cls_token_id=2, sep_token_id=3, bos_token_id=2, eos_token_id=3)),
-    'mpnet': (roberta_like, _SMALL),
-    'qwen3': (gpt_like, _DECODER | dict(bos_token_id=0, eos_token_id=0)),
-    'roberta': (roberta_like, _SMALL | dict(pad_token_id=1, bos_token_id=0, eos_token_id=2)),
-    't5': (unigram, _T5),
-    'xlnet': (lambda: unigram(padding_side='left'), dict(d_model=32, n_layer=3, n_head=2, d_inner=48, bos_token_id=1, eos_token_id=1, pad_token_id=0)),
+             decoder_ffn_dim=48, max_position_embeddings=64)
+_EXPERTS = dict(num_experts=4, num_experts_per_tok=2, moe_intermediate_size=16)
+_roberta,_gpt,_unigram,_bert = own('Roberta'),own('GPT2'),own('T5', extra_ids=4),own('Bert')
+_masked_bpe = lambda: gpt_like('<|mask|>', '<|pad|>', mask_token='<|mask|>', pad_token='<|pad|>')
+ARCHITECTURES = { # Model types: what makes their tokenizer, and the settings that make them tiny
+    'albert': (own('Albert'), _SMALL | dict(embedding_size=16)),
+    'bart': (_roberta, _BART),
+    'bert': (wordpiece, _SMALL | dict(num_hidden_layers=3)),
+    'big_bird': (own('BigBird'), _SMALL),
+    'bigbird_pegasus': (own('Pegasus', mask_token=None, offset=0), _BART),
+    'biogpt': (_roberta, _SMALL),
+    'blenderbot': (own('Blenderbot'), _BART),
+    'blenderbot-small': (_roberta, _BART),
+    'bloom': (gpt_like, dict(hidden_size=32, n_layer=2, n_head=2)),
+    'camembert': (own('Camembert'), _SMALL),
+    'canine': (characters, _SMALL | dict(num_hash_buckets=64)),
+    'convbert': (_bert, _SMALL | dict(embedding_size=32)),
+    'ctrl': (gpt_like, _GPT | dict(dff=48)),
+    'data2vec-text': (_roberta, _SMALL),
+    'deberta': (own('Deberta'), _SMALL | dict(relative_attention=True, pos_att_type=['p2c', 'c2p'], position_biased_input=False)),
+    'deberta-v2': (own('DebertaV2'), _SMALL | dict(relative_attention=True, pos_att_type=['p2c', 'c2p'], position_biased_input=False)),
+    'distilbert': (_bert, dict(dim=32, n_layers=2, n_heads=2, hidden_dim=48, max_position_embeddings=64)),
+    'electra': (_bert, _SMALL | dict(embedding_size=16)),
+    'ernie': (_bert, _SMALL),
+    'eurobert': (_masked_bpe, _DECODER),
+    'falcon': (gpt_like, _SMALL),
+    'flaubert': (_roberta, dict(emb_dim=32, n_layers=2, n_heads=2, max_position_embeddings=64)),
+    'fnet': (own('FNet'), {k: v for k,v in _SMALL.items() if k!='num_attention_heads'}),
+    'funnel': (own('Funnel'), dict(block_sizes=[1, 1], num_decoder_layers=1, d_model=32, n_head=2, d_head=16, d_inner=48)),
+    'gemma': (own('Gemma'), _DECODER),
+    'gemma2': (own('Gemma'), _DECODER),
+    'gpt2': (_gpt, _GPT),
+    'gpt_bigcode': (_gpt, _GPT),
+    'gpt_neo': (_gpt, dict(hidden_size=32, num_layers=2, num_heads=2, attention_types=[[['global', 'local'], 1]], window_size=8, max_position_embeddings=64)),
+    'gpt_neox': (own('GPTNeoX'), _SMALL),
+    'gptj': (_gpt, _GPT | dict(rotary_dim=8)),
+    'ibert': (_roberta, _SMALL),
+    'led': (own('LED'), _BART | dict(attention_window=8, max_encoder_position_embeddings=64, max_decoder_position_embeddings=64)),
+    'llama': (own('Llama'), _DECODER),
+    'longformer': (_roberta, _SMALL | dict(attention_window=8)),
+    'longt5': (_unigram, _T5 | dict(local_radius=4)),
+    'luke': (own('Luke'), _SMALL | dict(entity_vocab_size=8, entity_emb_size=16)),
+    'm2m_100': (_unigram, _BART),
+    'mamba': (own('GPTNeoX'), dict(hidden_size=32, num_hidden_layers=2, state_size=4)),
+    'marian': (_unigram, _BART),
+    'mbart': (own('MBart'), _BART),
+    'megatron-bert': (_bert, _SMALL),
+    'mistral': (own('Llama'), _DECODER),
+    'mixtral': (own('Llama'), _DECODER | dict(num_local_experts=2)),
+    'mobilebert': (own('MobileBert'), _SMALL | dict(intra_bottleneck_size=16, embedding_size=16, num_feedforward_networks=2)),
+    'modernbert': (_bert, _SMALL),
+    'modernbert-decoder': (_masked_bpe, _SMALL),
+    'mpnet': (own('MPNet'), _SMALL),
+    'mpt': (gpt_like, dict(d_model=32, n_heads=2, n_layers=2, max_seq_len=64)),
+    'mt5': (_unigram, _T5),
+    'mvp': (own('Mvp'), _BART),
+    'nomic_bert': (_bert, _SMALL),
+    'nystromformer': (own('Albert'), _SMALL | dict(num_landmarks=64, segment_means_seq_len=64)),
+    'olmo': (own('GPTNeoX'), _DECODER),
+    'olmo2': (gpt_like, _DECODER),
+    'openai-gpt': (gpt_like, _GPT),
+    'opt': (_gpt, dict(hidden_size=32, ffn_dim=48, num_hidden_layers=2, num_attention_heads=2, word_embed_proj_dim=16, max_position_embeddings=64)),
+    'pegasus': (own('Pegasus', mask_token=None, offset=0), _BART),
+    'pegasus_x': (own('Pegasus', mask_token=None, offset=0), _BART | dict(block_size=8, num_global_tokens=4)),
+    'persimmon': (own('Llama'), _SMALL),
+    'phi': (_gpt, _DECODER),
+    'phi3': (own('Llama'), _DECODER),
+    'plbart': (own('MBart'), _BART),
+    'prophetnet': (_bert, dict(hidden_size=32, num_encoder_layers=2, num_decoder_layers=2, num_encoder_attention_heads=2, num_decoder_attention_heads=2,
+                               encoder_ffn_dim=48, decoder_ffn_dim=48, max_position_embeddings=64)),
+    'qwen2': (own('Qwen2'), _DECODER),
+    'qwen2_moe': (own('Qwen2'), _DECODER | _EXPERTS | dict(shared_expert_intermediate_size=16)),
+    'qwen3': (own('Qwen2'), _DECODER),
+    'qwen3_moe': (own('Qwen2'), _DECODER | _EXPERTS),
+    'rembert': (own('Albert'), _SMALL | dict(input_embedding_size=16, output_embedding_size=16)),
+    'roberta': (_roberta, _SMALL),
+    'roberta-prelayernorm': (_roberta, _SMALL),
+    'roformer': (_bert, _SMALL | dict(embedding_size=16)),
+    'smollm3': (own('Llama'), _DECODER),
+    'splinter': (own('Splinter'), _SMALL),
+    'squeezebert': (_bert, _SMALL | dict(embedding_size=32)),
+    'stablelm': (gpt_like, _DECODER),
+    'starcoder2': (_gpt, _DECODER),
+    'switch_transformers': (_unigram, _T5 | dict(num_experts=2, num_sparse_encoder_layers=1, num_sparse_decoder_layers=1)),
+    't5': (_unigram, _T5),
+    'umt5': (_unigram, _T5),
+    'xglm': (own('XGLM'), dict(d_model=32, ffn_dim=48, num_layers=2, attention_heads=2, max_position_embeddings=64)),
+    'xlm': (_roberta, dict(emb_dim=32, n_layers=2, n_heads=2, max_position_embeddings=64)),
+    'xlm-roberta': (own('XLMRoberta'), _SMALL),
+    'xlm-roberta-xl': (own('XLMRoberta'), _SMALL),
+    'xlnet': (own('XLNet'), dict(d_model=32, n_layer=2, n_head=2, d_inner=48)),
+    'xmod': (own('XLMRoberta'), _SMALL | dict(languages=['en_XX'], default_language='en_XX')),
 }
 
 
-def make_objects(arch='bert', num_labels=2, **kwargs):
-    "A tiny model of architecture `arch`, with weights that a seed fixes, and its tokenizer"
+# What a model needs of its batches and does not say: Funnel pools over three tokens at least
+BLOCK_OPTIONS = {'funnel': dict(pad_to_multiple_of=4)}
+
+
+def make_config(arch='bert', num_labels=2, **kwargs):
+    "The configuration of a tiny model of architecture `arch`, and its tokenizer"
     make_tokenizer,options = ARCHITECTURES[arch]
     tokenizer = make_tokenizer()
-    config = AutoConfig.for_model(arch, vocab_size=len(tokenizer), **{**options, 'num_labels': num_labels, **kwargs})
+    ids = {o: getattr(tokenizer, o) for o in ('pad_token_id', 'bos_token_id', 'eos_token_id', 'cls_token_id', 'sep_token_id')}
+    ids = {k: v for k,v in ids.items() if v is not None}
+    start = ids.get('bos_token_id', ids.get('pad_token_id', 0))
+    config = AutoConfig.for_model(arch, **(dict(vocab_size=len(tokenizer), decoder_start_token_id=start) | ids | options | dict(num_labels=num_labels) | kwargs))
     set_pad_token(tokenizer, config)
+    return config,tokenizer
+
+
+def make_objects(arch='bert', num_labels=2, auto_model=AutoModelForSequenceClassification, **kwargs):
+    "A tiny model of architecture `arch`, with weights that a seed fixes, and its tokenizer"
+    config,tokenizer = make_config(arch, num_labels, **kwargs)
     torch.manual_seed(0)
-    return HFObjects(arch, config, tokenizer, AutoModelForSequenceClassification.from_config(config))
+    return HFObjects(arch, config, tokenizer, auto_model.from_config(config))
 
 
 @pytest.fixture

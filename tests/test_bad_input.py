@@ -268,7 +268,9 @@ def test_a_misspelt_option_of_a_datablock(df, hf):
 @pytest.mark.parametrize(('change', 'message'), [
     (dict(checkpoint=None), 'checkpoint=None is neither a name on the Hub'),
     (dict(df='my.csv'), "df='my.csv' is not a DataFrame"),
-    (dict(label_col=['label']), "label_col=.'label'.: one column is needed"),
+    (dict(text_col=['text', 'label', 'is_valid']), 'takes one column of texts, or two for pairs'),
+    (dict(text_col=['text', 'title']), "'title' is not a column"),
+    (dict(task='classification'), "task='classification' does not exist: choose one of"),
     (dict(valid_pct=20), 'valid_pct=20 is not a share between 0 and 1'),
     (dict(valid_pct=0), 'valid_pct=0 is not a share between 0 and 1'),
     (dict(tokenizer_kwargs={'a': 1}), 'are for loading a checkpoint'),
@@ -290,7 +292,7 @@ def test_a_checkpoint_in_place_of_a_model(df, hf):
 @pytest.mark.parametrize('block', [MultiCategoryBlock, RegressionBlock])
 def test_targets_that_are_no_single_class(df, hf, block):
     y = (lambda r: [r['label']]) if block is MultiCategoryBlock else (lambda r: float(len(r['text'])))
-    dblock = DataBlock(blocks=(HFTextBlock(*hf), block), get_x=ColReader('text'), get_y=y, splitter=ColSplitter())
+    dblock = DataBlock(blocks=(HFTextBlock(*hf, task='sequence-classification'), block), get_x=ColReader('text'), get_y=y, splitter=ColSplitter())
     with pytest.raises(ValueError, match='needs one class a text: use a CategoryBlock'): hf_learner(dblock.dataloaders(df), hf.model)
 
 

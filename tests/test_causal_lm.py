@@ -1,0 +1,378 @@
+"Causal language models: blocks that lose nothing, answers that count, models that cannot look ahead."
+import math
+
+import pandas as pd
+import pytest
+import torch
+from conftest import ARCHITECTURES, make_objects, make_texts
+from datasets import Dataset
+from fastai.data.block import DataBlock
+from fastai.data.core import Datasets
+from fastai.data.transforms import ColReader, ColSplitter
+from fastai.interpret import Interpretation
+from fastai.learner import Learner, load_learner
+from fastai.losses import CrossEntropyLossFlat
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import AutoConfig, AutoModelForCausalLM, pipeline
+
+from blurlike.all import (
+    Blocks,
+    HFCallback,
+    HFDataLoader,
+    HFLoss,
+    HFTextBlock,
+    HFTextDataLoaders,
+    TokenCrossEntropy,
+    Tokens,
+    block_cuts,
+    hf_learner,
+    hf_splitter,
+    sees_ahead,
+)
+
+DECODERS = ('gpt2', 'gpt_neox', 'llama', 'qwen3')
+ENCODERS = ('bert', 'electra', 'roberta')
+PAIRS = pd.DataFrame(dict(prompt=[f'the {n} was' for n in 'film plot cast score'.split()]*4, completion=[' warm', ' dull']*8))
+TEMPLATE = "{% for m in messages %}<{{ m.role }}> {{ m.content }}<|endoftext|>{% endfor %}{% if add_generation_prompt %}<assistant> {% endif %}"
+MARKED = ("{% for m in messages %}<{{ m.role }}> {% if m.role=='assistant' %}{% generation %}{{ m.content }}<|endoftext|>{% endgeneration %}"
+          "{% else %}{{ m.content }}<|endoftext|>{% endif %}{% endfor %}{% if add_generation_prompt %}<assistant> {% endif %}")
+
+
+def make_lm(arch='gpt2', **kwargs):
+    "A tiny causal model of architecture `arch`, and its tokenizer"
+    return make_objects(arch, auto_model=AutoModelForCausalLM, **kwargs)
+
+
+def loaders(df, hf, **kwargs):
+    return HFTextDataLoaders.from_df(df, hf, **{**dict(task='causal-lm', bs=4, seed=0, device='cpu'), **kwargs})
+
+
+def pairs(hf, **kwargs): return loaders(PAIRS, hf, text_col='prompt', label_col='completion', **kwargs)
+
+
+def quiet(learn):
+    learn.remove_cbs([o for o in learn.cbs if type(o).__name__=='ProgressCallback'])
+    return learn
+
+
+def chats(n=8):
+    messages = lambda i: [dict(role='user', content='Good?'), dict(role='assistant', content=f'Very good {i}.'),
+                          dict(role='user', content='Why?'), dict(role='assistant', content='It moves.')]
+    return pd.DataFrame(dict(messages=[messages(i) for i in range(n)]))
+
+
+@given(texts=st.lists(st.text(max_size=30), min_size=1, max_size=8), size=st.integers(3, 40))
+@settings(max_examples=60, deadline=None)
+def test_blocks_hold_every_token_of_every_text_in_order(texts, size):
+    hf = test_blocks_hold_every_token_of_every_text_in_order.hf
+    block = HFTextBlock(*hf, task='causal-lm', block_size=size)
+    whole = [i for o in block.task.encoded(texts, block) for i in o.ids]
+    if not whole: return
+    blocks = block.task.prepare([(o,) for o in texts], block)
+    assert [i for o, in blocks for i in o.ids] == whole
+    assert all(len(o) <= size for o, in blocks)
+    assert min(len(o) for o, in blocks) >= min(2, len(whole))
+    spoken = hf.tokenizer([o for o in texts if o])['input_ids']
+    assert whole == [i for o in spoken for i in [*o, hf.tokenizer.eos_token_id]]
+
+
+test_blocks_hold_every_token_of_every_text_in_order.hf = make_lm()
+
+
+@given(n=st.integers(0, 200), size=st.integers(3, 50), least=st.integers(1, 2))
+def test_cuts_are_a_partition_whose_last_part_is_long_enough(n, size, least):
+    cuts = block_cuts(n, size, least).tolist()
+    parts = [b-a for a,b in zip(cuts, cuts[1:], strict=False)]
+    assert sum(parts) == n
+    assert all(0 < o <= size for o in parts)
+    if n >= least: assert all(o >= least for o in parts)
+
+
+def test_two_documents_in_a_block_are_kept_apart_by_the_end_of_text(df):
+    hf = make_lm()
+    dls = loaders(df[:4], hf, valid_pct=0.5, block_size=64)
+    for ds in (dls.train_ds, dls.valid_ds):
+        ids = [i for o, in ds for i in o.ids]
+        assert ids.count(hf.tokenizer.eos_token_id) == 2
+        assert ids[-1] == hf.tokenizer.eos_token_id
+
+
+@pytest.mark.parametrize('arch', DECODERS)
+def test_the_models_own_loss_is_ours_and_fastais(arch, df):
+    hf = make_lm(arch)
+    for dls in (loaders(df, hf, block_size=16), loaders(df, hf, packing=False), pairs(hf)):
+        batch = dls.valid.one_batch()
+        losses = []
+        for loss_func in (HFLoss(), None, CrossEntropyLossFlat()):
+            learn = hf_learner(dls, hf.model, loss_func=loss_func, metrics=[])
+            with learn.no_bar(): losses.append(learn.validate(dl=[batch])[0])
+        assert losses[1] == pytest.approx(losses[0], abs=1e-5)
+        assert losses[2] == pytest.approx(losses[0], abs=1e-5)
+
+
+@pytest.mark.parametrize('arch', DECODERS)
+def test_a_decoder_trains_scores_saves_and_reads_back(arch, df, tmp_path):
+    hf = make_lm(arch)
+    dls = loaders(df, hf, valid_col='is_valid', block_size=32, bs=8)
+    learn = hf_learner(dls, hf.model, lr=1e-2)
+    with learn.no_bar(), learn.no_logging():
+        before = learn.validate()[1]
+        learn.fit(1)
+        assert learn.validate()[1] < before/2
+    score = learn.hf_predict('the film warm the plot dull')
+    learn.save_pretrained(tmp_path/'model')
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path/'model')
+    ids = hf.tokenizer('the film warm the plot dull', return_tensors='pt')['input_ids']
+    with torch.no_grad(): loss = theirs(input_ids=ids, labels=ids).loss.item()
+    assert score == dict(loss=pytest.approx(loss, abs=1e-5), perplexity=pytest.approx(math.exp(loss), rel=1e-4), tokens=ids.shape[1]-1)
+    write = lambda model,tokenizer=None: pipeline('text-generation', model=model, tokenizer=tokenizer, device='cpu')(
+        'the film', max_new_tokens=5, do_sample=False)[0]['generated_text']
+    assert write(str(tmp_path/'model')) == write(learn.model, hf.tokenizer)
+
+
+@pytest.mark.parametrize('arch', ENCODERS)
+def test_an_encoder_is_refused_before_and_after_its_model_is_there(arch, df):
+    with pytest.raises(ValueError, match=f"'{arch}' is an encoder and reads texts in both directions"): loaders(df, make_lm(arch))
+    assert sees_ahead(make_lm(arch).model)
+
+
+def test_an_encoder_that_is_a_decoder_trains(df):
+    hf = make_lm('bert', is_decoder=True)
+    assert not sees_ahead(hf.model)
+    learn = hf_learner(loaders(df, hf, block_size=32), hf.model)
+    with learn.no_bar(), learn.no_logging(): learn.fit(1)
+
+
+def test_a_model_that_looks_ahead_is_refused_whatever_its_configuration_says(df):
+    hf = make_lm('xlnet')
+    with pytest.raises(ValueError, match='XLNetLMHeadModel sees the tokens that it is to predict'): hf_learner(loaders(df, hf), hf.model)
+
+
+def test_a_model_without_a_head_over_the_vocabulary_is_refused(df, hf):
+    gpt = make_lm()
+    with pytest.raises(ValueError, match='has no head over the vocabulary'): hf_learner(loaders(df, gpt), hf.model)
+    tokenizer,options = ARCHITECTURES['t5']
+    with pytest.raises(ValueError, match="'t5' has no CausalLM model"):
+        HFTextBlock('t5', AutoConfig.for_model('t5', **options), tokenizer(), task='causal-lm')
+
+
+def test_perplexity_counts_tokens_and_not_batches(df):
+    hf = make_lm()
+    dls = loaders(df, hf, packing=False, bs=3)
+    learn = quiet(hf_learner(dls, hf.model))
+    with learn.no_logging(): _,perplexity,accuracy = learn.validate()
+    total = n = right = 0
+    for x,y in dls.valid:
+        with torch.no_grad(): logits = hf.model(**x).logits[:,:-1]
+        real = y[:,1:] >= 0
+        total += torch.nn.functional.cross_entropy(logits[real], y[:,1:][real], reduction='sum').item()
+        right += (logits.argmax(-1)==y[:,1:])[real].sum().item()
+        n += real.sum().item()
+    assert perplexity == pytest.approx(math.exp(total/n), rel=1e-4)
+    assert accuracy == pytest.approx(right/n)
+
+
+def test_padding_that_is_the_end_of_text_leaves_the_real_one_to_be_learnt(df):
+    hf = make_lm()
+    assert hf.tokenizer.pad_token_id == hf.tokenizer.eos_token_id
+    x,y = loaders(df, hf, packing=False, bs=16).valid.one_batch()
+    lengths = x['attention_mask'].sum(1)
+    assert lengths.unique().numel() > 1
+    for row,mask,n in zip(y, x['attention_mask'], lengths, strict=True):
+        assert mask.tolist() == [1]*n + [0]*(len(mask)-n)
+        assert row[n-1] == hf.tokenizer.eos_token_id or n == 64 # where the text is cut
+        assert (row[n:] == -100).all()
+
+
+def test_only_the_completion_and_the_end_of_text_count():
+    hf = make_lm()
+    dls = pairs(hf)
+    for (o,),i in zip(dls.train_ds, dls.train_ds.tls[0].items.index, strict=True):
+        assert hf.tokenizer.decode(o.ids[o.notes==1]) == PAIRS.completion[i] + '<|endoftext|>'
+        assert hf.tokenizer.decode(o.ids[o.notes==0]) == PAIRS.prompt[i]
+
+
+def test_a_completion_that_merges_with_its_prompt_is_encoded_by_itself():
+    hf = make_lm()
+    dls = loaders(pd.DataFrame(dict(prompt=['the fi']*4, completion=['lm']*4)), hf, text_col='prompt', label_col='completion')
+    o, = dls.train_ds[0]
+    assert o.ids[o.notes==0].tolist() == hf.tokenizer('the fi')['input_ids']
+    assert hf.tokenizer.decode(o.ids) == 'the film<|endoftext|>'
+
+
+@pytest.mark.parametrize('template', [TEMPLATE, MARKED])
+def test_every_answer_of_a_chat_counts_and_nothing_else(template):
+    hf = make_lm()
+    hf.tokenizer.chat_template = template
+    for dls in (loaders(chats(), hf, text_col='messages'),
+                HFTextDataLoaders.from_dataset(Dataset.from_pandas(chats()), hf, task='causal-lm', text_col='messages', device='cpu', seed=0)):
+        o, = dls.train_ds[0]
+        assert hf.tokenizer.decode(o.ids[o.notes==1]).startswith('Very good ')
+        assert hf.tokenizer.decode(o.ids[o.notes==1]).endswith('.<|endoftext|>It moves.<|endoftext|>')
+        assert 'Why?' in hf.tokenizer.decode(o.ids[o.notes==0])
+        x,y = dls.one_batch()
+        assert (y[y >= 0] == x['input_ids'][y >= 0]).all()
+    learn = hf_learner(dls, hf.model)
+    with learn.no_bar(), learn.no_logging(): learn.fit(1)
+    score = learn.hf_predict(chats(2).messages[0])
+    assert score['tokens'] == (dls.hf_block.task.sample(chats(2).messages[0], dls.hf_block).notes[:64]).sum()
+    assert len(learn.hf_predict(chats(3).messages)) == 3
+
+
+def test_prompts_go_through_the_template_when_asked():
+    hf = make_lm()
+    hf.tokenizer.chat_template = TEMPLATE
+    assert '<user>' not in hf.tokenizer.decode(pairs(hf).train_ds[0][0].ids)
+    o, = pairs(hf, chat=True).train_ds[0]
+    assert hf.tokenizer.decode(o.ids).startswith('<user> the ')
+    assert hf.tokenizer.decode(o.ids[o.notes==1]) in (' warm<|endoftext|>', ' dull<|endoftext|>')
+
+
+def test_rows_that_have_no_answer_left_are_named():
+    hf = make_lm()
+    long = PAIRS.assign(prompt=['the film '*40 if i==3 else o for i,o in enumerate(PAIRS.prompt)])
+    with pytest.raises(ValueError, match=r"1 of 12 training rows cannot be used; the first is row 3: nothing of the answer is left by max_length=64"):
+        loaders(long, hf, text_col='prompt', label_col='completion', splits=(range(12), range(12, 16)))
+    hf.tokenizer.truncation_side = 'left'
+    loaders(long, hf, text_col='prompt', label_col='completion', splits=(range(12), range(12, 16)))
+
+
+@pytest.mark.parametrize(('cell', 'why'), [
+    ([dict(role='user', content='Good?')], "no message has the role 'assistant'"),
+    ([dict(role='assistant', content='Good.')], "the first message is the assistant's"),
+    ('a text', "the text is 'a text', not a list of messages|the prompt has no completion"),
+    ([], r'the text is \[\], not a list of messages')])
+def test_chats_that_cannot_be_used_are_named(cell, why):
+    hf = make_lm()
+    hf.tokenizer.chat_template = TEMPLATE
+    df = chats()
+    df.at[2, 'messages'] = cell
+    with pytest.raises(ValueError, match=f'the first is row 2: ({why})'): loaders(df, hf, text_col='messages', splits=(range(6), [6, 7]))
+
+
+def test_a_chat_without_a_template_and_a_text_that_is_none_are_named(df):
+    hf = make_lm()
+    with pytest.raises(ValueError, match='the tokenizer has no chat template'): loaders(chats(), hf, text_col='messages')
+    with pytest.raises(ValueError, match='the first is row 1: the text is nan, not a string'):
+        loaders(df.assign(text=[math.nan if i==1 else o for i,o in enumerate(df.text)]), hf, splits=(range(80), range(80, 120)))
+    with pytest.raises(ValueError, match='the first is row 1: the completion is 3, not a string'):
+        loaders(PAIRS.assign(completion=[3 if i==1 else o for i,o in enumerate(PAIRS.completion)]), hf, text_col='prompt', label_col='completion',
+                splits=(range(8), range(8, 16)))
+
+
+@pytest.mark.parametrize(('options', 'why'), [
+    (dict(block_size=2), 'block_size=2 is not a number of tokens'), (dict(block_size=65), 'block_size=65 is more than max_length=64'),
+    (dict(windows=True), 'windows=True: causal-lm has no windows'), (dict(blocksize=8), "did you mean 'block_size'")])
+def test_options_that_cannot_be_used_are_named(options, why, df):
+    with pytest.raises((TypeError, ValueError), match=why): loaders(df, make_lm(), **options)
+
+
+def test_texts_without_tokens_train_and_do_not_poison_the_weights(df):
+    hf = make_lm()
+    empty = df.assign(text=['' if i < 60 else o for i,o in enumerate(df.text)])
+    for loss_func in (None, HFLoss()):
+        learn = hf_learner(loaders(empty, hf, packing=False, valid_col='is_valid'), hf.model, loss_func=loss_func)
+        with learn.no_bar(), learn.no_logging(): learn.fit(1)
+        assert all(torch.isfinite(p).all() for p in hf.model.parameters())
+    with pytest.raises(ValueError, match='texts hold no token'): loaders(df.assign(text=''), hf)
+
+
+def test_predictions_of_different_lengths_have_the_right_classes(df):
+    hf = make_lm()
+    dls = loaders(df, hf, packing=False)
+    learn = hf_learner(dls, hf.model)
+    with learn.no_bar():
+        probs,targs,decoded,losses = learn.get_preds(with_decoded=True, with_loss=True)
+        assert len(probs) == len(targs) == len(decoded) == len(losses) == len(dls.valid_ds)
+        for i in (0, len(probs)-1):
+            o, = dls.valid_ds[i]
+            real = targs[i] >= 0
+            assert targs[i][real].tolist() == o.ids[1:].tolist()
+            assert decoded[i].tolist() == probs[i].argmax(-1).tolist()
+            score = -probs[i][real].gather(1, targs[i][real][:,None]).log().mean()
+            assert losses[i].item() == pytest.approx(score.item(), abs=1e-4)
+
+
+@pytest.mark.parametrize('options', [dict(block_size=16), dict(packing=False)])
+def test_tables_and_interpretation_work(options, df, capsys):
+    hf = make_lm()
+    dls = loaders(df, hf, **options)
+    learn = hf_learner(dls, hf.model)
+    with learn.no_bar(), learn.no_logging():
+        dls.show_batch(max_n=2)
+        learn.show_results(max_n=2)
+        interp = Interpretation.from_learner(learn)
+        interp.plot_top_losses(3)
+        losses,idxs = interp.top_losses(1)
+        o, = dls.valid_ds[idxs.item()]
+        ids = torch.from_numpy(o.ids.astype('int64'))[None]
+        with torch.no_grad(): assert hf.model(input_ids=ids, labels=ids).loss.item() == pytest.approx(losses.item(), abs=1e-4)
+    out = capsys.readouterr().out
+    assert 'prediction' in out
+    assert 'loss' in out
+
+
+def test_tables_of_answers_show_what_is_given_and_what_is_to_be_written(capsys):
+    hf = make_lm()
+    dls = pairs(hf)
+    dls.show_batch(max_n=1)
+    assert 'target' in capsys.readouterr().out
+    learn = hf_learner(dls, hf.model)
+    with learn.no_bar(): learn.show_results(max_n=1)
+    assert 'prediction' in capsys.readouterr().out
+
+
+def test_new_rows_go_the_way_of_the_old(df, tmp_path):
+    hf = make_lm()
+    learn = hf_learner(loaders(df, hf, valid_col='is_valid', block_size=16), hf.model)
+    new = make_texts(6, seed=3)
+    for texts in (new, new.text.tolist()):
+        dl = learn.dls.test_dl(texts)
+        assert [i for o, in dl.dataset for i in o.ids] == [i for t in new.text for i in [*hf.tokenizer(t)['input_ids'], 0]]
+    with learn.no_bar(): loss = learn.validate(dl=dl)[0]
+    learn.export(tmp_path/'learn.pkl')
+    again = load_learner(tmp_path/'learn.pkl')
+    with again.no_bar(): assert again.validate(dl=again.dls.test_dl(new))[0] == pytest.approx(loss, abs=1e-6)
+    assert again.hf_predict('the film') == learn.hf_predict('the film')
+
+
+def test_new_prompts_need_their_completions():
+    hf = make_lm()
+    learn = hf_learner(pairs(hf), hf.model)
+    with pytest.raises(ValueError, match='the prompt has no completion'): learn.dls.test_dl(PAIRS)
+    with learn.no_bar(): assert learn.validate(dl=learn.dls.test_dl(PAIRS, with_labels=True))[0] > 0
+    score = learn.hf_predict(('the film was', ' warm'))
+    assert score['tokens'] == len(hf.tokenizer(' warm')['input_ids']) + 1
+
+
+def test_scores_do_not_depend_on_the_other_texts(df):
+    hf = make_lm()
+    learn = hf_learner(loaders(df, hf), hf.model)
+    texts = df.text[:10].tolist()
+    for one,text in zip(learn.hf_predict(texts), texts, strict=True):
+        assert one['loss'] == pytest.approx(learn.hf_predict(text)['loss'], abs=1e-5)
+    with pytest.raises(ValueError, match='number 1: .* there is nothing to score'): learn.hf_predict(['the film', ''])
+
+
+def test_the_mid_and_the_low_level_reach_the_same(df):
+    hf = make_lm()
+    block = HFTextBlock(*hf, task='causal-lm', block_size=16)
+    dls = DataBlock(blocks=(block,), get_x=ColReader('text'), splitter=ColSplitter()).dataloaders(df, bs=8, device='cpu')
+    high = loaders(df, hf, valid_col='is_valid', block_size=16, bs=8)
+    assert dls.valid.one_batch()[0]['input_ids'].tolist() == high.valid.one_batch()[0]['input_ids'].tolist()
+    learn = Learner(dls, hf.model, loss_func=TokenCrossEntropy(), metrics=block.task.metrics(), cbs=[HFCallback], splitter=hf_splitter)
+    with learn.no_bar(), learn.no_logging():
+        learn.fit(1, 1e-3)
+        learn.freeze()
+        learn.summary()
+    rows = HFDataLoader([(o,) for o in df.text], hf_block=block, bs=8)
+    assert rows.one_batch()[0]['input_ids'].shape == (8, 16)
+
+
+def test_blocks_are_a_dataset_that_fastai_empties():
+    blocks = Blocks([('a',)], [Tokens([1, 2, 3])])
+    assert isinstance(blocks, Datasets)
+    assert blocks[0] == (Tokens([1, 2, 3]),)
+    assert len(blocks.new_empty()) == 0
+    with pytest.raises(IndexError): blocks[1]

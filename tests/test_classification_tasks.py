@@ -1,0 +1,293 @@
+"Pairs, several labels, numbers, long texts: what the tasks with one answer a text promise."
+import datasets
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import make_objects
+from fastai.text.all import (
+    CategoryBlock,
+    ColReader,
+    ColSplitter,
+    CrossEntropyLossFlat,
+    DataBlock,
+    FocalLossFlat,
+    LabelSmoothingCrossEntropyFlat,
+    MultiCategoryBlock,
+    RegressionBlock,
+    load_learner,
+)
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import pipeline
+
+from blurlike.all import HFLoss, HFTextBlock, HFTextDataLoaders, SampleTable, hf_learner
+from blurlike.inputs import HFInputs
+
+TEXTS = ['the film warm', 'the plot dull the cast sour the script stale', 'zebra 🎬']
+
+
+def from_df(df, hf, **kwargs): return HFTextDataLoaders.from_df(df, hf, **{'valid_col': 'is_valid', 'bs': 8, 'seed': 0, 'device': 'cpu', **kwargs})
+
+
+@pytest.fixture
+def pairs(df): return df.assign(other=df.text.str.split().str[:7].str[::-1].str.join(' '))
+
+
+@pytest.fixture
+def topics(df): return df.assign(label=[[w for w in ('film', 'plot', 'cast') if w in t] for t in df.text])
+
+
+@pytest.fixture
+def scores(df): return df.assign(score=df.text.str.len()/100 + 0.25, words=df.text.str.split().map(len)/7)
+
+
+def quiet_fit(learn, n=1):
+    with learn.no_bar(), learn.no_logging(): learn.fit(n, 1e-3)
+    return learn
+
+
+# ---- the task that the data asks for
+
+@pytest.mark.parametrize(('labels', 'task'), [
+    (dict(label=['a', 'b', 'a', 'b']), 'sequence-classification'),
+    (dict(label=[0, 1, 1, 0]), 'sequence-classification'),
+    (dict(label=[True, False, True, False]), 'sequence-classification'),
+    (dict(label=[['a'], [], ['a', 'b'], ['b']]), 'multi-label-classification'),
+    (dict(label=[0, 1, 1, 0], x=[1, 1, 0, 0]), 'multi-label-classification'),
+    (dict(label=[0.5, 1., 2., 3.25]), 'regression'),
+    (dict(label=[0.5, 1., 2., 3.25], x=[0.1, 0.2, 0.3, 0.4]), 'regression'),
+])
+def test_the_task_is_seen_from_the_labels_and_said_in_one_line(labels, task, capsys):
+    df = pd.DataFrame(dict(text=['the film', 'the plot', 'the cast', 'the score'], is_valid=[False, False, False, True], **labels))
+    dls = from_df(df, make_objects(), label_col=list(labels))
+    assert dls.hf_block.task.name == task
+    assert capsys.readouterr().out.count('\n') == 1
+
+
+@pytest.mark.parametrize('labels', [[0., 1., 1., 0.], ['one answer', 'another one', 'a third', 'and a fourth']*10])
+def test_labels_that_several_tasks_could_mean_are_asked_about(labels):
+    df = pd.DataFrame(dict(text=[f'the film {i}' for i in range(len(labels))], label=labels))
+    if len(labels) > 4: df['label'] = [f'{o} {i}' for i,o in enumerate(labels)]
+    with pytest.raises(ValueError, match="say which with task=, one of 'causal-lm'|say which with task=, one of"): from_df(df, make_objects(), valid_col=None)
+
+
+@pytest.mark.parametrize(('block', 'get_y', 'task'), [
+    (CategoryBlock, ColReader('label'), 'sequence-classification'),
+    (MultiCategoryBlock, lambda r: [r['label']], 'multi-label-classification'),
+    (RegressionBlock, lambda r: len(r['text'])/10, 'regression'),
+])
+def test_a_datablock_without_a_task_sees_it_from_the_targets(df, hf, block, get_y, task):
+    dblock = DataBlock(blocks=(HFTextBlock(*hf), block), get_x=ColReader('text'), get_y=get_y, splitter=ColSplitter())
+    assert dblock.dataloaders(df, bs=4).hf_block.task.name == task
+
+
+def test_a_task_that_is_named_stays(df, hf):
+    numbers = df.assign(label=(df.label=='good').astype(int))
+    assert from_df(numbers, make_objects(num_labels=1), task='regression').hf_block.task.name == 'regression'
+
+
+# ---- pairs
+
+@pytest.mark.parametrize('arch', ['bert', 'roberta', 'gpt2', 't5', 'xlnet'])
+def test_a_pair_is_shown_in_two_columns_whatever_the_model_is_told(arch, pairs, capsys):
+    hf = make_objects(arch)
+    dls = from_df(pairs, hf, text_col=('text', 'other'))
+    b = dls.valid.one_batch()
+    texts = dls.hf_block.decode(b[0])
+    rows = dls.valid.get_idxs()[:len(texts)]
+    for (one,two),i in zip(texts, rows, strict=True):
+        row = dls.valid_ds.items.iloc[i]
+        assert (one.strip(), two.strip()) == (row.text, row.other) or len(hf.tokenizer(row.text, row.other)['input_ids']) > dls.hf_block.max_length
+    dls.show_batch(max_n=2)
+    assert 'text_pair' in capsys.readouterr().out
+    learn = quiet_fit(hf_learner(dls, hf.model))
+    assert set(learn.hf_predict(('the film', 'the plot'))) == {'label', 'index', 'score', 'probs'}
+
+
+def test_pairs_predict_as_the_pipeline_does(pairs, hf, tmp_path):
+    learn = quiet_fit(hf_learner(from_df(pairs, hf, text_col=('text', 'other')), hf.model))
+    learn.save_pretrained(tmp_path/'model')
+    classify = pipeline('text-classification', model=str(tmp_path/'model'), device='cpu')
+    samples = list(zip(pairs.text[:20], pairs.other[:20], strict=True))
+    theirs = classify([dict(text=a, text_pair=b) for a,b in samples], truncation=True)
+    for a,b in zip(learn.hf_predict(samples), theirs, strict=True): assert a['score'] == pytest.approx(b['score'], abs=1e-5)
+
+
+def test_pairs_come_from_a_dataset_too(pairs, hf):
+    ds = datasets.Dataset.from_pandas(pairs)
+    dls = HFTextDataLoaders.from_dataset(ds, hf, text_col=('text', 'other'), valid_col='is_valid', bs=8)
+    assert dls.train_ds[0][0] == (pairs.text[0], pairs.other[0])
+
+
+# ---- several labels
+
+def test_several_labels_predict_show_export_and_save(topics, tmp_path, capsys):
+    hf = make_objects(num_labels=3, problem_type='multi_label_classification')
+    dls = from_df(topics, hf, threshold=0.4)
+    learn = quiet_fit(hf_learner(dls, hf.model))
+    preds = learn.hf_predict(TEXTS)
+    for o in preds: assert o['labels'] == [dls.vocab[i] for i in np.argsort(o['probs'])[::-1] if o['probs'][i] > 0.4]
+    assert len(learn.hf_predict(TEXTS[0], threshold=0.)['labels']) == 3
+    probs,targs = learn.get_preds()
+    assert probs.shape == targs.shape == (40, 3)
+    learn.show_results(max_n=2)
+    learn.save_pretrained(tmp_path/'model')
+    classify = pipeline('text-classification', model=str(tmp_path/'model'), top_k=None, device='cpu')
+    for ours,theirs in zip(preds, classify(TEXTS), strict=True):
+        assert ours['probs'] == pytest.approx([{o['label']: o['score'] for o in theirs}[v] for v in dls.vocab], abs=1e-5)
+    learn.export(tmp_path/'learn.pkl')
+    assert load_learner(tmp_path/'learn.pkl').hf_predict(TEXTS) == preds
+
+
+def test_a_row_without_labels_is_a_row(topics):
+    df = topics.assign(label=[[] if i%2 else o for i,o in enumerate(topics.label)])
+    hf = make_objects(num_labels=3)
+    _,y = next(iter(from_df(df, hf).valid.new(sort=False)))
+    assert y.sum(1).tolist() == [len(o) for o in df.label[80:88]]
+
+
+def test_the_chosen_threshold_is_the_learners(topics):
+    hf = make_objects(num_labels=3)
+    learn = quiet_fit(hf_learner(from_df(topics, hf), hf.model))
+    with learn.no_bar(): best = learn.choose_threshold(grid=(0.2, 0.9), plot=False)
+    assert best == learn.loss_func.thresh == learn.dls.hf_block.task.threshold
+    assert all(s > best for s in learn.hf_predict(TEXTS[0])['scores'])
+
+
+def test_class_labels_of_a_dataset_keep_names_and_order(topics, hf):
+    names = ['plot', 'film', 'cast']
+    features = datasets.Features(text=datasets.Value('string'), label=datasets.Sequence(datasets.ClassLabel(names=names)), is_valid=datasets.Value('bool'))
+    ds = datasets.Dataset.from_dict(topics[['text', 'label', 'is_valid']].to_dict('list'), features=features)
+    dls = HFTextDataLoaders.from_dataset(ds, make_objects(num_labels=3), valid_col='is_valid')
+    assert dls.hf_block.task.name == 'multi-label-classification'
+    assert sorted(dls.vocab) == sorted(names)
+    assert [dls.vocab[i] for i in dls.train_ds[0][1].nonzero().flatten()] == [o for o in dls.vocab if o in topics.label[0]]
+
+
+# ---- numbers
+
+@pytest.mark.parametrize('cols', [['score'], ['score', 'words']])
+def test_numbers_predict_show_and_save_without_softmax(scores, cols, tmp_path, capsys):
+    hf = make_objects(num_labels=len(cols))
+    dls = from_df(scores, hf, label_col=cols)
+    learn = quiet_fit(hf_learner(dls, hf.model))
+    learn.show_results(max_n=2)
+    preds = learn.hf_predict(TEXTS)
+    with torch.no_grad(): logits = hf.model.eval()(**hf.tokenizer(TEXTS[0], return_tensors='pt')).logits[0].tolist()
+    assert (preds[0].get('scores') or [preds[0]['score']]) == pytest.approx(logits, abs=1e-5)
+    learn.save_pretrained(tmp_path/'model')
+    theirs = pipeline('text-classification', model=str(tmp_path/'model'), device='cpu', top_k=None)([TEXTS[0]])[0]
+    assert {o['label']: o['score'] for o in theirs} == pytest.approx(dict(zip(cols, logits, strict=True)), abs=1e-5)
+
+
+@pytest.mark.parametrize('cols', [['score'], ['score', 'words']])
+def test_the_models_own_loss_is_the_mean_squared_error(scores, cols):
+    hf = make_objects(num_labels=len(cols))
+    dls = from_df(scores, hf, label_col=cols)
+    batch,losses = dls.valid.one_batch(),[]
+    for loss_func in (HFLoss(), None):
+        learn = hf_learner(dls, hf.model, loss_func=loss_func)
+        with learn.no_bar(): losses.append(learn.validate(dl=[batch])[0])
+    assert losses[0] == pytest.approx(losses[1], abs=1e-5)
+
+
+def test_a_target_that_is_no_number_is_named(scores):
+    hf = make_objects(num_labels=1)
+    with pytest.raises(ValueError, match="row 7 has .'high'., and regression needs numbers"):
+        from_df(scores.assign(score=['high' if i==7 else o for i,o in enumerate(scores.score)]), hf, task='regression', label_col='score')
+    with pytest.raises(ValueError, match='1 of 40 validation rows cannot be used; the first is row 100: the target is .inf.'):
+        from_df(scores.assign(score=scores.score.where(scores.index!=100, float('inf'))), hf, label_col='score')
+    with pytest.raises(ValueError, match='names no class; task=.regression. predicts numbers'):
+        from_df(scores, hf, task='sequence-classification', label_col='score')
+
+
+# ---- long texts
+
+def test_what_a_window_cuts_the_next_one_holds(df):
+    hf = make_objects()
+    block = from_df(df, hf, max_length=16, windows=True, stride=4, pooling='max').hf_block
+    inputs = block.encode(df.text[:8].tolist())
+    assert inputs['n_windows'].max() > 1
+    for i,text in enumerate(df.text[:8]):
+        seen = []
+        for w in range(inputs['n_windows'][i]):
+            ids = [o for o in inputs['input_ids'][i, w].tolist() if o not in hf.tokenizer.all_special_ids]
+            seen += ids[4 if w else 0:]
+        assert seen == hf.tokenizer(text, add_special_tokens=False)['input_ids']
+
+
+WORDS = st.lists(st.sampled_from('the film plot warm dull zebra 🎬'.split()), max_size=60).map(' '.join)
+HF = make_objects()
+
+
+@settings(max_examples=25, deadline=None)
+@given(texts=st.lists(WORDS, min_size=1, max_size=5), max_length=st.integers(5, 30), stride=st.integers(0, 2), pooling=st.sampled_from(['mean', 'max']))
+def test_a_prediction_is_the_pool_of_a_texts_windows_whatever_is_beside_it(texts, max_length, stride, pooling):
+    df = pd.DataFrame(dict(text=['a', 'b', 'c', 'd'], label=['x', 'y']*2, is_valid=[False, False, True, True]))
+    learn = hf_learner(from_df(df, HF, task='sequence-classification', max_length=max_length, windows=True, stride=stride, pooling=pooling), HF.model)
+    with learn.no_bar(): preds = learn.hf_predict(texts, max_tokens=100)
+    for text,pred in zip(texts, preds, strict=True):
+        enc = HF.tokenizer(text, truncation=True, max_length=max_length, stride=stride, return_overflowing_tokens=True, padding=True, return_tensors='pt')
+        del enc['overflow_to_sample_mapping']
+        with torch.no_grad(): logits = HF.model.eval()(**enc).logits
+        logits = logits.mean(0) if pooling=='mean' else logits.amax(0)
+        assert pred['probs'] == pytest.approx(logits.softmax(-1).tolist(), abs=1e-5)
+
+
+def test_long_texts_train_and_come_back_in_order(df, capsys):
+    hf = make_objects()
+    learn = quiet_fit(hf_learner(from_df(df, hf, max_length=12, windows=True, stride=2), hf.model))
+    with learn.no_bar():
+        probs,targs = learn.get_preds()
+        rows,*_ = learn.get_preds(with_input=True)
+    assert probs.shape == (40, 2)
+    assert probs.tolist() == [pytest.approx(o['probs'], abs=1e-5) for o in learn.hf_predict(df.text[80:].tolist())]
+    assert learn.dls.truncation_report().truncated.sum() == 0
+    assert learn.dls.hf_block.decode(rows, 1)[0].startswith(df.text[80].split()[0])
+    learn.show_results(max_n=2)
+    loss = learn.validate()[0]
+    learn.loss_func = HFLoss(CrossEntropyLossFlat())
+    assert learn.validate()[0] == pytest.approx(loss, abs=1e-5)
+
+
+def test_windows_need_a_tokenizer_that_makes_them_and_room(df, hf):
+    with pytest.raises(ValueError, match='windows=True: .* has no limit of its own, so pass max_length'):
+        from_df(df, make_objects('gpt_neox'), windows=True)
+    with pytest.raises(ValueError, match='stride=-1 is not a number of tokens'): from_df(df, hf, windows=True, stride=-1)
+    with pytest.raises(ValueError, match="pooling='median' is not one of 'mean', 'max'"): from_df(df, hf, pooling='median')
+
+
+# ---- fastai's losses
+
+@pytest.mark.parametrize('loss_func', [
+    CrossEntropyLossFlat(weight=torch.tensor([1., 5.])), LabelSmoothingCrossEntropyFlat(eps=0.2), FocalLossFlat(gamma=2.)],
+    ids=['class weights', 'label smoothing', 'focal'])
+def test_a_loss_of_fastai_is_passed_and_used(df, loss_func):
+    hf = make_objects()
+    dls = from_df(df, hf)
+    plain,learn = hf_learner(dls, hf.model),hf_learner(dls, hf.model, loss_func=loss_func)
+    with torch.no_grad(): hf.model.classifier.bias.copy_(torch.tensor([0., 3.]))
+    with plain.no_bar(), learn.no_bar():
+        dl = dls.test_dl(df[df.label.eq('good') | df.index.isin([0, 2])], with_labels=True) # unbalanced: each loss has a value of its own
+        assert learn.validate(dl=dl)[0] != pytest.approx(plain.validate(dl=dl)[0], abs=1e-2)
+        probs = learn.get_preds()[0]
+    assert probs.sum(1).tolist() == pytest.approx([1.]*40, abs=1e-5)
+    quiet_fit(learn)
+
+
+# ---- datasets
+
+def test_splits_of_a_dataset_dict_are_named_not_listed(df, hf):
+    dd = datasets.DatasetDict(train=datasets.Dataset.from_pandas(df), test=datasets.Dataset.from_pandas(df))
+    for kwargs,name in ((dict(valid_col='is_valid'), 'valid_col'), (dict(splits=([0], [1])), 'splits')):
+        with pytest.raises(ValueError, match=f'{name} is for a single Dataset'): HFTextDataLoaders.from_dataset(dd, hf, **kwargs)
+
+
+def test_notes_are_kept_from_the_model():
+    inputs = HFInputs(input_ids=torch.ones(2, 3), sequence_ids=torch.zeros(2, 3), word_ids=torch.zeros(2, 3))
+    assert set(inputs.for_model()) == {'input_ids'}
+
+
+def test_a_table_keeps_words_that_look_like_markup():
+    assert '&lt;b&gt;' in SampleTable([dict(text='<b>')])._repr_html_()

@@ -1,0 +1,193 @@
+"""Every architecture with every task that transformers has a model for: nothing in the library may depend on which one it is.
+Which cells there are is asked of the task's Auto class, and which of them cannot work, and how they fail, of `blurlike.architectures`."""
+import re
+from contextlib import contextmanager
+from functools import partial
+
+import pandas as pd
+import pytest
+import torch
+from conftest import ARCHITECTURES, BLOCK_OPTIONS, make_config
+from fastai.callback.core import Callback
+from torch import nn
+from transformers import pipeline
+
+from blurlike.all import HFLoss, HFObjects, HFTextDataLoaders, all_tasks, get_hf_objects, hf_learner, hf_splitter
+from blurlike.architectures import LIMITS, OWN_LOSS, TESTED, has_model, supported_tasks
+
+TEXTS = ['the film warm', 'the plot dull the cast sour', 'the score lovely', 'the ending stale the script grim', 'the cast bright', 'the story hollow',
+         'the dialogue clever the film moving', 'the plot empty']
+WORDS = [o.split() for o in TEXTS]
+ANSWERS = [(o[-1], len(' '.join(o)) - len(o[-1])) for o in WORDS]
+# Texts and targets of each task; without targets they are the same
+ROWS = {
+    'sequence-classification': (TEXTS, ['good', 'bad']*4),
+    'multi-label-classification': (TEXTS, [['good'], ['bad', 'plot'], ['good'], ['bad'], ['good'], ['bad'], ['plot', 'good'], []]),
+    'regression': (TEXTS, [.9, .1, .8, .2, .7, .3, .6, .4]),
+    'token-classification': (WORDS, [['O' if o=='the' else 'B-THING' for o in words] for words in WORDS]),
+    'question-answering': ([('the film', o) for o in TEXTS], ANSWERS),
+    'summarization': (TEXTS, [' '.join(o[-2:]) for o in WORDS]),
+    'translation': (TEXTS, [' '.join(o[1::2]) for o in WORDS]),
+    'text2text-generation': (TEXTS, [o[0] for o in WORDS]),
+    'causal-lm': (TEXTS, None),
+    'masked-lm': (TEXTS, None),
+}
+# What a user has to say to the configuration: which of the types that are encoders too shall be decoders
+CONFIGS = {'causal-lm': dict(is_decoder=True), ('xlm', 'causal-lm'): dict(is_decoder=True, causal=True)}
+# What is asked, where it is not the texts themselves
+ASKS = {'masked-lm': lambda xs, tokenizer: [f'{o} {tokenizer.mask_token}' for o in xs]}
+PIPELINES = {'sequence-classification': 'text-classification'} # Those whose answers are the same in another form
+TASKS = all_tasks()
+CELLS = [(a, t) for a in ARCHITECTURES for t in TASKS if has_model(a, TASKS[t])]
+
+
+def cells(works): return pytest.mark.parametrize(('arch', 'task'), [pytest.param(*o, id='-'.join(o)) for o in CELLS if (o in LIMITS) != works])
+
+
+def columns(cols, values):
+    "A column, or several, by name"
+    if cols is None: return {}
+    return {cols: values} if isinstance(cols, str) else dict(zip(cols, map(list, zip(*values, strict=True)), strict=True))
+
+
+def frame(task):
+    xs,ys = ROWS[task]
+    df = pd.DataFrame(columns(TASKS[task].text_col, xs) | columns(TASKS[task].label_col, ys))
+    return df.assign(is_valid=df.index >= 4)
+
+
+def make_dls(task, hf):
+    return HFTextDataLoaders.from_df(frame(task), hf, task=task, valid_col='is_valid', bs=4, seed=0, device='cpu', **BLOCK_OPTIONS.get(hf.arch, {}))
+
+
+def make_learner(arch, task):
+    "A learner whose model fits the task and its data"
+    config,tokenizer = make_config(arch, **CONFIGS.get((arch, task), CONFIGS.get(task, {})))
+    tokenizer.model_max_length = 64 # as those of checkpoints have one; positions alone limit only some models
+    dls = make_dls(task, HFObjects(arch, config, tokenizer, None))
+    for k,v in dls.hf_block.task.config_kwargs(dls).items(): setattr(config, k, v)
+    torch.manual_seed(0)
+    return hf_learner(dls, dls.hf_block.task.auto_model.from_config(config), metrics=[], lr=1e-2)
+
+
+class Losses(Callback):
+    "The loss of each training step"
+    def before_fit(self): self.seen = []
+    def after_loss(self):
+        if self.training: self.seen.append(self.loss.item())
+
+
+def names(model, params):
+    ids = {id(p) for p in params}
+    return {n for n,p in model.named_parameters() if id(p) in ids}
+
+
+def head(model):
+    "The names of the parameters outside the body, for a model that knows which part that is; of a T5, those of no child that has layers"
+    if model.base_model is not model: body = model.base_model.parameters()
+    else: body = [p for m in model.children() if isinstance(m, nn.Embedding) or any(isinstance(o, nn.ModuleList) for o in m.modules()) for p in m.parameters()]
+    return names(model, model.parameters()) - names(model, body)
+
+
+@contextmanager
+def calls(model):
+    "The names of the parameters in layers, in the order in which modules that hold them are called"
+    seen = {}
+    note = lambda name, module, *_: seen.update({f'{name}.{n}': None for n,_ in module.named_parameters(recurse=False)})
+    hooks = [m.register_forward_pre_hook(partial(note, n)) for n,m in model.named_modules() if re.search(r'\.\d+\.', n)]
+    yield seen
+    for o in hooks: o.remove()
+
+
+def check_groups(model, fixed, called):
+    "Every parameter that can be trained is in one group, and the groups of layers are in the order of the computation"
+    groups = [names(model, g) for g in hf_splitter(model)]
+    order = [i for n in called for i,g in enumerate(groups) if n in g]
+    assert order == sorted(order)
+    assert order
+    assert sum(map(len, groups)) == len(set().union(*groups))
+    assert set().union(*groups) == {n for n,_ in model.named_parameters()} - fixed
+    return groups
+
+
+def check_freezing(learn, groups):
+    "Only the head trains, or the last layers if no matrix is the head's own"
+    model = learn.model
+    own = head(model)
+    matrices = any(model.get_parameter(n).ndim > 1 for n in own)
+    trains = {n for n,p in model.named_parameters() if p.requires_grad}
+    assert trains == groups[-1]
+    assert trains == own if matrices else trains >= own
+    assert any(model.get_parameter(n).ndim > 1 for n in trains)
+    assert not trains & groups[0]
+
+
+def step(learn):
+    "One training step and the names of what it changed"
+    before = {n: p.detach().clone() for n,p in learn.model.named_parameters()}
+    losses = Losses()
+    with learn.no_bar(), learn.no_logging(): learn.fit(1, cbs=losses)
+    assert len(losses.seen)==1
+    assert torch.isfinite(torch.tensor(losses.seen)).all()
+    return {n for n,p in learn.model.named_parameters() if not torch.equal(p, before[n])}
+
+
+@cells(works=True)
+def test_a_task_trains_predicts_saves_and_reads_back(arch, task, tmp_path):
+    learn = make_learner(arch, task)
+    model,dls = learn.model,learn.dls
+    fixed = {n for n,p in model.named_parameters() if not p.requires_grad}
+    batch = dls.valid.one_batch()
+    assert len(dls.valid.decode_batch(batch))==len(batch[0]['input_ids'])
+
+    theirs = hf_learner(dls, model, loss_func=HFLoss(), metrics=[])
+    with learn.no_bar(), theirs.no_bar(), calls(model) as called: ours,own = (o.validate(dl=[batch])[0] for o in (learn, theirs))
+    assert (own == pytest.approx(ours, abs=1e-5, rel=1e-5)) == ((arch, task) not in OWN_LOSS)
+
+    groups = check_groups(model, fixed, called)
+    learn.freeze()
+    check_freezing(learn, groups)
+    assert groups[-1] >= step(learn) > set()
+    learn.unfreeze()
+    assert {n for n,p in model.named_parameters() if not p.requires_grad} == fixed
+    changed = step(learn)
+    assert all(changed & o for o in groups)
+
+    texts = ASKS.get(task, lambda xs, tokenizer: xs)(ROWS[task][0][:3], dls.hf_block.hf_tokenizer)
+    preds = learn.hf_predict(texts)
+    learn.save_pretrained(tmp_path/'model')
+    hf = get_hf_objects(tmp_path/'model', model_cls=TASKS[task].auto_model)
+    again = hf_learner(make_dls(task, hf), hf.model, metrics=[])
+    assert type(again.model) is type(model)
+    assert_same(again.hf_predict(texts), preds)
+    if task in PIPELINES:
+        answers = pipeline(PIPELINES[task], model=str(tmp_path/'model'), device='cpu')(texts, **BLOCK_OPTIONS.get(arch, {}))
+        alone = [learn.hf_predict(o) for o in texts] # as the pipeline does it: some models, such as Canine, are moved by the padding of a batch
+        for o in ('label', 'score'): assert_same([a[o] for a in answers], [a[o] for a in alone])
+
+
+@cells(works=False)
+def test_what_is_known_not_to_work_fails_as_stated(arch, task, tmp_path):
+    with pytest.raises(Exception, match=re.escape(LIMITS[arch, task].says)): test_a_task_trains_predicts_saves_and_reads_back(arch, task, tmp_path)
+
+
+def test_the_list_of_limits_is_about_models_that_there_are():
+    assert set(LIMITS) <= {(a, t) for a in ARCHITECTURES for t in ROWS}
+    assert {(a, t) for a,t in LIMITS if t in TASKS} <= set(CELLS)
+
+
+def test_every_task_and_every_architecture_takes_part():
+    assert set(TASKS) <= set(ROWS)
+    assert set(TESTED) == set(ARCHITECTURES) == {a for a,_ in CELLS} | {a for a in ARCHITECTURES if not supported_tasks(a)}
+
+
+def assert_same(a, b):
+    "Numbers may differ by what rounding makes of them"
+    if isinstance(a, float): assert a == pytest.approx(b, abs=1e-5), 'the prediction has changed'
+    elif isinstance(a, dict):
+        assert a.keys() == b.keys()
+        for k in a: assert_same(a[k], b[k])
+    elif isinstance(a, (list, tuple)):
+        assert len(a) == len(b)
+        for x,y in zip(a, b, strict=True): assert_same(x, y)
+    else: assert a == b, 'the prediction has changed'

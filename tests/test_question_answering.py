@@ -1,0 +1,504 @@
+"Questions, contexts and answers: windows, targets, what is read out, and wrong input."
+import pickle
+from functools import cache
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import ARCHITECTURES, THINGS, gpt_like, make_objects, roberta_like, unigram, wordpiece
+from datasets import Dataset
+from fastai.data.all import CategoryBlock, ColReader, ColSplitter, DataBlock
+from fastai.interpret import Interpretation
+from fastai.learner import load_learner
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import AutoConfig, AutoModelForQuestionAnswering
+
+from blurlike.all import (
+    NO_ANSWER,
+    Answer,
+    AnswerBlock,
+    AnswerLoss,
+    HFInputs,
+    HFLoss,
+    HFTextBlock,
+    HFTextDataLoaders,
+    answer_f1,
+    as_characters,
+    from_characters,
+    get_task,
+    hf_learner,
+    normalize_answer,
+    read_answers,
+    row_answers,
+    set_pad_token,
+)
+
+QA = ['bert', 'deberta-v2', 'gpt2', 'roberta', 't5', 'xlnet'] # the matrix has them all
+
+
+def make_qa(arch='bert', **kwargs):
+    "A tiny model that answers questions"
+    return make_objects(arch, auto_model=AutoModelForQuestionAnswering, **kwargs)
+
+
+def make_rows(n, things=7, none_every=4):
+    "Contexts that say of things what they are, questions about one of them, and some about none"
+    rng = np.random.default_rng(0)
+    rows = []
+    for i in range(n):
+        told = rng.permutation(THINGS)[:things]
+        says = [('warm', 'dull', 'slow moving', 'funny')[rng.integers(4)] for _ in told]
+        context,starts = '',[]
+        for t,s in zip(told, says, strict=True):
+            context += f'the {t} '
+            starts.append(len(context))
+            context += f'{s} '
+        k = rng.integers(things)
+        absent = next(t for t in THINGS if t not in told)
+        rows.append((f'the {absent}', context, '', -1) if none_every and i%none_every==0 else (f'the {told[k]}', context, says[k], starts[k]))
+    df = pd.DataFrame(rows, columns=['question', 'context', 'answer_text', 'answer_start'])
+    return df.assign(is_valid=df.index >= n*2//3)
+
+
+@pytest.fixture
+def qa(): return make_rows(36)
+
+
+def from_df(df, hf=None, **kwargs):
+    defaults = dict(task='question-answering', valid_col='is_valid', bs=8, seed=0, device='cpu', max_length=24, stride=6)
+    return HFTextDataLoaders.from_df(df, hf or make_qa(), **(defaults | kwargs))
+
+
+@cache
+def config_for(size): return AutoConfig.for_model('bert', vocab_size=size, **ARCHITECTURES['bert'][1])
+
+
+def make_block(tokenizer, max_length=32, stride=8, **options):
+    config = config_for(len(tokenizer))
+    set_pad_token(tokenizer, config)
+    return HFTextBlock('bert', config, tokenizer, task='question-answering', max_length=max_length, stride=stride, **options)
+
+
+def gold_logits(inputs, targets):
+    "Logits of a model that knows the targets"
+    logits = torch.nn.functional.one_hot(targets.clamp(min=0), inputs['input_ids'].shape[-1]).transpose(-1, -2)*50.
+    return logits*inputs.window_mask[...,None,None]
+
+
+TOKENIZERS = {'wordpiece': wordpiece, 'roberta': roberta_like, 'gpt': gpt_like, 'unigram': unigram,
+              'unigram, padded left': lambda: unigram(padding_side='left')}
+
+
+# --- every architecture
+
+@pytest.mark.parametrize('arch', QA)
+def test_an_architecture_learns_answers_and_saves(arch, qa, tmp_path):
+    hf = make_qa(arch)
+    dls = from_df(qa, hf, stride=10)
+    xb,yb = dls.valid.one_batch()
+    assert yb.shape == (*xb['input_ids'].shape[:2], 2)
+    assert xb['n_windows'].max() > 1
+    learn = hf_learner(dls, hf.model, lr=1e-3)
+    with learn.no_bar(), learn.no_logging(): learn.fit(1)
+    assert all(torch.isfinite(p).all() for p in hf.model.parameters())
+    one,two = learn.hf_predict([dict(question='the film', context='the film warm the plot dull'), ('the plot', 'the plot dull '*20)])
+    for pred,context in ((one, 'the film warm the plot dull'), (two, 'the plot dull '*20)):
+        assert context[pred['start']:pred['end']] == pred['answer']
+        assert pred['score'] >= 0
+    learn.save_pretrained(tmp_path/'model')
+    model = AutoModelForQuestionAnswering.from_pretrained(tmp_path/'model').eval()
+    with torch.no_grad(): ours,theirs = (o.eval()(**HFInputs(xb).for_model()) for o in (hf.model, model))
+    torch.testing.assert_close(ours.start_logits, theirs.start_logits)
+    torch.testing.assert_close(ours.end_logits, theirs.end_logits)
+
+
+@pytest.mark.parametrize('arch', QA)
+def test_the_models_own_loss_is_ours(arch, qa):
+    hf = make_qa(arch)
+    dls = from_df(qa, hf, stride=10)
+    batch = dls.valid.one_batch()
+    losses = []
+    for loss_func in (HFLoss(), AnswerLoss()):
+        learn = hf_learner(dls, hf.model, loss_func=loss_func, metrics=[])
+        with learn.no_bar(): losses.append(learn.validate(dl=[batch])[0])
+    assert losses[0] == pytest.approx(losses[1], abs=1e-5)
+
+
+# --- targets
+
+@pytest.mark.parametrize('kind', TOKENIZERS)
+def test_the_question_comes_first_unless_the_tokenizer_pads_on_the_left(kind):
+    block = make_block(TOKENIZERS[kind]())
+    inputs = block.task.encode([('the film', 'the plot dull the cast sour')], block)
+    first = next(i for i in inputs['sequence_ids'][0,0].tolist() if i >= 0)
+    assert first == (1 if 'left' in kind else 0)
+    for part,text in enumerate(['the film', 'the plot dull the cast sour']):
+        ends = inputs['offsets'][inputs['sequence_ids']==part]
+        assert (ends.min(), ends.max()) == (0, len(text))
+    assert row_answers(inputs) == [(('the film', 'the plot dull the cast sour'), None)]
+
+
+def test_windows_of_a_pair_are_read_as_a_pair():
+    block = make_block(wordpiece(), max_length=12, stride=2)
+    inputs = block.task.encode([('the film', 'the plot dull the cast sour the film warm')], block)
+    assert block.decode(inputs) == [('the film', 'the plot dull the cast sour the … sour the film warm')]
+
+
+def test_a_window_without_the_answer_points_at_cls_and_a_filling_one_at_nothing():
+    block = make_block(wordpiece(), max_length=16, stride=4)
+    long,short = 'the film warm '*8,'the film warm'
+    inputs,targets = block.task.collate([(('the film', long), Answer('warm', 9)), (('the film', short), NO_ANSWER)], block)
+    n = inputs['n_windows'].tolist()
+    assert n[0] > 2
+    assert n[1] == 1
+    assert targets[0,0].tolist() == [6, 6] # [CLS] the film [SEP] the film warm
+    assert (targets[0,1:] == 0).all()
+    assert (targets[1,0] == 0).all()
+    assert (targets[1,1:] == -100).all()
+
+
+def test_without_a_cls_token_no_answer_is_at_the_first_token():
+    rows = [(('the film', 'the plot dull'), NO_ANSWER), (('the film', 'the plot'), NO_ANSWER)]
+    block = make_block(gpt_like())
+    assert (block.task.collate(rows, block)[1] == 0).all()
+    block.hf_tokenizer.padding_side = 'left'
+    inputs,targets = block.task.collate(rows, block)
+    assert inputs['sequence_ids'][1,0,targets[1,0,0]] == 0 # the question's first token, for the context comes first
+
+
+WORDS = st.sampled_from('the film warm dull plot zoë 東京 🎬 [0-9] a b\u0301 slow'.split())
+
+
+@st.composite
+def rows(draw):
+    "A context of words, an answer that is a run of some of them, and a question"
+    words = draw(st.lists(WORDS, min_size=1, max_size=40))
+    a = draw(st.integers(0, len(words)-1))
+    b = draw(st.integers(a, min(len(words), a+3)-1))
+    gaps = draw(st.lists(st.sampled_from([' ', '  ', '\n']), min_size=len(words), max_size=len(words)))
+    spaced = [w+g for w,g in zip(words, gaps, strict=True)]
+    context,start = ''.join(spaced),len(''.join(spaced[:a]))
+    end = len(''.join(spaced[:b])) + len(words[b])
+    none = draw(st.integers(0, 4))==0
+    return (' '.join(draw(st.lists(WORDS, min_size=1, max_size=3))), context), NO_ANSWER if none else Answer(context[start:end], start)
+
+
+@pytest.mark.parametrize('kind', TOKENIZERS)
+@settings(max_examples=25, deadline=None)
+@given(samples=st.lists(rows(), min_size=1, max_size=4), extra=st.integers(4, 40), stride=st.integers(24, 40))
+def test_answers_read_back_from_their_targets_are_the_answers(kind, samples, extra, stride):
+    block = make_block(BLOCKS.setdefault(kind, TOKENIZERS[kind]()), max_length=64)
+    block.max_length,block.stride = 34 + stride + extra,stride
+    samples = [o for o in samples if block.task.problem(o, block) is None]
+    if not samples: return
+    inputs,targets = block.task.collate(samples, block)
+    preds = block.task.read(gold_logits(inputs, targets), inputs, max_answer_len=200, handle_impossible_answer=True, align_to_words=False)
+    for ((_,context),answer),(pred,*_) in zip(samples, preds, strict=True):
+        assert pred['answer'] == answer.text
+        assert context[pred['start']:pred['end']] == answer.text
+    assert row_answers(inputs) == samples
+
+
+BLOCKS = {}
+
+
+def test_an_answer_that_every_window_cuts_is_named_and_a_larger_stride_takes_it(qa):
+    context = 'the film warm '*20
+    row = qa.index[5]
+    qa = qa.assign(context=[context if i==row else o for i,o in qa.context.items()],
+                   answer_text=[context[:140].strip() if i==row else o for i,o in qa.answer_text.items()],
+                   answer_start=[0 if i==row else o for i,o in qa.answer_start.items()])
+    assert from_df(qa, max_length=60, stride=35)
+    cut = qa.assign(answer_start=[56 if i==row else o for i,o in qa.answer_start.items()],
+                    answer_text=[context[56:196].strip() if i==row else o for i,o in qa.answer_text.items()])
+    with pytest.raises(ValueError, match=r'first is row 5: the answer .* is in no window as a whole: with max_length=36 .* stride=6'):
+        from_df(cut, max_length=36, stride=6)
+
+
+# --- reading
+
+def reference(logits, inputs, context, tokenizer, top_k, max_answer_len, impossible):
+    "Every stretch of every window by three loops, as SQuAD's baselines tell it, without widening to words"
+    answers,null = [],1e6
+    for w in range(inputs['n_windows'][0]):
+        parts,offsets = inputs['sequence_ids'][0,w].tolist(),inputs['offsets'][0,w].tolist()
+        cls = inputs['input_ids'][0,w].tolist().index(tokenizer.cls_token_id)
+        seen = [i for i,o in enumerate(parts) if o==1 or i==cls]
+        p = [{i: np.exp(x[i] - max(x[j] for j in seen)) for i in seen} for x in (logits[0,w,:,k].double().tolist() for k in (0, 1))]
+        p = [{i: v/sum(o.values()) for i,v in o.items()} for o in p]
+        null = min(null, p[0][cls]*p[1][cls])
+        found = sorted(((p[0][i]*p[1][j], i, j) for i in seen for j in seen if i!=cls and j!=cls and i <= j < i+max_answer_len), reverse=True)
+        for score,i,j in found[:top_k]:
+            text = context[offsets[i][0]:offsets[j][1]]
+            same = [o for o in answers if o['answer'].lower()==text.lower()]
+            if same: same[0]['score'] += score
+            else: answers.append(dict(score=score, start=offsets[i][0], end=offsets[j][1], answer=text))
+    if impossible: answers.append(dict(score=null, start=0, end=0, answer=''))
+    return sorted(answers, key=lambda o: -o['score'])[:top_k]
+
+
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 10_000), n=st.integers(1, 60), top_k=st.integers(1, 5), max_answer_len=st.integers(1, 20), impossible=st.booleans(),
+       spread=st.sampled_from([0.1, 3., 30.]))
+def test_answers_are_those_of_a_search_through_every_stretch(seed, n, top_k, max_answer_len, impossible, spread):
+    rng = np.random.default_rng(seed)
+    tokenizer = BLOCKS.setdefault('wordpiece', wordpiece())
+    block = make_block(tokenizer, max_length=24, stride=8)
+    context = ' '.join(rng.choice('the film warm dull zoë Warm plot unknownword'.split(), n))
+    inputs = block.task.encode([('the film', context)], block)
+    logits = torch.tensor(rng.normal(size=(*inputs['input_ids'].shape, 2))*spread, dtype=torch.float32)
+    ours = read_answers(logits, inputs, top_k=top_k, max_answer_len=max_answer_len, handle_impossible_answer=impossible, align_to_words=False)[0]
+    theirs = reference(logits, inputs, context, tokenizer, top_k, max_answer_len, impossible)
+    assert len(ours) == len(theirs)
+    for a,b in zip(ours, theirs, strict=True):
+        assert a['score'] == pytest.approx(b['score'], rel=1e-4, abs=1e-7)
+        if b['score'] > 1e-4 and sum(abs(o['score'] - b['score']) < 1e-4*b['score'] for o in theirs)==1:
+            assert {k: a[k] for k in ('start', 'end', 'answer')} == {k: b[k] for k in ('start', 'end', 'answer')}
+
+
+def one_answer(context, start, end, **options):
+    "What is read out where a model points at the tokens with these texts"
+    block = make_block(wordpiece(), max_length=48)
+    inputs = block.task.encode([('the film', context)], block)
+    tokens = [context[a:b] if p==1 else None for (a,b),p in zip(inputs['offsets'][0,0].tolist(), inputs['sequence_ids'][0,0].tolist(), strict=True)]
+    logits = torch.zeros(*inputs['input_ids'].shape, 2)
+    logits[0,0,tokens.index(start),0] = logits[0,0,tokens.index(end),1] = 20.
+    return read_answers(logits, inputs, **options)[0][0]
+
+
+def test_an_answer_is_widened_to_whole_words_unless_told_otherwise():
+    assert one_answer('the film zarm', 'film', 'film')['answer'] == 'film'
+    block = make_block(roberta_like(), max_length=48)
+    inputs = block.task.encode([('the film', 'the filmwarm plot')], block)
+    parts,words,offsets = (inputs[o][0,0].tolist() for o in ('sequence_ids', 'word_ids', 'offsets'))
+    places = [i for i,p in enumerate(parts) if p==1 and offsets[i][1] > 4 and offsets[i][1] <= 12]
+    assert len({words[i] for i in places}) == 1
+    assert len(places) > 1
+    logits = torch.zeros(*inputs['input_ids'].shape, 2)
+    logits[0,0,places[-1]] = 20.
+    assert read_answers(logits, inputs)[0][0]['answer'] == 'filmwarm'
+    assert read_answers(logits, inputs, align_to_words=False)[0][0]['answer'] != 'filmwarm'
+
+
+def test_an_answer_has_at_most_max_answer_len_tokens_and_never_ends_before_it_starts():
+    context = 'the film warm the plot dull the cast sour'
+    assert one_answer(context, 'film', 'cast', max_answer_len=7)['answer'] == 'film warm the plot dull the cast'
+    assert one_answer(context, 'film', 'cast', max_answer_len=6)['answer'] != 'film warm the plot dull the cast'
+    assert one_answer(context, 'cast', 'film')['score'] < 0.01
+
+
+def test_no_answer_is_an_answer_only_if_asked_for():
+    block = make_block(wordpiece(), max_length=48)
+    inputs = block.task.encode([('the film', 'the plot dull')], block)
+    logits = torch.zeros(*inputs['input_ids'].shape, 2)
+    logits[0,0,0] = 20.
+    assert read_answers(logits, inputs)[0][0]['answer']
+    assert read_answers(logits, inputs, handle_impossible_answer=True)[0][0] == dict(score=pytest.approx(1), start=0, end=0, answer='')
+    logits[0,0,0] = -20.
+    assert read_answers(logits, inputs, handle_impossible_answer=True)[0][0]['answer']
+
+
+def test_predictions_do_not_depend_on_their_batch(qa):
+    hf = make_qa()
+    learn = hf_learner(from_df(qa, hf), hf.model)
+    questions = list(zip(qa.question, qa.context, strict=True))
+    together = learn.hf_predict(questions)
+    for a,b in zip(together, [learn.hf_predict(o) for o in questions], strict=True):
+        assert a['score'] == pytest.approx(b['score'], abs=1e-5)
+    assert [len(o) for o in learn.hf_predict(questions[:3], top_k=2, doc_stride=0)] == [2, 2, 2]
+    assert learn.hf_predict([]) == []
+
+
+@pytest.fixture
+def hf_learn(qa):
+    hf = make_qa()
+    learn = hf_learner(from_df(qa, hf), hf.model, lr=1e-2)
+    with learn.no_bar(), learn.no_logging(): yield learn
+
+
+# --- metrics
+
+@pytest.mark.parametrize(('gold', 'pred', 'f1'), [('the Film.', 'film', 1), ('a b c', 'b c d', 0.8), ('film', '', 0), ('', '', 1), ('the', 'a', 1),
+                                                  ('x x y', 'x z', 0.4)])
+def test_f1_is_that_of_squad(gold, pred, f1): assert answer_f1(gold, pred) == pytest.approx(f1)
+
+
+def test_texts_are_normalized_as_squad_does(): assert normalize_answer(' An  U.S.-led\tattack, the  1990s ') == 'usled attack 1990s'
+
+
+def test_metrics_count_what_hf_predict_says(hf_learn, qa):
+    learn = hf_learn
+    learn.fit(3, 1e-2)
+    valid = qa[qa.is_valid]
+    preds = learn.hf_predict(list(zip(valid.question, valid.context, strict=True)))
+    _,em,f1 = learn.validate()
+    assert em == pytest.approx(100*np.mean([normalize_answer(p['answer'])==normalize_answer(t) for p,t in zip(preds, valid.answer_text, strict=True)]))
+    assert f1 == pytest.approx(100*np.mean([answer_f1(t, p['answer']) for p,t in zip(preds, valid.answer_text, strict=True)]))
+
+
+def test_a_table_with_questions_that_have_no_answer_lets_there_be_none(qa):
+    assert from_df(qa).hf_block.task.handle_impossible_answer is True
+    assert from_df(make_rows(36, none_every=0)).hf_block.task.handle_impossible_answer is False
+    assert from_df(qa, handle_impossible_answer=False).hf_block.task.handle_impossible_answer is False
+
+
+def test_training_finds_the_answers(qa):
+    hf = make_qa()
+    learn = hf_learner(from_df(make_rows(100, things=2), hf, max_length=32), hf.model, lr=5e-3)
+    with learn.no_bar(), learn.no_logging():
+        before = learn.validate()[0]
+        learn.fit_one_cycle(6, 5e-3)
+        assert learn.validate()[0] < before
+
+
+# --- fastai's own doors
+
+def test_fastai_shows_predicts_interprets_and_exports(hf_learn, qa, tmp_path, capsys):
+    learn = hf_learn
+    learn.fit(1)
+    learn.dls.show_batch(max_n=3)
+    learn.show_results(max_n=3)
+    Interpretation.from_learner(learn).plot_top_losses(2)
+    shown = capsys.readouterr().out
+    for o in ('question', 'context', 'answer', 'prediction', 'loss', 'probability', '»'): assert o in shown
+    preds,targs = learn.get_preds()
+    assert len(preds) == len(targs) == qa.is_valid.sum()
+    for p in preds: torch.testing.assert_close(p.sum(1), torch.ones(p.shape[0], 2))
+    answer,*_ = learn.predict(qa.iloc[0])
+    said = learn.hf_predict((qa.question[0], qa.context[0]))
+    assert answer.text == said['answer']
+    learn.path = tmp_path
+    learn.export('learner.pkl')
+    assert load_learner(tmp_path/'learner.pkl').predict(qa.iloc[0])[0] == answer
+    assert pickle.loads(pickle.dumps(learn.loss_func)).reduction == 'mean'
+
+
+def test_workers_give_the_same_batches(qa):
+    here,there = (from_df(qa, num_workers=n).valid for n in (0, 1))
+    for (a,ya),(b,yb) in zip(here, there, strict=True):
+        assert set(a) == set(b)
+        assert all(torch.equal(a[k], b[k]) for k in a)
+        assert torch.equal(ya, yb)
+
+
+def test_a_datablock_sees_the_task_from_the_answers(qa):
+    hf = make_qa()
+    block = DataBlock(blocks=(HFTextBlock(*hf, max_length=24, stride=6), AnswerBlock), get_x=lambda o: (o.question, o.context),
+                      get_y=lambda o: (o.answer_text, o.answer_start), splitter=ColSplitter())
+    dls = block.dataloaders(qa, bs=4)
+    assert dls.hf_block.task.name == 'question-answering'
+    assert dls.hf_block.windows
+    assert dls.one_batch()[1].ndim == 3
+
+
+def test_the_columns_say_what_the_task_is(qa, capsys):
+    cols = dict(text_col=['question', 'context'], label_col=['answer_text', 'answer_start'])
+    assert from_df(qa, task=None, **cols).hf_block.task.name == 'question-answering'
+    assert "task='question-answering'" in capsys.readouterr().out
+    squad = qa.assign(answers=[dict(text=[t] if t else [], answer_start=[s] if t else []) for t,s in zip(qa.answer_text, qa.answer_start, strict=True)])
+    assert from_df(squad, task=None, text_col=['question', 'context'], label_col='answers').hf_block.task.name == 'question-answering'
+
+
+def test_squads_own_columns_come_from_a_dataset(qa):
+    rows = [dict(question=o.question, context=o.context, answers=dict(text=[o.answer_text]*2, answer_start=[o.answer_start]*2) if o.answer_text else
+                 dict(text=[], answer_start=[])) for o in qa.itertuples()]
+    dls = HFTextDataLoaders.from_dataset(Dataset.from_list(rows), make_qa(), task='question-answering', label_col='answers', max_length=24, stride=6, seed=0)
+    assert {type(o[1]) for o in dls.train_ds} == {Answer}
+    dls = HFTextDataLoaders.from_dataset(Dataset.from_pandas(qa), make_qa(), task='question-answering', valid_col='is_valid', max_length=24, stride=6)
+    assert dls.train_ds[1][1] == Answer(qa.answer_text[1], qa.answer_start[1])
+
+
+def test_missing_texts_and_starts_of_minus_one_are_no_answer(qa):
+    gone = qa.astype(object).assign(answer_text=qa.answer_text.where(qa.answer_text!='', None), answer_start=qa.answer_start.where(qa.answer_start>=0, np.nan))
+    dls = from_df(gone)
+    assert [o[1]==NO_ANSWER for o in dls.train_ds] == [o=='' for o in qa[~qa.is_valid].answer_text]
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.tuples(st.text(), st.text(min_size=1)), min_size=1, max_size=3))
+def test_texts_travel_whole(texts):
+    assert [from_characters(o) for o in as_characters(texts)] == texts
+
+
+def test_nobody_who_gives_no_stride_is_refused(qa):
+    for n in (16, 24, 48, 64): assert from_df(qa, max_length=n, stride=None).hf_block.stride <= n//3
+    assert HFTextBlock(*make_qa(max_position_embeddings=512), max_length=500, task='question-answering').stride == 128
+
+
+# --- wrong input
+
+def wrong(qa, row=5, **cells):
+    "`qa` with other cells in one row"
+    qa = qa.astype(object).copy()
+    for k,v in cells.items(): qa.at[row, k] = v
+    return qa
+
+
+@pytest.mark.parametrize(('cells', 'says'), [
+    (dict(answer_text='sour', answer_start=4, context='the plot dull sour'), "the answer 'sour' does not start at 4, where 'plot' stands; it occurs at 14"),
+    (dict(answer_text='grim', answer_start=4), "the answer 'grim' does not start at 4, where .* stands; and it occurs nowhere in the context"),
+    (dict(answer_text='dull', answer_start=900), 'where nothing of the .* characters stands'),
+    (dict(answer_text='dull', answer_start=-7), "the answer 'dull' does not start at -7"),
+    (dict(answer_text=' ', answer_start=3), "the text of the answer is ' ', which has nothing to find"),
+    (dict(answer_text=12, answer_start=3), 'the text of the answer is 12, not a string'),
+    (dict(answer_start='4'), "is '4', not the place of a character"),
+    (dict(answer_text='dull', answer_start=4.5), 'is 4.5, not the place of a character'),
+    (dict(context=''), 'the context is empty'),
+    (dict(context=None), 'the context is None, not a string'),
+    (dict(question=' \n'), 'the question is empty'),
+    (dict(question='film '*30), 'the question has 30 tokens, and max_length=24 leaves room for 14, beside 3 special tokens and the stride=6')])
+def test_a_row_that_cannot_be_used_is_named(qa, cells, says):
+    with pytest.raises(ValueError, match='1 of 24 training rows cannot be used; the first is row 5: .*' + says): from_df(wrong(qa, **cells))
+
+
+def test_a_long_question_is_no_fault_where_nothing_is_cut(qa):
+    assert from_df(wrong(qa, question='film '*16, context='the plot', answer_text='plot', answer_start=4))
+
+
+def test_targets_of_another_kind(qa):
+    block = DataBlock(blocks=(HFTextBlock(*make_qa(), task='question-answering', max_length=24, stride=6), CategoryBlock), get_x=lambda o: (o.question, o.context),
+                      get_y=ColReader('answer_text'), splitter=ColSplitter())
+    with pytest.raises(ValueError, match='the target is TensorCategory.*use an AnswerBlock'): block.dataloaders(qa)
+
+
+@pytest.mark.parametrize(('kwargs', 'says'), [
+    (dict(text_col='context'), "text_col='context': question-answering needs two columns"),
+    (dict(label_col=['answer_text', 'answer_start', 'is_valid']), 'needs two columns, the text of an answer and its start'),
+    (dict(windows=False), 'windows=False: question-answering reads a long context in windows'),
+    (dict(truncation=False), 'truncation=False: question-answering makes windows of the context'),
+    (dict(stride=21), 'stride=21'),
+    (dict(max_answer_len=0), 'max_answer_len=0: it has to be a whole number, 1 or more')])
+def test_options_that_cannot_be(qa, kwargs, says):
+    with pytest.raises(ValueError, match=says): from_df(qa, **kwargs)
+
+
+def test_a_slow_tokenizer_is_refused(monkeypatch):
+    hf = make_qa()
+    monkeypatch.setattr(type(hf.tokenizer), 'is_fast', False)
+    with pytest.raises(ValueError, match='offsets that fast tokenizers give, and BertTokenizer is not one'):
+        HFTextBlock(*hf, task='question-answering', max_length=24)
+
+
+def test_a_model_for_something_else(qa, hf):
+    with pytest.raises(ValueError, match='The model is BertForSequenceClassification, and question-answering needs a start and an end'):
+        hf_learner(from_df(qa), hf.model)
+
+
+@pytest.mark.parametrize(('text', 'says'), [
+    ('the film', "the text is 'the film', not a tuple of a question and a context"), (dict(question='a'), 'not a tuple of a question and a context'),
+    (('a', ''), 'the context is empty'), (('a', 3), 'the context is 3, not a string'), (7, 'the text is 7')])
+def test_what_is_no_question(hf_learn, text, says):
+    with pytest.raises(ValueError, match='1 of 1 texts cannot be used; the first is number 0: .*' + says): hf_learn.hf_predict(text)
+
+
+def test_options_of_predictions_that_cannot_be(hf_learn):
+    for options,says in ((dict(top_k=0), 'top_k=0'), (dict(max_answer_len=0), 'max_answer_len=0'), (dict(doc_stride=-1), 'doc_stride=-1'),
+                         (dict(doc_stride=23), 'doc_stride=23: the question has')):
+        with pytest.raises(ValueError, match=says): hf_learn.hf_predict(('the film', 'the plot dull '*9), **options)
+    with pytest.raises(TypeError, match="'topk' is no option here: did you mean 'top_k'"): hf_learn.hf_predict(('a', 'b'), topk=2)
+
+
+def test_the_tasks_options_are_saved(): assert get_task('question-answering', max_answer_len=30).params() == dict(
+    max_answer_len=30, handle_impossible_answer=None, align_to_words=True)

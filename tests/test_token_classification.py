@@ -1,0 +1,504 @@
+"A label a word: alignment, windows, metrics, entities as transformers' pipeline gives them, and what is refused."
+import random
+from functools import cache
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import BAD, GOOD, THINGS, make_objects
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Sequence, Value
+from fastai.data.block import DataBlock
+from fastai.data.transforms import ColReader, ColSplitter
+from fastai.interpret import Interpretation
+from fastai.learner import Learner, load_learner
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from seqeval.metrics import f1_score
+from transformers import AutoModelForTokenClassification, pipeline
+
+from blurlike.all import (
+    HFCallback,
+    HFLoss,
+    HFObjects,
+    HFTextBlock,
+    HFTextDataLoaders,
+    TaggedWords,
+    TokenCrossEntropy,
+    WordLabelize,
+    WordLabelsBlock,
+    entity_f1,
+    hf_learner,
+    hf_splitter,
+    label_order,
+    runs_together,
+    token_order,
+    word_values,
+)
+from blurlike.tasks.base import get_task
+
+LABELS = ['O', 'B-BAD', 'I-BAD', 'B-GOOD', 'I-GOOD', 'B-THING']
+ODD = ['', '\x00', '\x96', '🎬', 'zoë', '東京', ' ', 'film', 'the', 'unbelievably', '!?.', "''"]
+
+
+def make_rows(n, seed=0, longest=12):
+    "`n` lists of words with a label for each"
+    rng,rows = random.Random(seed),[]
+    for _ in range(n):
+        words,labels = [],[]
+        for _ in range(rng.randint(1, longest)):
+            kind = rng.choice('OGBT')
+            of = GOOD if kind=='G' else BAD # its first four words begin an entity, the others end it
+            new = ['the'] if kind=='O' else [rng.choice(THINGS)] if kind=='T' else [rng.choice(of[:4]), rng.choice(of[4:])][:rng.randint(1, 2)]
+            name = dict(G='GOOD', B='BAD', T='THING').get(kind)
+            words += ['the', *new]
+            labels += ['O', 'O'] if kind=='O' else ['O', f'B-{name}', *[f'I-{name}']*(len(new)-1)]
+        rows.append((words, labels))
+    return pd.DataFrame(rows, columns=['tokens', 'labels']).assign(is_valid=[i%4==3 for i in range(n)])
+
+
+def make_hf(arch='bert', **kwargs):
+    "A tiny model that classifies tokens, with weights that a seed fixes, and its tokenizer"
+    hf = make_objects(arch, **{'num_labels': len(LABELS), **kwargs})
+    torch.manual_seed(0)
+    model = AutoModelForTokenClassification.from_config(hf.config).eval()
+    return HFObjects(arch, model.config, hf.tokenizer, model)
+
+
+once = cache(make_hf)
+
+
+WORDS = ['bert', 'deberta-v2', 'gpt2', 'qwen3', 'roberta', 'xlnet'] # the matrix has them all
+
+
+@pytest.fixture(scope='module')
+def rows(): return make_rows(60)
+
+
+@pytest.fixture
+def words_dls(rows): return HFTextDataLoaders.from_df(rows, make_hf(), task='token-classification', valid_col='is_valid', bs=8, seed=0, device='cpu')
+
+
+@pytest.fixture
+def words_learn(rows):
+    hf = make_hf()
+    dls = HFTextDataLoaders.from_df(rows, hf, task='token-classification', valid_col='is_valid', bs=8, seed=0, device='cpu')
+    learn = hf_learner(dls, hf.model, lr=1e-2)
+    with learn.no_bar(), learn.no_logging(): yield learn
+
+
+def words_block(arch='bert', **kwargs):
+    return HFTextBlock(*once(arch), task='token-classification', **kwargs)
+
+
+def there_and_back(texts, labels, block):
+    "What is read from the tokens' labels of each text"
+    tfm = WordLabelize(label_order(o for row in labels for o in row))
+    inputs,y = block.task.collate([(w, tfm(l)) for w,l in zip(texts, labels, strict=True)], block)
+    return [[tfm.vocab[i] for i in row] for row in word_values([y], inputs['word_ids'], block)[0]], inputs, y
+
+
+# alignment
+
+@pytest.mark.parametrize('arch', ['bert', 'roberta', 'gpt2', 't5', 'xlnet'])
+@pytest.mark.parametrize('label_all_subwords', [False, True])
+@given(data=st.data())
+@settings(max_examples=25, deadline=None)
+def test_gold_labels_come_back_from_the_tokens_whatever_the_words_windows_and_stride(arch, label_all_subwords, data):
+    stride = data.draw(st.integers(0, 5))
+    block = words_block(arch, max_length=data.draw(st.integers(stride+4, 16)), stride=stride, label_all_subwords=label_all_subwords)
+    word = st.sampled_from(ODD) | st.text(max_size=12)
+    texts = data.draw(st.lists(st.lists(word, min_size=1, max_size=25), min_size=1, max_size=4))
+    labels = [data.draw(st.lists(st.sampled_from(LABELS), min_size=len(o), max_size=len(o))) for o in texts]
+    back,_,_ = there_and_back(texts, labels, block)
+    assert back == labels
+    if any(o!='O' for row in labels for o in row): assert f1_score(labels, back) == 1.0
+
+
+def test_a_text_cut_from_the_left_comes_back_too():
+    block = HFTextBlock(*make_hf(), task='token-classification', max_length=8, stride=3)
+    block.hf_tokenizer.truncation_side = 'left'
+    labels = [[LABELS[i%6] for i in range(20)]]
+    assert there_and_back([['unbelievably' if i%3 else 'film' for i in range(20)]], labels, block)[0] == labels
+
+
+def test_only_the_first_piece_of_a_word_has_a_label_and_the_rest_do_not_count():
+    words,labels = ['film', 'unbelievably', ''],['O', 'B-GOOD', 'I-GOOD']
+    _,inputs,y = there_and_back([words], [labels], words_block('roberta'))
+    ids = inputs['word_ids'][0,0]
+    assert [(i, int(v)) for i,v in zip(ids.tolist(), y[0,0], strict=True) if v != -100] == [(0, 0), (1, 1), (2, 2)]
+    assert (ids==1).sum() > 2
+    _,inputs,y = there_and_back([words], [labels], words_block('roberta', label_all_subwords=True))
+    assert y[0,0][inputs['word_ids'][0,0]==1].tolist() == [1] + [2]*(int((ids==1).sum())-1)
+    assert (y[inputs['word_ids']==-1] == -100).all()
+
+
+def test_a_word_of_which_the_tokenizer_makes_nothing_keeps_its_place_and_its_label():
+    labels = [['B-GOOD', 'I-GOOD', 'B-BAD', 'O', 'I-BAD']]
+    back,inputs,_ = there_and_back([['', 'film', '\x96', 'the', '\x00']], labels, words_block())
+    assert back == labels
+    assert (inputs['input_ids'] == words_block().hf_tokenizer.unk_token_id).sum() == 3
+
+
+def test_a_word_in_two_windows_has_one_label_where_it_has_most_context():
+    texts = [[random.Random(0).choice(THINGS) for _ in range(40)]]
+    _,inputs,y = there_and_back(texts, [['B-THING']*40], words_block(max_length=12, stride=6))
+    assert (y != -100).sum() == 40
+    assert (inputs['word_ids'] >= 0).sum() > 60
+    at = (y[0] != -100).nonzero()[:,1]
+    assert ((at > 2) & (at < 9)).float().mean() > 0.8
+
+
+def test_long_lists_are_windows_and_are_cut_only_when_asked():
+    df = make_rows(20, longest=60)
+    dls = HFTextDataLoaders.from_df(df, make_hf(), task='token-classification', valid_col='is_valid', max_length=16, device='cpu')
+    xb,yb = dls.valid.one_batch()
+    assert xb['input_ids'].ndim == 3
+    assert (yb != -100).sum() == df[df.is_valid].labels.map(len).sum()
+    assert dls.truncation_report().truncated.sum() == 0
+    dls = HFTextDataLoaders.from_df(df, make_hf(), task='token-classification', valid_col='is_valid', max_length=16, windows=False, device='cpu')
+    xb,yb = dls.valid.one_batch()
+    assert xb['input_ids'].ndim == 2
+    assert (yb != -100).sum() < df[df.is_valid].labels.map(len).sum()
+    assert dls.truncation_report().truncated.sum() > 0
+
+
+@given(n=st.integers(1, 40), room=st.integers(2, 12), data=st.data())
+def test_token_order_gives_each_token_of_overlapping_windows_once(n, room, data):
+    stride = data.draw(st.integers(0, room-1))
+    starts = [s for s in range(0, n, room-stride) if s==0 or s+stride < n]
+    content,token = np.zeros((1, len(starts), room+2), dtype=bool),np.zeros((1, len(starts), room+2), dtype=int)
+    for w,s in enumerate(starts):
+        k = min(room, n-s)
+        content[0,w,1:k+1],token[0,w,1:k+1] = True,range(s, s+k)
+    assert token[token_order(content, stride)].tolist() == list(range(n))
+
+
+@pytest.mark.parametrize('arch', ['roberta', 'gpt2', 'qwen3'])
+def test_words_are_read_as_in_running_text_by_tokenizers_that_take_the_space_along(arch):
+    block = words_block(arch, max_length=32)
+    assert runs_together(block.hf_tokenizer)
+    words = ['the', 'film', 'warm']
+    ids = block.task.read([words], block)['input_ids'][0,0].tolist()
+    assert ids == block.hf_tokenizer(' '.join(words))['input_ids']
+    assert not runs_together(make_hf('bert').tokenizer)
+    assert not runs_together(make_hf('t5').tokenizer)
+
+
+# architectures
+
+@pytest.mark.parametrize('arch', WORDS)
+def test_an_architecture_trains_on_words_predicts_saves_and_reads_back(arch, rows, tmp_path):
+    hf = make_hf(arch)
+    dls = HFTextDataLoaders.from_df(rows, hf, task='token-classification', valid_col='is_valid', bs=8, seed=0, max_length=40, stride=4, device='cpu')
+    learn = hf_learner(dls, hf.model, lr=1e-3)
+    with learn.no_bar(), learn.no_logging():
+        learn.fit(1)
+        losses = [Learner(dls, hf.model, loss_func=o, cbs=[HFCallback]).validate()[0] for o in (TokenCrossEntropy(), HFLoss())]
+    assert losses[0] == pytest.approx(losses[1], abs=1e-5)
+    texts = ['the film warm', 'the plot dull the cast, sour']
+    learn.save_pretrained(tmp_path/'model')
+    pipe = pipeline('token-classification', model=str(tmp_path/'model'), aggregation_strategy='simple', device='cpu')
+    for text in texts: same_entities(learn.hf_predict(text), pipe(text)) # one by one: Funnel's and FNet's scores depend on padding
+    assert len(learn.hf_predict([['the', 'film'], ['🎬', '', 'dull']*12])) == 2
+
+
+# training
+
+def test_words_are_learnt_and_scored_as_entities(words_learn, rows):
+    words_learn.fit_one_cycle(20, 1e-2)
+    scores = dict(zip(['loss', 'entity_precision', 'entity_recall', 'entity_f1', 'word_accuracy'], words_learn.validate(), strict=True))
+    assert [o.name for o in words_learn.metrics] == list(scores)[1:]
+    assert scores['entity_f1'] > 0.9
+    targs,preds = words_learn.word_labels()
+    assert targs == rows[rows.is_valid].labels.tolist()
+    assert scores['entity_f1'] == pytest.approx(f1_score(targs, preds))
+    entities = words_learn.hf_predict(['the', 'film', 'the', 'warm', 'clever', 'the'])
+    assert [(o['entity_group'], o['start_word'], o['end_word'], o['word']) for o in entities] == [('THING', 1, 2, 'film'), ('GOOD', 3, 5, 'warm clever')]
+
+
+def test_the_scores_do_not_depend_on_the_windows_of_a_model_that_looks_at_no_context(rows):
+    hf = context_free()
+    def scores(**kwargs):
+        dls = HFTextDataLoaders.from_df(make_rows(24, longest=20), hf, task='token-classification', valid_col='is_valid', device='cpu', **kwargs)
+        learn = hf_learner(dls, hf.model)
+        with learn.no_bar(): return list(learn.validate())
+    whole = scores(max_length=64)
+    for kwargs in (dict(max_length=16), dict(max_length=16, stride=5), dict(max_length=9, stride=6)):
+        assert scores(**kwargs) == pytest.approx(whole, rel=1e-4)
+
+
+def test_labels_with_no_prefix_are_entities_in_runs():
+    metric = entity_f1()
+    assert metric.func([['PER', 'PER', 'O']], [['PER', 'PER', 'O']]) == 1
+    assert metric.func([['PER', 'PER', 'O']], [['PER', 'O', 'O']]) == 0
+    assert entity_f1('IOBES').func([['B-X', 'E-X', 'S-X']], [['B-X', 'E-X', 'S-X']]) == 1
+
+
+def test_without_seqeval_a_learner_says_that_entities_are_not_scored(words_dls, monkeypatch, capsys):
+    import blurlike.tasks.token_classification as module
+    monkeypatch.setattr(module, 'find_spec', lambda name: None)
+    learn = hf_learner(words_dls, make_hf().model)
+    assert [o.name for o in learn.metrics] == ['word_accuracy']
+    assert 'pip install blurlike[ner]' in capsys.readouterr().out
+    with pytest.raises(ImportError, match=r'pip install blurlike\[ner\]'): entity_f1()
+
+
+# predictions
+
+def context_free(**kwargs):
+    "A model that sees nothing but the token itself"
+    hf = make_hf(**kwargs)
+    sd = hf.model.state_dict()
+    for k in sd:
+        if 'position_embeddings' in k or 'attention' in k and 'LayerNorm' not in k: sd[k].zero_()
+        if 'classifier' in k: sd[k].normal_(0, 4, generator=torch.Generator().manual_seed(1))
+    return hf
+
+
+def same_entities(ours, theirs, keys=('entity_group', 'word', 'start', 'end')):
+    assert [[o[k] for k in keys] for o in ours] == [[o[k] for k in keys] for o in theirs]
+    assert [o['score'] for o in ours] == pytest.approx([float(o['score']) for o in theirs], abs=1e-4)
+
+
+TEXTS = ['the film warm', 'Zoë saw  the   film!', '東京 🎬 film', 'tab\tand\nline', 'the '*15, 'e\u0301t\u0301 naïve café', '🎬🎬 🎬', "don't (dull) [0-9]", '\u200bfilm\u200b']
+
+
+def predictor(hf, **kwargs):
+    dls = HFTextDataLoaders.from_df(make_rows(12).assign(labels=lambda d: [[LABELS[i%6] for i in range(len(o))] for o in d.labels]), hf,
+                                    task='token-classification', vocab=LABELS, splits=(range(8), range(8, 12)), device='cpu', **kwargs)
+    return hf_learner(dls, hf.model)
+
+
+@pytest.mark.parametrize('strategy', ['none', 'simple', 'first', 'average', 'max'])
+@pytest.mark.parametrize('arch', ['bert', 'roberta', 'gpt2', 'xlnet'])
+@pytest.mark.filterwarnings('ignore:Tokenizer does not support real words')
+def test_entities_in_texts_are_those_of_the_pipeline(arch, strategy):
+    hf = make_hf(arch)
+    learn = predictor(hf, max_length=60)
+    pipe = pipeline('token-classification', model=hf.model, tokenizer=hf.tokenizer, aggregation_strategy=strategy, device='cpu')
+    preds = learn.hf_predict(TEXTS, many=True, aggregation_strategy=strategy)
+    keys = ('entity', 'index', 'word', 'start', 'end') if strategy=='none' else ('entity_group', 'word', 'start', 'end')
+    for text,ours in zip(TEXTS, preds, strict=True): same_entities(ours, pipe(text), keys)
+    assert sum(map(len, preds)) > 10
+
+
+@given(text=st.text(max_size=60))
+@settings(max_examples=30, deadline=None)
+def test_any_text_has_the_pipelines_entities(text):
+    if not hasattr(test_any_text_has_the_pipelines_entities, 'made'):
+        hf = context_free()
+        test_any_text_has_the_pipelines_entities.made = predictor(hf, max_length=64),pipeline('token-classification', model=hf.model, tokenizer=hf.tokenizer, aggregation_strategy='simple', device='cpu')
+    learn,pipe = test_any_text_has_the_pipelines_entities.made
+    if not hf_tokens(learn, text): assert learn.hf_predict(text) == []
+    else: same_entities(learn.hf_predict(text), pipe(text, stride=0))
+
+
+def hf_tokens(learn, text): return learn.dls.hf_block.hf_tokenizer(text, add_special_tokens=False)['input_ids']
+
+
+@pytest.mark.parametrize(('max_length', 'stride'), [(16, 0), (16, 5), (9, 6), (3, 0)])
+def test_a_long_text_in_windows_has_the_entities_of_the_whole_text(max_length, stride):
+    hf = context_free(max_position_embeddings=512)
+    text = ' '.join(' '.join(o) for o in make_rows(8, seed=3).tokens) + ' unbelievably zoë 東京'
+    hf.tokenizer.model_max_length = 512
+    learn = predictor(hf, max_length=max_length, stride=stride)
+    theirs = pipeline('token-classification', model=hf.model, tokenizer=hf.tokenizer, aggregation_strategy='simple', device='cpu')(text)
+    same_entities(learn.hf_predict(text), theirs)
+    assert max(o['end'] for o in learn.hf_predict(text)) > 200
+
+
+def test_windows_with_a_stride_have_the_pipelines_entities_where_none_lies_at_a_border():
+    hf = context_free()
+    with torch.no_grad(): hf.model.classifier.weight[[2, 4]] = 0; hf.model.classifier.bias[[2, 4]] = -99 # no I-, so that an entity is a token
+    text = ' '.join(' '.join(o) for o in make_rows(8, seed=3).tokens)
+    hf.tokenizer.model_max_length = 16
+    learn = predictor(hf, max_length=16, stride=5)
+    theirs = pipeline('token-classification', model=hf.model, tokenizer=hf.tokenizer, aggregation_strategy='simple', device='cpu', stride=5)(text)
+    same_entities(learn.hf_predict(text), theirs)
+
+
+@pytest.mark.parametrize('arch', ['bert', 'roberta', 'xlnet'])
+@given(words=st.lists(st.sampled_from(ODD) | st.text(max_size=8), min_size=1, max_size=30))
+@settings(max_examples=20, deadline=None)
+def test_entities_in_lists_of_words_name_words_and_characters_alike(arch, words):
+    cache = test_entities_in_lists_of_words_name_words_and_characters_alike.__dict__
+    learn = cache.get(arch) or cache.setdefault(arch, predictor(make_hf(arch), max_length=16, stride=3))
+    text = ' '.join(words)
+    for o in learn.hf_predict([words])[0]:
+        chosen = words[o['start_word']:o['end_word']]
+        assert o['word'] == text[o['start']:o['end']]
+        if all(w.isascii() and w.isalnum() for w in chosen): assert o['word'] == ' '.join(chosen)
+        before = ' '.join([*words[:o['start_word']], ''])
+        assert len(before) <= o['start'] <= o['end'] <= len(before) + len(' '.join(chosen))
+
+
+@pytest.mark.parametrize('arch', ['bert', 'roberta', 'gpt2'])
+def test_the_pieces_of_a_word_make_up_the_word(arch):
+    words = ['the', 'unbelievably', 'film', 'dulldulldull', '', 'warm']
+    pieces = predictor(make_hf(arch), max_length=60).hf_predict(words, aggregation_strategy='none', ignore_labels=())
+    assert [''.join(o['word'] for o in pieces if o['start_word']==i) for i in range(6)] == words
+
+
+def test_one_text_one_list_of_words_or_many_of_either(words_learn):
+    words,text = ['the', 'film', 'warm'],'the film warm'
+    one = words_learn.hf_predict(words)
+    assert words_learn.hf_predict([words, words]) == [one, one]
+    assert words_learn.hf_predict(tuple(words)) == one
+    assert words_learn.hf_predict([np.array(words)]) == [one]
+    assert [set(o) for o in one[:1]] == [{'entity_group', 'score', 'word', 'start', 'end', 'start_word', 'end_word'}]
+    raw = words_learn.hf_predict(text)
+    assert words_learn.hf_predict(pd.Series([text, text])) == [raw, raw]
+    assert words_learn.hf_predict(['the'], many=True) == [words_learn.hf_predict('the')]
+    assert words_learn.hf_predict('') == []
+    assert words_learn.hf_predict([]) == []
+    with pytest.raises(ValueError, match='pass many=True for several texts'): words_learn.hf_predict([text, text])
+    with pytest.raises(ValueError, match='strings and lists of words'): words_learn.hf_predict([text, words])
+    with pytest.raises(ValueError, match='number 1: the list of words is empty'): words_learn.hf_predict([words, []])
+    with pytest.raises(ValueError, match='number 1: the text is 3, not a list of words'): words_learn.hf_predict([words, 3])
+
+
+# fastai's own
+
+def test_a_data_block_and_a_plain_learner_do_the_same(rows):
+    hf = make_hf()
+    block = HFTextBlock(*hf, max_length=20)
+    dls = DataBlock(blocks=(block, WordLabelsBlock), get_x=ColReader('tokens'), get_y=ColReader('labels'), splitter=ColSplitter()).dataloaders(rows, bs=8)
+    assert dls.hf_block.task.name == 'token-classification'
+    assert dls.hf_block.windows
+    assert list(dls.vocab) == LABELS
+    learn = Learner(dls, hf.model, cbs=[HFCallback], splitter=hf_splitter, metrics=[entity_f1()])
+    with learn.no_bar(), learn.no_logging():
+        learn.fit(1, 1e-3)
+        assert isinstance(learn.loss_func, TokenCrossEntropy)
+        labels,_,probs = learn.predict(['the', 'film', 'unbelievably', 'warm'])
+    assert len(labels) == 4
+    assert probs.shape[-1] == len(LABELS)
+
+
+def test_the_model_learns_the_names_of_the_labels(words_learn):
+    assert words_learn.model.config.id2label == dict(enumerate(LABELS))
+    assert words_learn.model.config.label2id['B-THING'] == 5
+
+
+@pytest.mark.parametrize('kwargs', [{}, dict(max_length=12, stride=2), dict(max_length=12, windows=False)])
+def test_batches_results_and_losses_show_words_with_their_labels(rows, kwargs, capsys):
+    hf = make_hf()
+    dls = HFTextDataLoaders.from_df(rows, hf, task='token-classification', valid_col='is_valid', bs=4, seed=0, device='cpu', **kwargs)
+    learn = hf_learner(dls, hf.model)
+    with learn.no_bar():
+        dls.show_batch(max_n=2)
+        assert '/B-' in capsys.readouterr().out
+        learn.show_results(max_n=2)
+        assert '✗' in capsys.readouterr().out
+        Interpretation.from_learner(learn).plot_top_losses(5)
+        out = capsys.readouterr().out
+        assert 'loss' in out
+        assert '/B-' in out
+    shown = dls.valid._decode_batch(dls.valid.one_batch())
+    assert {' '.join(w) for w,_ in shown} <= {' '.join(o) for o in rows.tokens} or kwargs.get('windows') is False
+
+
+def test_top_losses_are_of_words_and_not_of_padding(words_learn):
+    _,targs,losses = words_learn.get_preds(with_loss=True)
+    probs,targs = words_learn.get_preds()
+    rows = [torch.nn.functional.cross_entropy(p.log().flatten(0, -2), t.flatten(), ignore_index=-100) for p,t in zip(probs, targs, strict=True)]
+    assert losses.tolist() == pytest.approx([o.item() for o in rows], abs=1e-4)
+
+
+def test_a_cell_is_coloured_in_a_notebook_and_escaped():
+    cell = TaggedWords(['<b>', 'Oslo'], ['O', 'B-LOC'], [True, False])
+    assert '&lt;b&gt;' in cell._repr_html_()
+    assert '<b>&lt;' not in cell._repr_html_()
+    assert str(cell) == '✗<b>/O Oslo/B-LOC'
+    assert str(cell.cut(5)) == '✗<b>/O …'
+
+
+def test_an_exported_learner_predicts_the_same(words_learn, tmp_path):
+    words_learn.path = tmp_path
+    words = ['the', 'film', 'warm']
+    before = words_learn.hf_predict(words)
+    words_learn.export()
+    after = load_learner(tmp_path/'export.pkl')
+    assert after.hf_predict(words) == before
+    with after.no_bar(): assert len(after.predict(words)[0]) == 3
+
+
+# data
+
+def test_a_dataset_of_class_labels_keeps_their_order_and_those_that_training_lacks():
+    names = ['O', 'B-PER', 'I-PER', 'B-LOC', 'I-LOC']
+    features = Features(tokens=Sequence(Value('string')), ner_tags=Sequence(ClassLabel(names=names)))
+    ds = Dataset.from_dict(dict(tokens=[['the', 'film'], ['warm']]*5, ner_tags=[[0, 1], [2]]*5), features=features)
+    other = Dataset.from_dict(dict(tokens=[['the', 'film']]*3, ner_tags=[[3, 0]]*3), features=features)
+    dls = HFTextDataLoaders.from_dataset(DatasetDict(train=ds, validation=other), make_hf(num_labels=5), text_col='tokens', label_col='ner_tags', device='cpu')
+    assert dls.hf_block.task.name == 'token-classification'
+    assert list(dls.vocab) == names
+    assert dls.valid_ds[0][1].tolist() == [3, 0]
+
+
+def test_arrays_and_tuples_are_lists_too(rows):
+    df = rows.assign(tokens=rows.tokens.map(np.array), labels=rows.labels.map(tuple))
+    dls = HFTextDataLoaders.from_df(df, make_hf(), task='token-classification', valid_col='is_valid', device='cpu')
+    assert list(dls.vocab) == LABELS
+
+
+def test_the_task_is_seen_from_lists_beside_lists_of_the_same_length(rows):
+    task = get_task('token-classification')
+    assert task.fits_columns(rows[['tokens']], rows[['labels']])
+    assert not task.fits_columns(rows[['tokens']], rows[['labels']].map(lambda o: [*o, 'O']))
+    assert not task.fits_columns(rows[['tokens']].map(' '.join), rows[['labels']])
+    assert not task.fits_columns(rows[['tokens']], rows[['labels']].map(' '.join))
+
+
+def bad(rows, **cells):
+    df = rows.copy()
+    for k,v in cells.items(): df.at[5, k] = v
+    return HFTextDataLoaders.from_df(df, make_hf(), task='token-classification', valid_col='is_valid', device='cpu')
+
+
+@pytest.mark.parametrize(('cells', 'message'), [
+    (dict(tokens=['a', 'b'], labels=['O']), 'row 5: it has 2 words and 1 labels'),
+    (dict(tokens=[], labels=[]), 'row 5: the list of words is empty'),
+    (dict(tokens="['the', 'film']"), r'row 5: the text is .*, not a list of words; lists that were read as strings .* ast.literal_eval'),
+    (dict(labels="['O', 'O']"), r'row 5 has the labels .*, not a list of labels; lists that were read as strings .* ast.literal_eval'),
+    (dict(labels=3), 'row 5 has the labels 3, not a list of labels'),
+    (dict(tokens=['a'], labels=[3]), 'row 5 has the label 3, not a string'),
+    (dict(tokens=['a', None], labels=['O', 'O']), 'row 5: the text is .*, not a list of words'),
+    (dict(labels=None), 'the first is row 5'),
+])
+def test_a_row_that_cannot_be_used_is_named(rows, cells, message):
+    with pytest.raises(ValueError, match=message): bad(rows, **cells)
+
+
+def test_a_label_that_training_lacks_is_named_and_a_vocab_allows_it(rows):
+    df = rows.copy()
+    df.at[3, 'labels'] = ['B-NEW'] + df.labels[3][1:]
+    with pytest.raises(ValueError, match=r"1 of 15 validation rows .* row 3: its label 'B-NEW' is not in the vocab"):
+        HFTextDataLoaders.from_df(df, make_hf(), task='token-classification', valid_col='is_valid', device='cpu')
+    dls = HFTextDataLoaders.from_df(df, make_hf(), task='token-classification', valid_col='is_valid', vocab=[*LABELS, 'B-NEW'], device='cpu')
+    assert list(dls.vocab)[-1] == 'B-NEW'
+
+
+def test_targets_for_another_task_are_refused(rows):
+    from fastai.data.block import CategoryBlock
+    with pytest.raises(ValueError, match="row 0 has the labels 'good', not a list of labels"):
+        HFTextDataLoaders.from_df(rows.assign(label='good'), make_hf(), label_col='label', task='token-classification', valid_col='is_valid')
+    dblock = DataBlock(blocks=(HFTextBlock(*make_hf(), task='token-classification'), CategoryBlock), get_x=ColReader('tokens'),
+                       get_y=lambda o: 'good', splitter=ColSplitter())
+    with pytest.raises(ValueError, match='its target is TensorCategory, and token-classification needs a list of labels a text'): dblock.dataloaders(rows)
+    with pytest.raises(ValueError, match='num_labels=6, but the data has 2 labels'):
+        hf_learner(HFTextDataLoaders.from_df(rows.assign(labels=rows.tokens.map(lambda o: ['O', *['B-X']*(len(o)-1)])), make_hf(),
+                                             task='token-classification', valid_col='is_valid', device='cpu'), make_hf().model)
+
+
+def test_a_slow_tokenizer_is_refused():
+    hf = make_hf()
+    class Slow:
+        is_fast = False
+        def __getattr__(self, k): return getattr(hf.tokenizer, k)
+        def __len__(self): return len(hf.tokenizer)
+    for windows in (True, False):
+        with pytest.raises(ValueError, match='Slow is not a fast tokenizer, and does not say which token belongs to which word'):
+            HFTextBlock(hf.arch, hf.config, Slow(), hf.model, task='token-classification', windows=windows)
+    with pytest.raises(ValueError, match='is_split_into_words=False'): HFTextBlock(*hf, task='token-classification', is_split_into_words=False)
