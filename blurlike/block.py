@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['resolve_max_length', 'HFTextBlock']
 
-# %% ../nbs/05_block.ipynb #05b0b3f2
+# %% ../nbs/05_block.ipynb #bbd8f910
 import inspect
 from numbers import Integral
 
@@ -18,7 +18,7 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 from . import export, predict, show # noqa: F401  whoever has a block, unpickled ones included, can show, predict and save
 from .inputs import HFInputs, by_window, check_options, decode_texts, text_columns, token_lengths
 from .loader import HFDataLoader
-from .objects import forward_args, model_skeleton, position_limit, set_pad_token
+from .objects import forward_args, model_skeleton, position_limit, set_pad_token, tokenizer_limit
 from .tasks.base import Task, get_task, infer_task
 
 # %% ../nbs/05_block.ipynb #6127e5f0
@@ -39,11 +39,7 @@ def _check_vocab(tokenizer, model):
         raise ValueError(f"The tokenizer knows {len(tokenizer)} tokens and the model's embedding has {rows} rows: take both from "
                          "the same checkpoint, or call `model.resize_token_embeddings(len(tokenizer))` if you added tokens.")
 
-# %% ../nbs/05_block.ipynb #4f37c2cd
-def _known_limit(tokenizer):
-    "The tokenizer's `model_max_length`, or None where it is the number that stands for none"
-    return tokenizer.model_max_length if tokenizer.model_max_length < 1e9 else None
-
+# %% ../nbs/05_block.ipynb #9dafb8e1
 def resolve_max_length(
     max_length:int|None, # What the user asks for; None for the model's own limit
     tokenizer:PreTrainedTokenizerBase, # May know a limit
@@ -53,7 +49,7 @@ def resolve_max_length(
     "The length to cut and pad to; raises `ValueError` if the model cannot take it"
     limit = position_limit(model)
     if max_length is None:
-        max_length = min((o for o in (limit, _known_limit(tokenizer)) if o), default=None)
+        max_length = min((o for o in (limit, tokenizer_limit(tokenizer)) if o), default=None)
         return max_length//multiple*multiple if max_length and multiple else max_length
     if not isinstance(max_length, Integral) or max_length < 1: raise ValueError(f"max_length={max_length!r} is not a positive number of tokens.")
     max_length = int(max_length)
@@ -137,7 +133,7 @@ def settle_task(self:HFTextBlock,
     self.task,self.task_is_settled = self.task if cls is None else cls(),True
     self._take_from_task()
 
-# %% ../nbs/05_block.ipynb #ad0b584d
+# %% ../nbs/05_block.ipynb #3a4030bf
 @patch
 def _tokenize(self:HFTextBlock, samples, truncation=None, stride=None):
     truncation = (truncation or self.truncation) if self.max_length else False
@@ -167,7 +163,7 @@ def encode(self:HFTextBlock,
         enc = self._tokenize([_non_empty(o, token) if i in rows else o for i,o in enumerate(samples)], **options)
     inputs = {k: v for k,v in enc.items() if k in self.input_names} | self._notes(enc, isinstance(samples[0], tuple))
     res = HFInputs(self._in_windows(inputs, enc, len(samples)) if self.windows else inputs)
-    res.encoding = enc
+    res.encoding,res.hf_block = enc,self
     return res
 
 # %% ../nbs/05_block.ipynb #c379e9f3
@@ -208,7 +204,7 @@ def _non_empty(sample, token):
     if isinstance(sample, tuple): return (_non_empty(sample[0], token), *sample[1:])
     return token if isinstance(sample, str) else [token]
 
-# %% ../nbs/05_block.ipynb #ed84333c
+# %% ../nbs/05_block.ipynb #987e1c32
 @patch
 def token_lengths(self:HFTextBlock,
     samples:list, # Texts, tuples of two texts, or lists of words
@@ -217,13 +213,17 @@ def token_lengths(self:HFTextBlock,
     if not samples: return np.zeros(0, dtype=np.int64)
     return token_lengths(samples, self.hf_tokenizer, is_split_into_words=_are_words(samples), **self.tok_kwargs).to_numpy()
 
+@patch(as_prop=True)
+def length_limit(self:HFTextBlock) -> int|None: # Tokens; None where nothing is cut
+    "How long an input may be: a text, or one of its windows"
+    return None if self.truncation in (False, 'do_not_truncate') else self.max_length
+
 @patch
 def cut(self:HFTextBlock,
     lengths, # Lengths before truncation, an array
 ): # Lengths after it
     "What truncation makes of `lengths`"
-    off = self.max_length is None or self.windows or self.truncation in (False, 'do_not_truncate')
-    return lengths if off else lengths.clip(max=self.max_length)
+    return lengths if self.windows or self.length_limit is None else lengths.clip(max=self.length_limit)
 
 @patch
 def decode(self:HFTextBlock,

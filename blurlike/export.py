@@ -98,11 +98,11 @@ def preparation(
                 vocab=None if vocab is None else [str(o) for o in vocab],
                 versions={o.__name__: o.__version__ for o in (blurlike, fastai, transformers, torch)})
 
-# %% ../nbs/12_export.ipynb #55c37777
+# %% ../nbs/12_export.ipynb #9994a62b
 def _tokenizer_to_save(block):
     "A copy of the block's tokenizer whose limit is the block's"
     tokenizer = deepcopy(block.hf_tokenizer)
-    if block.max_length and block.truncation not in (False, 'do_not_truncate'): tokenizer.model_max_length = block.max_length
+    if block.length_limit: tokenizer.model_max_length = block.length_limit
     return tokenizer
 
 # %% ../nbs/12_export.ipynb #38ae2b16

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['load_hf_config', 'set_pad_token', 'load_hf_tokenizer', 'load_hf_model', 'HFObjects', 'get_hf_objects',
-           'model_skeleton', 'forward_args', 'forward_kwargs', 'position_limit']
+           'model_skeleton', 'forward_args', 'forward_kwargs', 'position_limit', 'tokenizer_limit']
 
 # %% ../nbs/00_objects.ipynb #e1e6556e
 import inspect, logging, re
@@ -188,3 +188,10 @@ def position_limit(
     "How many tokens the model's tables of absolute positions have room for"
     tables = [*_table_rows(model), *_tensor_rows(model, True)]
     return min([*tables, *_tensor_rows(model, False)]) if tables else None
+
+# %% ../nbs/00_objects.ipynb #1087badb
+def tokenizer_limit(
+    tokenizer:PreTrainedTokenizerBase, # Any tokenizer
+) -> int|None: # Tokens; None where its `model_max_length` is the number that stands for none
+    "How many tokens the tokenizer was made for"
+    return tokenizer.model_max_length if tokenizer.model_max_length < 1e9 else None

@@ -10,7 +10,7 @@ from fastai.data.all import CategoryBlock, ColReader, ColSplitter, DataBlock
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from blurlike.all import HFTextBlock, HFTextDataLoaders, bucketed_order, padding_share, token_batches
+from blurlike.all import HFInputs, HFTextBlock, HFTextDataLoaders, bucketed_order, padding_share, token_batches
 
 lengths = st.lists(st.integers(0, 300), max_size=400).map(np.array)
 
@@ -190,3 +190,12 @@ def test_splits_of_ones_own(make, df, hf):
     dls = make(df, hf, splits=([5, 6, 7], [1, 3]))
     assert [dls.train.do_item(i)[0] for i in range(3)] == df.text[[5, 6, 7]].tolist()
     assert [dls.valid.do_item(i)[0] for i in range(2)] == df.text[[1, 3]].tolist()
+
+
+def test_a_batch_that_goes_between_processes_carries_tensors_alone(dls):
+    batch = dls.hf_block.encode(['the film', 'the plot dull'])
+    assert batch.hf_block is dls.hf_block
+    sent = pickle.loads(pickle.dumps(batch))
+    assert isinstance(sent, HFInputs)
+    assert {k: v.tolist() for k,v in sent.items()} == {k: v.tolist() for k,v in batch.items()}
+    assert sent.hf_block is sent.encoding is None

@@ -7,7 +7,7 @@ __all__ = ['Task', 'task_options', 'lists', 'CellsReader', 'reader', 'all_tasks'
            'get_block', 'get_vocab', 'first_target', 'some', 'ClassNames', 'label_names', 'check_head', 'PooledWindows',
            'TokenCrossEntropy']
 
-# %% ../../nbs/02_tasks.base.ipynb #c4a4e947
+# %% ../../nbs/02_tasks.base.ipynb #fc37a378
 import inspect
 import pkgutil
 from importlib import import_module
@@ -19,7 +19,7 @@ from fastai.data.load import fa_collate
 from fastai.data.transforms import ColReader
 from fastai.losses import CrossEntropyLossFlat
 from fastai.metrics import accuracy
-from fastai.torch_basics import L, batch_to_samples, is_iter, is_listy
+from fastai.torch_basics import L, batch_to_samples, is_iter, is_listy, patch
 
 from ..inputs import by_window, check_options
 
@@ -94,9 +94,6 @@ class Task:
 
     def __repr__(self): return f"{type(self).__name__}({', '.join(f'{k}={v!r}' for k,v in self.params().items())})"
 
-# %% ../../nbs/02_tasks.base.ipynb #c784ef9e
-from fastcore.basics import patch
-
 # %% ../../nbs/02_tasks.base.ipynb #d6ed7705
 @patch
 def params(self:Task) -> dict: # Names and values
@@ -131,7 +128,7 @@ Task.truncation = True # As the tokenizer's
 Task.is_split_into_words = False # Whether a text is a list of words
 Task.notes = () # What `encode` notes beside the model's inputs: "sequence_ids", "word_ids", "offsets"
 
-# %% ../../nbs/02_tasks.base.ipynb #0f14ad19
+# %% ../../nbs/02_tasks.base.ipynb #d651bf9e
 Task.text_col = 'text' # The column, or a tuple of columns, of the texts
 Task.label_col = 'label' # The column, or a tuple of columns, of the targets; None for a task without
 
@@ -163,8 +160,8 @@ def get_x(self:Task,
 def get_y(self:Task,
     label_col, # One column, or several
 ): # A function of a row
-    "Reads the target of a row"
-    return reader(label_col)
+    "Reads the target of a row; several columns are one list"
+    return ColReader(label_col)
 
 @patch
 def y_block(self:Task,
@@ -312,7 +309,7 @@ def join_rows(self:Task,
     "What `get_preds` returns of predictions, or targets, whose batches have different shapes"
     return rows
 
-# %% ../../nbs/02_tasks.base.ipynb #9d1eb7d7
+# %% ../../nbs/02_tasks.base.ipynb #5d93864d
 @patch
 def decode_batch(self:Task,
     batch:tuple, # Inputs and targets or predictions, on the CPU
@@ -328,8 +325,8 @@ def decode_batch(self:Task,
 def confidence(self:Task,
     raw, # What the loss's activation made of a row's logits
 ) -> dict: # Column names and cells
-    "What `plot_top_losses` says of a prediction beside the loss"
-    return dict(probability=f'{raw.max().item():.4f}')
+    "What `plot_top_losses` says of a prediction beside the loss; nothing where it has no one probability"
+    return {}
 
 # %% ../../nbs/02_tasks.base.ipynb #767d6011
 def _subclasses(cls): return [o for c in cls.__subclasses__() for o in (c, *_subclasses(c))]
@@ -422,19 +419,21 @@ def some(
     names = list(names)
     return ', '.join(map(repr, names[:n])) + (', ...' if len(names)>n else '')
 
-# %% ../../nbs/02_tasks.base.ipynb #8ee4a689
+# %% ../../nbs/02_tasks.base.ipynb #8ec1a890
 class ClassNames:
     "For tasks whose targets have a `vocab`: its names and size are the model's"
     needs = 'one class a text: use a CategoryBlock for them' # Ends the message about targets of another kind
+    problem_type = None # As in the configuration of a model for sequences
 
     def config_kwargs(self,
         dls, # The `DataLoaders` to train with
     ) -> dict:
-        "`num_labels`, `id2label` and `label2id` from the vocab; raises `ValueError` for targets that another task is for"
+        "`num_labels`, `id2label` and `label2id` from the vocab, and the `problem_type`; raises `ValueError` for targets that another task is for"
         target,vocab = first_target(dls),get_vocab(dls)
         if target is not None and (vocab is None or not self.fits(target)):
             raise ValueError(f"The targets are {type(target).__name__}, and {self.name} needs {self.needs}.")
-        return {} if vocab is None else label_names(vocab)
+        if vocab is None: return {}
+        return label_names(vocab) | (dict(problem_type=self.problem_type) if self.problem_type else {})
 
     def check_model(self,
         dls, # The `DataLoaders` to train with
@@ -449,6 +448,12 @@ class ClassNames:
     def metrics(self) -> list:
         "How many are right"
         return [accuracy]
+
+    def confidence(self,
+        raw, # Probabilities of the classes
+    ) -> dict:
+        "The probability of the likeliest class"
+        return dict(probability=f'{raw.max().item():.4f}')
 
 def label_names(
     names, # Of the outputs

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['end_ids', 'answer_tokens', 'chat_tokens', 'is_chat', 'refuse_encoder', 'sees_ahead', 'CausalLM']
 
-# %% ../../nbs/03f_tasks.causal_lm.ipynb #0e92d85e
+# %% ../../nbs/03f_tasks.causal_lm.ipynb #3098da76
 import re
 
 import torch
@@ -20,8 +20,8 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING
 from ..loader import read_rows, row_reader
 from ..objects import forward_kwargs, model_skeleton
 from .corpus import (
-    Blocks, LanguageModel, Tokens, Wrapping, check_block_size, cut_ids, encode_texts, length_limit, made_of_tokens, pad_rows,
-    refuse_windows, resolve_block_size, token_cells)
+    Blocks, LanguageModel, Tokens, Wrapping, check_block_size, cut_ids, encode_texts, made_of_tokens, pad_rows,
+    refuse_windows, resolve_block_size)
 
 # %% ../../nbs/03f_tasks.causal_lm.ipynb #2a8dbcf6
 def end_ids(
@@ -142,7 +142,7 @@ class CausalLM(LanguageModel):
         end = end_ids(wrap, block.hf_tokenizer)
         return [Tokens([*wrap.before, *ids, *end] if ids or not self.packing else []) for ids,_ in encode_texts(texts, block)]
 
-# %% ../../nbs/03f_tasks.causal_lm.ipynb #f5f4ade2
+# %% ../../nbs/03f_tasks.causal_lm.ipynb #2ddf8298
 @patch
 def row_tokens(self:CausalLM,
     sample:tuple, # `(prompt, completion)`, `((prompt, completion),)` or `(messages,)`
@@ -160,7 +160,7 @@ def row_tokens(self:CausalLM,
             if not isinstance(o, str): raise ValueError(f"the {name} is {o!r:.80}, not a string")
         messages = [dict(role=r, content=o) for r,o in zip(('user', 'assistant'), parts, strict=True)]
         res = chat_tokens(messages, block.hf_tokenizer) if self.chat else answer_tokens(*parts, block)
-    if not cut_ids(res.notes, length_limit(block), block.hf_tokenizer)[1:].any():
+    if not cut_ids(res.notes, block.length_limit, block.hf_tokenizer)[1:].any():
         raise ValueError(f"nothing of the answer is left by max_length={block.max_length}: its first token is number {int(res.notes.argmax())+1} of {len(res)}")
     return res
 
@@ -194,14 +194,14 @@ def _has_answer(row):
     except (KeyError, TypeError, ValueError): return False
     return isinstance(sample, tuple) and (len(sample) > 1 or is_chat(sample[0]))
 
-# %% ../../nbs/03f_tasks.causal_lm.ipynb #11d12f3b
+# %% ../../nbs/03f_tasks.causal_lm.ipynb #7697feb6
 @patch
 def collate(self:CausalLM,
     samples:list, # `(Tokens,)` tuples
     block, # The `HFTextBlock`
 ) -> tuple: # `(HFInputs, targets)`, both batch x sequence
     "Inputs padded on the right, and targets: the inputs themselves where they count, -100 elsewhere"
-    tokenizer,limit = block.hf_tokenizer,length_limit(block)
+    tokenizer,limit = block.hf_tokenizer,block.length_limit
     rows = [Tokens(*(cut_ids(a, limit, tokenizer) for a in (o[0].ids, o[0].notes))) for o in samples]
     inputs = pad_rows([dict(input_ids=o.ids.tolist()) for o in rows], block)
     labels = torch.full_like(inputs['input_ids'], -100)
@@ -229,16 +229,7 @@ def check_model(self:CausalLM,
     if isinstance(get_model(model), PreTrainedModel) and sees_ahead(model):
         raise ValueError(f"{type(get_model(model)).__name__} sees the tokens that it is to predict: {_HINT}.")
 
-# %% ../../nbs/03f_tasks.causal_lm.ipynb #b37f41e6
-@patch
-def decode_batch(self:CausalLM,
-    batch:tuple, # Inputs and targets or predictions, on the CPU
-    dl, # The `HFDataLoader` that made it
-    max_n:int, # Rows, at most
-) -> list[tuple]: # `TokenCells`
-    "The rows of `batch` for people"
-    return token_cells(batch, dl.hf_block.hf_tokenizer, max_n)
-
+# %% ../../nbs/03f_tasks.causal_lm.ipynb #93137564
 @patch
 def row(self:CausalLM,
     text, # `TokenCells` of the inputs
@@ -250,14 +241,6 @@ def row(self:CausalLM,
         return dict(text=str(text)) | ({} if pred is None else dict(prediction=pred.runs([False, *[True]*(len(pred.ids)-1)])))
     cells = dict(text=text.runs([not o for o in target.mask]), target=target.runs(target.mask))
     return cells | ({} if pred is None else dict(prediction=pred.runs(target.mask)))
-
-@patch
-def is_right(self:CausalLM,
-    target, # `TokenCells` of the targets
-    pred, # And of the predictions
-) -> bool:
-    "Whether all targets are guessed"
-    return all(p==t for p,t in zip(pred.ids, target.ids, strict=True) if t >= 0)
 
 # %% ../../nbs/03f_tasks.causal_lm.ipynb #e8b11054
 @patch

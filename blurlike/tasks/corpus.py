@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['Tokens', 'block_cuts', 'Blocks', 'resolve_block_size', 'check_block_size', 'Wrapping', 'encode_texts', 'cut_ids',
-           'length_limit', 'pad_rows', 'TokenPerplexity', 'TokenAccuracy', 'TokenCells', 'token_cells', 'LanguageModel',
+           'pad_rows', 'TokenPerplexity', 'TokenAccuracy', 'TokenCells', 'token_cells', 'LanguageModel',
            'made_of_tokens', 'refuse_windows']
 
-# %% ../../nbs/02a_tasks.corpus.ipynb #3c3b7567
+# %% ../../nbs/02a_tasks.corpus.ipynb #9e8668ee
 from array import array
 from collections.abc import Iterable
 from itertools import groupby
@@ -21,7 +21,7 @@ from fastai.learner import Metric
 from fastai.torch_basics import L
 from transformers.data.data_collator import pad_without_fast_tokenizer_warning
 
-from ..inputs import HFInputs
+from ..inputs import HFInputs, as_rows
 from .base import Task, TokenCrossEntropy
 
 # %% ../../nbs/02a_tasks.corpus.ipynb #e9f5f0d4
@@ -126,7 +126,7 @@ class Wrapping:
         "The ids and the token types of a whole input"
         return [*self.before, *ids, *self.after],[*self.types[0], *[self.types[1]]*len(ids), *self.types[2]]
 
-# %% ../../nbs/02a_tasks.corpus.ipynb #cda9cded
+# %% ../../nbs/02a_tasks.corpus.ipynb #ed9ad952
 def encode_texts(
     texts:list, # Texts
     block, # The `HFTextBlock`
@@ -144,12 +144,6 @@ def cut_ids(
     "At most `limit` of `ids`"
     if limit is None or len(ids) <= limit: return ids
     return ids[len(ids)-limit:] if tokenizer.truncation_side=='left' else ids[:limit]
-
-def length_limit(
-    block, # An `HFTextBlock`
-) -> int|None: # None where nothing is cut
-    "How many tokens of a row stay"
-    return None if block.truncation in (False, 'do_not_truncate') else block.max_length
 
 def pad_rows(
     rows:list[dict], # Ids, and what else has one entry a token, by name
@@ -193,7 +187,7 @@ class TokenAccuracy(TokenPerplexity):
     @property
     def name(self): return 'accuracy'
 
-# %% ../../nbs/02a_tasks.corpus.ipynb #144b33db
+# %% ../../nbs/02a_tasks.corpus.ipynb #40539191
 class TokenCells:
     "The tokens of a row, decoded when it is known which of them to show"
     def __init__(self,
@@ -231,12 +225,12 @@ def token_cells(
     max_n:int, # Rows, at most
 ) -> list[tuple]: # For each row one or two `TokenCells`
     "The rows of `batch`, without padding"
-    inputs = batch[0].samples(max_n) if hasattr(batch[0], 'samples') else HFInputs(batch[0]).samples(max_n) if isinstance(batch[0], dict) else batch[0][:max_n]
+    inputs = as_rows(batch[0], max_n)
     keep = [o['attention_mask'].bool() if 'attention_mask' in o else o['input_ids'] != tokenizer.pad_token_id for o in inputs]
     columns = [[o['input_ids'] for o in inputs], *(list(o)[:max_n] for o in batch[1:])]
     return [tuple(TokenCells(o[k].tolist(), tokenizer) for o in row) for k,row in zip(keep, zip(*columns, strict=True), strict=True)]
 
-# %% ../../nbs/02a_tasks.corpus.ipynb #24e4d6e2
+# %% ../../nbs/02a_tasks.corpus.ipynb #8cd1c6cf
 class LanguageModel(Task):
     "A task whose targets are its texts"
     label_col = None # No column of targets
@@ -278,11 +272,20 @@ class LanguageModel(Task):
         "How many tokens each of `samples` has, before truncation"
         return np.array([len(o[0]) for o in samples])
 
-    def confidence(self,
-        raw, # What the loss's activation made of a row's logits
-    ) -> dict:
-        "Nothing: a text has no probability that could be read"
-        return {}
+    def decode_batch(self,
+        batch:tuple, # Inputs and targets or predictions, on the CPU
+        dl, # The `HFDataLoader` that made it
+        max_n:int, # Rows, at most
+    ) -> list[tuple]: # `TokenCells`
+        "The rows of `batch` for people"
+        return token_cells(batch, dl.hf_block.hf_tokenizer, max_n)
+
+    def is_right(self,
+        target, # `TokenCells` of the targets
+        pred, # And of the predictions
+    ) -> bool:
+        "Whether all targets are guessed"
+        return all(p==t for p,t in zip(pred.ids, target.ids, strict=True) if t >= 0)
 
     def check_model(self,
         dls, # The `DataLoaders` to train with

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Masking', 'BertMasking', 'WholeWordMasking', 'SpanMasking', 'all_maskings', 'get_masking', 'MaskedLM']
 
-# %% ../../nbs/03g_tasks.masked_lm.ipynb #fe921797
+# %% ../../nbs/03g_tasks.masked_lm.ipynb #390cc566
 import zlib
 from types import SimpleNamespace
 
@@ -17,8 +17,8 @@ from transformers import AutoModelForMaskedLM, DataCollatorForLanguageModeling, 
 from ..loader import read_rows, row_reader
 
 from .corpus import (
-    Blocks, LanguageModel, Tokens, Wrapping, check_block_size, cut_ids, encode_texts, length_limit, made_of_tokens, pad_rows,
-    refuse_windows, resolve_block_size, token_cells)
+    Blocks, LanguageModel, Tokens, Wrapping, check_block_size, cut_ids, encode_texts, made_of_tokens, pad_rows,
+    refuse_windows, resolve_block_size)
 
 # %% ../../nbs/03g_tasks.masked_lm.ipynb #4a864607
 class Masking:
@@ -178,7 +178,7 @@ def _parted(texts, after):
         first = False
         yield o
 
-# %% ../../nbs/03g_tasks.masked_lm.ipynb #b30c9bae
+# %% ../../nbs/03g_tasks.masked_lm.ipynb #7775a603
 @patch
 def lengths(self:MaskedLM,
     samples:list, # `(Tokens,)` tuples, or texts for `hf_predict`
@@ -205,7 +205,7 @@ def collate(self:MaskedLM,
     "Inputs with tokens hidden, and targets: the hidden tokens, -100 elsewhere"
     tokenizer,strategy = block.hf_tokenizer,self.strategy(block)
     wrap = Wrapping(tokenizer, **block.tok_kwargs)
-    limit = length_limit(block) and length_limit(block) - len(wrap)
+    limit = block.length_limit and block.length_limit - len(wrap)
     special,rows,targets = torch.tensor(tokenizer.all_special_ids),[],[]
     rng = torch.Generator().manual_seed(seed or 0)
     for o, in samples:
@@ -221,16 +221,7 @@ def collate(self:MaskedLM,
     for y,o in zip(labels, targets, strict=True): y[:len(o)] = o
     return inputs,labels
 
-# %% ../../nbs/03g_tasks.masked_lm.ipynb #c441b242
-@patch
-def decode_batch(self:MaskedLM,
-    batch:tuple, # Inputs and targets or predictions, on the CPU
-    dl, # The `HFDataLoader` that made it
-    max_n:int, # Rows, at most
-) -> list[tuple]: # `TokenCells`
-    "The rows of `batch` for people"
-    return token_cells(batch, dl.hf_block.hf_tokenizer, max_n)
-
+# %% ../../nbs/03g_tasks.masked_lm.ipynb #3dd5579a
 @patch
 def row(self:MaskedLM,
     text, # `TokenCells` of the inputs
@@ -242,15 +233,7 @@ def row(self:MaskedLM,
     if target is None: return cells
     return cells | {k: o.runs(target.mask, ' | ') for k,o in (('target', target), ('prediction', pred)) if o is not None}
 
-@patch
-def is_right(self:MaskedLM,
-    target, # `TokenCells` of the targets
-    pred, # And of the predictions
-) -> bool:
-    "Whether all targets are guessed"
-    return all(p==t for p,t in zip(pred.ids, target.ids, strict=True) if t >= 0)
-
-# %% ../../nbs/03g_tasks.masked_lm.ipynb #f3c04d2c
+# %% ../../nbs/03g_tasks.masked_lm.ipynb #c644c78d
 @patch
 def sample(self:MaskedLM,
     text:str, # With a mask
@@ -269,7 +252,6 @@ def encode(self:MaskedLM,
 ): # `HFInputs`, with `encoding`, on the CPU
     "What `hf_predict` gives the model; raises `ValueError` where `max_length` cuts off all masks of a text"
     inputs = block.encode(samples)
-    inputs.hf_block = block
     lost = (inputs['input_ids'] != block.hf_tokenizer.mask_token_id).all(1).nonzero().flatten().tolist()
     if lost: raise ValueError(f"max_length={block.max_length} cuts off every {block.hf_tokenizer.mask_token} of {samples[lost[0]]!r:.80}: shorten the text.")
     return inputs

@@ -5,13 +5,12 @@
 # %% auto #0
 __all__ = ['MultiLabelClassification']
 
-# %% ../../nbs/03a_tasks.multi_label_classification.ipynb #965e93a5
+# %% ../../nbs/03a_tasks.multi_label_classification.ipynb #d56b7a96
 from functools import partial
 
 import numpy as np
 import pandas as pd
 from fastai.data.block import MultiCategoryBlock
-from fastai.data.transforms import ColReader
 from fastai.learner import Learner
 from fastai.losses import BCEWithLogitsLossFlat
 from fastai.metrics import F1ScoreMulti, accuracy_multi
@@ -22,7 +21,7 @@ from transformers import AutoModelForSequenceClassification
 
 from .base import ClassNames, PooledWindows, Task, get_block, lists
 
-# %% ../../nbs/03a_tasks.multi_label_classification.ipynb #8e894629
+# %% ../../nbs/03a_tasks.multi_label_classification.ipynb #02aaac0f
 def _are_binary(df):
     "Whether all columns of `df` hold 0 and 1 only"
     return df.isin([0, 1]).all(axis=None)
@@ -31,6 +30,7 @@ class MultiLabelClassification(PooledWindows, ClassNames, Task):
     "Any number of classes for each text, by binary cross-entropy for each class"
     name = 'multi-label-classification'
     auto_model = AutoModelForSequenceClassification
+    problem_type = 'multi_label_classification'
     needs = 'any number of classes a text: use a MultiCategoryBlock for them'
 
     def __init__(self,
@@ -55,12 +55,6 @@ class MultiLabelClassification(PooledWindows, ClassNames, Task):
     ) -> bool:
         "Whether there are texts and lists of labels, or several columns of 0 and 1"
         return not lists(texts) and (_are_binary(labels) if labels.shape[1] > 1 else lists(labels))
-
-    def get_y(self,
-        label_col, # One column, or several
-    ): # A function of a row
-        "Reads the target of a row; several columns are one list"
-        return ColReader(label_col)
 
     def y_block(self,
         labels, # A function that returns the columns of targets as a DataFrame
@@ -94,13 +88,6 @@ class MultiLabelClassification(PooledWindows, ClassNames, Task):
     def metrics(self) -> list:
         "F1 over all labels together, F1 as the mean over the labels, and the share of right answers"
         return [F1ScoreMulti(thresh=self.threshold, average=o) for o in ('micro', 'macro')] + [partial(accuracy_multi, thresh=self.threshold)]
-
-    def config_kwargs(self,
-        dls, # The `DataLoaders` to train with
-    ) -> dict:
-        "The labels, and that a text has any number of them"
-        kwargs = super().config_kwargs(dls)
-        return kwargs | dict(problem_type='multi_label_classification') if kwargs else {}
 
     def decode(self,
         logits, # A tensor of shape batch x labels

@@ -8,7 +8,7 @@ __all__ = ['NO_ANSWER', 'Answer', 'as_answer', 'ReadAnswer', 'AnswerBlock', 'ans
            'answer_exact', 'answer_f1', 'AnswerMetric', 'row_answers', 'exact_match', 'squad_f1', 'MarkedText',
            'QuestionAnswering', 'question_problem']
 
-# %% ../../nbs/03d_tasks.question_answering.ipynb #34458f7c
+# %% ../../nbs/03d_tasks.question_answering.ipynb #470b5d18
 import re
 import string
 from collections import Counter
@@ -27,7 +27,7 @@ from fastai.learner import Metric
 from fastai.torch_basics import Tensor, is_listy, patch
 from transformers import AutoModelForQuestionAnswering, PreTrainedModel
 
-from ..inputs import HFInputs
+from ..inputs import HFInputs, as_rows
 from ..objects import forward_args
 from .base import Task, check_head, get_block
 
@@ -566,7 +566,7 @@ def sample(self:QuestionAnswering,
     if problem := question_problem(text, block, block.stride): raise ValueError(problem)
     return text
 
-# %% ../../nbs/03d_tasks.question_answering.ipynb #20008d82
+# %% ../../nbs/03d_tasks.question_answering.ipynb #99004251
 @patch
 def decode_batch(self:QuestionAnswering,
     batch:tuple, # Inputs, and targets or probabilities, on the CPU
@@ -574,7 +574,7 @@ def decode_batch(self:QuestionAnswering,
     max_n:int, # Rows, at most
 ) -> list[tuple]: # `((question, context), Answer)`, or `((question, context),)`
     "The rows of `batch` for people"
-    rows = batch[0].samples(max_n) if isinstance(batch[0], HFInputs) else HFInputs(batch[0]).samples(max_n) if isinstance(batch[0], dict) else list(batch[0])[:max_n]
+    rows = as_rows(batch[0], max_n)
     targets = [o for o in batch[1][:max_n]] if len(batch) > 1 else [None]*len(rows)
     return [_for_people(self, HFInputs({k: v[None] for k,v in o.items()}), y) for o,y in zip(rows, targets, strict=True)]
 

@@ -5,11 +5,10 @@
 # %% auto #0
 __all__ = ['pearson', 'spearman', 'Regression']
 
-# %% ../../nbs/03b_tasks.regression.ipynb #3de382d8
+# %% ../../nbs/03b_tasks.regression.ipynb #8a2dd863
 import numpy as np
 import pandas as pd
 from fastai.data.block import RegressionBlock
-from fastai.data.transforms import ColReader
 from fastai.losses import MSELossFlat
 from fastai.metrics import AccumMetric
 from fastai.torch_basics import Tensor, TensorCategory, is_listy
@@ -35,7 +34,7 @@ def spearman(): # A fastai metric
     "Spearman's rho, the mean over the targets"
     return AccumMetric(_by_target(stats.spearmanr), to_np=True, flatten=False, name='spearman')
 
-# %% ../../nbs/03b_tasks.regression.ipynb #3e5ab15f
+# %% ../../nbs/03b_tasks.regression.ipynb #99812258
 def _number_problem(y):
     "What is wrong with target `y`"
     values = y.flatten().tolist() if isinstance(y, Tensor) else [y]
@@ -62,12 +61,6 @@ class Regression(PooledWindows, Task):
     ) -> bool:
         "Whether all targets are numbers, with fractions"
         return not lists(texts) and all(fractions(labels[o]) for o in labels)
-
-    def get_y(self,
-        label_col, # One column, or several
-    ): # A function of a row
-        "Reads the target of a row; several columns are one list"
-        return ColReader(label_col)
 
     def y_block(self,
         labels, # A function that returns the columns of targets as a DataFrame
@@ -142,11 +135,5 @@ class Regression(PooledWindows, Task):
     ) -> bool:
         "Numbers are near or far, not right or wrong: nothing is marked"
         return True
-
-    def confidence(self,
-        raw, # What the loss's activation made of a row's logits
-    ) -> dict:
-        "None: a number comes without a probability"
-        return {}
 
 def _rounded(o): return ', '.join(f'{i:.3f}' for i in (o if is_listy(o) else [o]))

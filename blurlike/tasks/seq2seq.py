@@ -6,7 +6,7 @@
 __all__ = ['TextTarget', 'TextTargetize', 'TextTargetBlock', 'Seq2Seq', 'Summarization', 'Translation', 'check_generation',
            'Written', 'GenerationMetric', 'generated_texts', 'ExactMatch', 'Rouge', 'SacreBLEU', 'ChrF']
 
-# %% ../../nbs/03e_tasks.seq2seq.ipynb #cc27f608
+# %% ../../nbs/03e_tasks.seq2seq.ipynb #275c13a6
 import json
 from numbers import Integral
 
@@ -20,7 +20,7 @@ from torch.nn.functional import pad
 from transformers import AutoModelForSeq2SeqLM, GenerationConfig
 
 from ..inputs import HFInputs, check_options
-from ..objects import model_skeleton, position_limit
+from ..objects import model_skeleton, position_limit, tokenizer_limit
 from ..predict import evaluating
 from .base import Task, TokenCrossEntropy, some
 
@@ -38,7 +38,7 @@ def TextTargetBlock(): # A fastai block
     "A `TransformBlock` for targets that are texts"
     return TransformBlock(type_tfms=TextTargetize)
 
-# %% ../../nbs/03e_tasks.seq2seq.ipynb #cc966114
+# %% ../../nbs/03e_tasks.seq2seq.ipynb #89e1fab3
 class Seq2Seq(Task):
     "A text for each text, by cross-entropy over its tokens"
     name = 'text2text-generation'
@@ -96,12 +96,6 @@ class Seq2Seq(Task):
         "There are many good texts: nothing is marked"
         return True
 
-    def confidence(self,
-        raw, # What the loss's activation made of a row's logits
-    ) -> dict:
-        "None: each token has a probability of its own"
-        return {}
-
 # %% ../../nbs/03e_tasks.seq2seq.ipynb #9294d81e
 class Summarization(Seq2Seq):
     "A summary for each text"
@@ -134,7 +128,7 @@ def check_generation(
     try: GenerationConfig(**kwargs).validate(strict=True)
     except ValueError as e: raise ValueError(f"generate_kwargs={kwargs!r:.80}: {' '.join(str(e).split())}") from e
 
-# %% ../../nbs/03e_tasks.seq2seq.ipynb #dc1cebbd
+# %% ../../nbs/03e_tasks.seq2seq.ipynb #6e0b9f9b
 @patch
 def text_model(self:Seq2Seq,
     model, # A model, or a skeleton
@@ -162,7 +156,7 @@ def set_up(self:Seq2Seq,
 def _target_limit(wanted, tokenizer, model):
     "How many tokens a target may have"
     limit = position_limit(model.get_decoder())
-    if wanted is None: return min((o for o in (limit, tokenizer.model_max_length if tokenizer.model_max_length < 1e9 else None) if o), default=128)
+    if wanted is None: return min((o for o in (limit, tokenizer_limit(tokenizer)) if o), default=128)
     if limit and wanted > limit:
         raise ValueError(f"max_target_length={wanted} is more than the {limit} tokens that the decoder of {type(model).__name__} has positions for: use at most {limit}.")
     return int(wanted)

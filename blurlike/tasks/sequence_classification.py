@@ -25,11 +25,12 @@ def _few(column):
     "Whether values return often enough in `column` to be classes"
     return column.nunique() <= max(20, len(column)//2)
 
-# %% ../../nbs/03_tasks.sequence_classification.ipynb #8400b23c
+# %% ../../nbs/03_tasks.sequence_classification.ipynb #9a667e7d
 class SequenceClassification(PooledWindows, ClassNames, Task):
     "One of several classes for each text, by cross-entropy"
     name = 'sequence-classification'
     auto_model = AutoModelForSequenceClassification
+    problem_type = 'single_label_classification'
 
     @classmethod
     def fits(cls,
@@ -68,13 +69,6 @@ class SequenceClassification(PooledWindows, ClassNames, Task):
     ):
         "Cross-entropy"
         return CrossEntropyLossFlat()
-
-    def config_kwargs(self,
-        dls, # The `DataLoaders` to train with
-    ) -> dict:
-        "The labels, and that a text has one of them"
-        kwargs = super().config_kwargs(dls)
-        return kwargs | dict(problem_type='single_label_classification') if kwargs else {}
 
     def decode(self,
         logits, # A tensor of shape batch x labels

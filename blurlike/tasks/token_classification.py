@@ -7,7 +7,7 @@ __all__ = ['split_label', 'label_order', 'TensorWordLabels', 'WordLabels', 'as_l
            'token_order', 'word_pieces', 'word_values', 'runs_together', 'TokenClassification', 'ListReader',
            'WordMetric', 'word_accuracy', 'entity_precision', 'entity_recall', 'entity_f1', 'TaggedWords']
 
-# %% ../../nbs/03c_tasks.token_classification.ipynb #1aa33704
+# %% ../../nbs/03c_tasks.token_classification.ipynb #8a071a46
 from functools import partial
 from html import escape
 from importlib.util import find_spec
@@ -24,7 +24,7 @@ from fastai.torch_basics import L, TensorBase, is_iter, is_listy, patch, to_cpu
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModelForTokenClassification
 
-from ..inputs import HFInputs, by_window
+from ..inputs import HFInputs, as_rows, by_window
 from .base import ClassNames, Task, TokenCrossEntropy, get_block, get_vocab, some
 
 # %% ../../nbs/03c_tasks.token_classification.ipynb #6b1604ad
@@ -429,16 +429,14 @@ def _in_text(pieces, words, spaced):
         o['offsets'] = tuple(min(max(p + shift, int(starts[i])), int(starts[i]) + len(w)) for p in o['offsets'])
     return pieces,starts
 
-# %% ../../nbs/03c_tasks.token_classification.ipynb #5e61efd9
+# %% ../../nbs/03c_tasks.token_classification.ipynb #4d808bf6
 @patch
 def encode(self:TokenClassification,
     samples:list, # From `sample`
     block, # The `HFTextBlock`
 ): # `HFInputs`, with `encoding`, on the CPU
     "What `hf_predict` gives the model"
-    inputs = self.read(samples, block)
-    inputs.hf_block = block
-    return inputs
+    return self.read(samples, block)
 
 @patch
 def is_one(self:TokenClassification,
@@ -544,7 +542,7 @@ class TaggedWords:
 
     def __repr__(self): return str(self)
 
-# %% ../../nbs/03c_tasks.token_classification.ipynb #68328423
+# %% ../../nbs/03c_tasks.token_classification.ipynb #8cc8eff4
 @patch
 def decode_batch(self:TokenClassification,
     batch:tuple, # Inputs and targets or predictions, on the CPU
@@ -553,7 +551,7 @@ def decode_batch(self:TokenClassification,
 ) -> list[tuple]: # `(words, labels)`, or `(words,)`
     "The rows of `batch` for people"
     block = dl.hf_block
-    rows = HFInputs(batch[0]).samples(max_n) if isinstance(batch[0], dict) else list(batch[0][:max_n])
+    rows = as_rows(batch[0], max_n)
     # fastai spreads rows that come from batches of several shapes over the tuple
     ys = batch[1:] if len(batch) != 2 else batch[1]
     res = []
