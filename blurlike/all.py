@@ -1,4 +1,4 @@
-"Everything, from one import: `from blurlike.all import *` beside `from fastai.text.all import *`."
+"What a notebook needs, from one import: `from blurlike.all import *` beside `from fastai.text.all import *`. The rest is in its modules."
 from transformers import (
     AutoModel,
     AutoModelForCausalLM,
@@ -10,26 +10,58 @@ from transformers import (
     pipeline,
 )
 
+import blurlike.export # learn.save_pretrained
+import blurlike.predict # learn.hf_predict, learn.hf_generate
 from blurlike.architectures import architecture_table, supported_tasks
-from blurlike.block import *
-from blurlike.callback import *
-from blurlike.dataloaders import *
-from blurlike.export import *
-from blurlike.inputs import *
-from blurlike.learner import *
-from blurlike.loader import *
-from blurlike.objects import *
-from blurlike.predict import *
-from blurlike.samples import *
-from blurlike.show import *
-from blurlike.splitter import *
-from blurlike.tasks.base import *
-from blurlike.tasks.causal_lm import *
-from blurlike.tasks.corpus import *
-from blurlike.tasks.masked_lm import *
-from blurlike.tasks.multi_label_classification import *
-from blurlike.tasks.question_answering import *
-from blurlike.tasks.regression import *
-from blurlike.tasks.seq2seq import *
-from blurlike.tasks.sequence_classification import *
-from blurlike.tasks.token_classification import *
+from blurlike.block import HFTextBlock
+from blurlike.callback import HFCallback, HFLoss
+from blurlike.dataloaders import HFTextDataLoaders
+from blurlike.inputs import HFInputs, padding_share, plot_token_lengths, token_lengths
+from blurlike.learner import HFMixedPrecision, build_model, hf_adamw, hf_learner
+from blurlike.loader import HFDataLoader
+from blurlike.objects import (
+    HFObjects,
+    forward_args,
+    get_hf_objects,
+    load_hf_config,
+    load_hf_model,
+    load_hf_tokenizer,
+    model_skeleton,
+    position_limit,
+    set_pad_token,
+)
+from blurlike.samples import minilm, movie_reviews, smollm2
+from blurlike.show import SampleTable, plot_top_losses
+from blurlike.splitter import head_params, hf_splitter, layer_params
+from blurlike.tasks.base import Task, TokenCrossEntropy, all_tasks, get_block, get_task, get_vocab, infer_task, label_names, task_class
+from blurlike.tasks.causal_lm import CausalLM
+from blurlike.tasks.corpus import TokenAccuracy, TokenPerplexity
+from blurlike.tasks.masked_lm import BertMasking, MaskedLM, Masking, SpanMasking, WholeWordMasking, all_maskings, get_masking
+from blurlike.tasks.multi_label_classification import MultiLabelClassification
+from blurlike.tasks.question_answering import (
+    NO_ANSWER,
+    Answer,
+    AnswerBlock,
+    AnswerLoss,
+    AnswerMetric,
+    QuestionAnswering,
+    answer_exact,
+    answer_f1,
+    exact_match,
+    normalize_answer,
+    squad_f1,
+)
+from blurlike.tasks.regression import Regression, pearson, spearman
+from blurlike.tasks.seq2seq import ChrF, ExactMatch, GenerationMetric, Rouge, SacreBLEU, Seq2Seq, Summarization, TextTargetBlock, Translation
+from blurlike.tasks.sequence_classification import SequenceClassification
+from blurlike.tasks.token_classification import (
+    TokenClassification,
+    WordLabels,
+    WordLabelsBlock,
+    WordMetric,
+    entity_f1,
+    entity_precision,
+    entity_recall,
+    label_order,
+    word_accuracy,
+)

@@ -6,7 +6,7 @@
 __all__ = ['load_hf_config', 'set_pad_token', 'load_hf_tokenizer', 'load_hf_model', 'HFObjects', 'get_hf_objects',
            'model_skeleton', 'forward_args', 'forward_kwargs', 'position_limit', 'tokenizer_limit']
 
-# %% ../nbs/00_objects.ipynb #e1e6556e
+# %% ../nbs/00_objects.ipynb #61c1e2d0
 import inspect, logging, re
 from contextlib import contextmanager
 from copy import deepcopy
@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import torch
 from torch import nn
-from transformers import (AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedConfig,
+from transformers import (AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, GgufConfig, PreTrainedConfig,
                           PreTrainedModel, PreTrainedTokenizerBase)
 
 # %% ../nbs/00_objects.ipynb #81f37508
@@ -100,7 +100,12 @@ def _fresh_line(model, missing, mismatched):
     had = next((f" (the checkpoint's has {had[0]} outputs, this one {wants[0]})" for _,had,wants in mismatched), '')
     return f"{type(model).__name__}: newly initialized and to be trained: {names}{had}"
 
-# %% ../nbs/00_objects.ipynb #225535af
+# %% ../nbs/00_objects.ipynb #8ce643ae
+def _forget_quantization(model):
+    "Let `model`, whose weights have been unpacked, be known as one that never was quantized"
+    if quantizer := getattr(model, 'hf_quantizer', None): quantizer.remove_quantization_config(model)
+
+# %% ../nbs/00_objects.ipynb #64c9f1d2
 def load_hf_model(
     checkpoint:str|Path, # A name on the Hub or a local folder
     model_cls:type=AutoModelForSequenceClassification, # Any Auto class, or a model class
@@ -109,8 +114,10 @@ def load_hf_model(
 ) -> PreTrainedModel:
     "The model of `checkpoint`; raises `OSError` if there is none, `ValueError` if the weights do not fit `config`"
     kwargs = dict(dtype=torch.float32, ignore_mismatched_sizes=True) | (model_kwargs or {})
+    if 'gguf_file' in kwargs: kwargs.setdefault('quantization_config', GgufConfig(dequantize=True))
     with _reaching(checkpoint, f'{model_cls.__name__} weights'), _quiet_loading():
         model,info = model_cls.from_pretrained(checkpoint, config=config, output_loading_info=True, **kwargs)
+    if getattr(kwargs.get('quantization_config'), 'dequantize', False): _forget_quantization(model)
     if line := _fresh_line(model, info['missing_keys'], info['mismatched_keys']): print(line)
     return model
 

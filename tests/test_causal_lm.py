@@ -17,19 +17,17 @@ from hypothesis import strategies as st
 from transformers import AutoConfig, AutoModelForCausalLM, pipeline
 
 from blurlike.all import (
-    Blocks,
     HFCallback,
     HFDataLoader,
     HFLoss,
     HFTextBlock,
     HFTextDataLoaders,
     TokenCrossEntropy,
-    Tokens,
-    block_cuts,
     hf_learner,
     hf_splitter,
-    sees_ahead,
 )
+from blurlike.tasks.causal_lm import sees_ahead
+from blurlike.tasks.corpus import Blocks, Tokens, block_cuts
 
 DECODERS = ('gpt2', 'gpt_neox', 'llama', 'qwen3')
 ENCODERS = ('bert', 'electra', 'roberta')

@@ -6,9 +6,14 @@ import subprocess
 import sys
 import textwrap
 
+import gguf
+import numpy as np
 import pytest
+import torch
+from conftest import make_config
+from transformers import AutoModelForCausalLM
 
-from blurlike.all import HFTextDataLoaders, hf_learner
+from blurlike.all import HFObjects, HFTextDataLoaders, hf_learner, load_hf_model
 
 PREDICT = """
 import json, os, sys
@@ -136,3 +141,43 @@ def test_the_demo_takes_a_checkpoint_and_a_csv(tmp_path, df, hf):
     assert lines[:3] == lines[3:]
     last = textwrap.dedent(run.stdout[run.stdout.index('    from transformers'):])
     subprocess.run([sys.executable, '-c', last], cwd=tmp_path, check=True)
+
+
+def write_gguf(path, config):
+    "A file with random weights for a llama, 4 bits each"
+    writer,rng = gguf.GGUFWriter(path, 'llama'),np.random.default_rng(0)
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_vocab_size(config.vocab_size)
+    hidden,inner = config.hidden_size,config.intermediate_size
+    shapes = dict(attn_q=(hidden, hidden), attn_k=(hidden, hidden), attn_v=(hidden, hidden), attn_output=(hidden, hidden),
+                  ffn_up=(inner, hidden), ffn_gate=(inner, hidden), ffn_down=(hidden, inner))
+    matrices = {'token_embd': (config.vocab_size, hidden)} | {f'blk.{i}.{k}': v for i in range(config.num_hidden_layers) for k,v in shapes.items()}
+    q4 = gguf.GGMLQuantizationType.Q4_0
+    for k,v in matrices.items(): writer.add_tensor(f'{k}.weight', gguf.quants.quantize(rng.normal(0, 0.05, v).astype('float32'), q4), raw_dtype=q4)
+    for k in ['output_norm', *(f'blk.{i}.{o}_norm' for i in range(config.num_hidden_layers) for o in ('attn', 'ffn'))]:
+        writer.add_tensor(f'{k}.weight', np.ones(hidden, 'float32'))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def test_a_model_from_a_gguf_file_trains_and_is_saved(df, tmp_path):
+    config,tokenizer = make_config('llama', tie_word_embeddings=True, num_key_value_heads=2, intermediate_size=64)
+    write_gguf(tmp_path/'tiny.gguf', config)
+    model = load_hf_model(tmp_path, AutoModelForCausalLM, config, dict(gguf_file='tiny.gguf'))
+    before = model.lm_head.weight.clone()
+    assert before.dtype == torch.float32
+    assert 0.02 < before.std() < 0.08
+    dls = HFTextDataLoaders.from_df(df, HFObjects('llama', config, tokenizer, model), task='causal-lm', valid_col='is_valid', block_size=32, bs=8)
+    learn = hf_learner(dls, model)
+    learn.fit(1, 1e-3)
+    assert not torch.equal(model.lm_head.weight, before)
+    saved = AutoModelForCausalLM.from_pretrained(learn.save_pretrained(tmp_path/'model'))
+    assert torch.equal(saved.lm_head.weight, model.lm_head.weight)

@@ -20,7 +20,8 @@ from fastai.text.all import (
 )
 from transformers import BatchEncoding
 
-from blurlike.all import HFCallback, HFLoss, HFRows, hf_learner, hf_splitter
+from blurlike.all import HFCallback, HFLoss, hf_learner, hf_splitter
+from blurlike.inputs import HFRows
 from blurlike.learner import HFMixedPrecision, hf_adamw
 
 

@@ -10,7 +10,9 @@ from fastai.data.all import CategoryBlock, ColReader, ColSplitter, DataBlock
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from blurlike.all import HFInputs, HFTextBlock, HFTextDataLoaders, bucketed_order, padding_share, token_batches
+from blurlike.all import HFInputs, HFTextBlock, HFTextDataLoaders, padding_share
+from blurlike.loader import bucketed_order
+from blurlike.predict import token_batches
 
 lengths = st.lists(st.integers(0, 300), max_size=400).map(np.array)
 

@@ -25,15 +25,12 @@ from blurlike.all import (
     HFTextBlock,
     HFTextDataLoaders,
     answer_f1,
-    as_characters,
-    from_characters,
     get_task,
     hf_learner,
     normalize_answer,
-    read_answers,
-    row_answers,
     set_pad_token,
 )
+from blurlike.tasks.question_answering import as_characters, from_characters, read_answers, row_answers
 
 QA = ['bert', 'deberta-v2', 'gpt2', 'roberta', 't5', 'xlnet'] # the matrix has them all
 

@@ -38,11 +38,11 @@ from blurlike.all import (
     HFTextDataLoaders,
     Rouge,
     SacreBLEU,
-    TextTarget,
     TextTargetBlock,
     hf_learner,
     hf_splitter,
 )
+from blurlike.tasks.seq2seq import TextTarget
 
 WORDS = 'red blue green black white cat dog bird fish'.split()
 SPECIAL = ['<s>', '<pad>', '</s>', '<unk>']

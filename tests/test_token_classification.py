@@ -23,19 +23,15 @@ from blurlike.all import (
     HFObjects,
     HFTextBlock,
     HFTextDataLoaders,
-    TaggedWords,
     TokenCrossEntropy,
-    WordLabelize,
     WordLabelsBlock,
     entity_f1,
     hf_learner,
     hf_splitter,
     label_order,
-    runs_together,
-    token_order,
-    word_values,
 )
 from blurlike.tasks.base import get_task
+from blurlike.tasks.token_classification import TaggedWords, WordLabelize, runs_together, token_order, word_values
 
 LABELS = ['O', 'B-BAD', 'I-BAD', 'B-GOOD', 'I-GOOD', 'B-THING']
 ODD = ['', '\x00', '\x96', '🎬', 'zoë', '東京', ' ', 'film', 'the', 'unbelievably', '!?.', "''"]

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Masking', 'BertMasking', 'WholeWordMasking', 'SpanMasking', 'all_maskings', 'get_masking', 'MaskedLM']
 
-# %% ../../nbs/03g_tasks.masked_lm.ipynb #390cc566
+# %% ../../nbs/03g_tasks.masked_lm.ipynb #3c5f7d8e
 import zlib
 from types import SimpleNamespace
 
@@ -15,7 +15,7 @@ from fastai.torch_basics import patch
 from transformers import AutoModelForMaskedLM, DataCollatorForLanguageModeling, FillMaskPipeline
 
 from ..loader import read_rows, row_reader
-
+from .base import named_subclasses
 from .corpus import (
     Blocks, LanguageModel, Tokens, Wrapping, check_block_size, cut_ids, encode_texts, made_of_tokens, pad_rows,
     refuse_windows, resolve_block_size)
@@ -97,14 +97,10 @@ class SpanMasking(Masking):
             chosen |= (words >= start) & (words < start + length)
         return chosen
 
-# %% ../../nbs/03g_tasks.masked_lm.ipynb #0943cdc5
+# %% ../../nbs/03g_tasks.masked_lm.ipynb #80696763
 def all_maskings() -> dict: # Names and classes
     "The strategies that there are"
-    found,classes = {},[Masking]
-    for o in classes:
-        classes += o.__subclasses__()
-        if o.name: found[o.name] = o
-    return found
+    return named_subclasses(Masking)
 
 def get_masking(
     masking:str|type, # The name of a strategy, or its class
