@@ -18,6 +18,7 @@ from blurlike.callback import HFCallback, HFLoss
 from blurlike.dataloaders import HFTextDataLoaders
 from blurlike.inputs import HFInputs, padding_share, plot_token_lengths, token_lengths
 from blurlike.learner import HFMixedPrecision, build_model, hf_adamw, hf_learner
+from blurlike.load import load_hf_learner
 from blurlike.loader import HFDataLoader
 from blurlike.objects import (
     HFObjects,
@@ -33,7 +34,7 @@ from blurlike.objects import (
 from blurlike.samples import minilm, movie_reviews, smollm2
 from blurlike.show import SampleTable, plot_top_losses
 from blurlike.splitter import head_params, hf_splitter, layer_params
-from blurlike.tasks.base import Task, TokenCrossEntropy, all_tasks, get_block, get_task, get_vocab, infer_task, label_names, task_class
+from blurlike.tasks.base import CellsReader, Task, TokenCrossEntropy, all_tasks, get_block, get_task, get_vocab, infer_task, label_names, task_class
 from blurlike.tasks.causal_lm import CausalLM
 from blurlike.tasks.corpus import TokenAccuracy, TokenPerplexity
 from blurlike.tasks.masked_lm import BertMasking, MaskedLM, Masking, SpanMasking, WholeWordMasking, all_maskings, get_masking

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['resolve_max_length', 'HFTextBlock']
 
-# %% ../nbs/05_block.ipynb #bbd8f910
+# %% ../nbs/05_block.ipynb #86b2c712
 import inspect
 from numbers import Integral
 
@@ -19,7 +19,7 @@ from . import export, predict, show # noqa: F401  whoever has a block, unpickled
 from .inputs import HFInputs, by_window, check_options, decode_texts, text_columns, token_lengths
 from .loader import HFDataLoader
 from .objects import forward_args, model_skeleton, position_limit, set_pad_token, tokenizer_limit
-from .tasks.base import Task, get_task, infer_task
+from .tasks.base import Task, all_tasks, get_task, infer_task, task_options
 
 # %% ../nbs/05_block.ipynb #6127e5f0
 _PADDING = (True, False, 'longest', 'max_length', 'do_not_pad')
@@ -59,7 +59,7 @@ def resolve_max_length(
         raise ValueError(f"max_length={max_length} is not a multiple of pad_to_multiple_of={multiple}: use {max_length//multiple*multiple or multiple}.")
     return max_length
 
-# %% ../nbs/05_block.ipynb #aa0c074f
+# %% ../nbs/05_block.ipynb #a7d1c506
 class HFTextBlock(TransformBlock):
     "A `TransformBlock` for texts that a Hugging Face tokenizer encodes"
     def __init__(self,
@@ -81,7 +81,7 @@ class HFTextBlock(TransformBlock):
         _check_choice('padding', padding, _PADDING)
         if truncation is not None: _check_choice('truncation', truncation, _TRUNCATION)
         for k in set(_OURS) & set(tok_kwargs or {}): raise ValueError(f"tok_kwargs={{{k!r}: ...}} is not supported: {_OURS[k]}.")
-        if task is None: check_options(task_options, _OPTIONS)
+        if task is None: _check_options(task_options)
         self.task,self.task_is_settled = get_task(task or 'sequence-classification', **task_options),task is not None
         model = model_skeleton(hf_config, self.task.auto_model) if hf_model is None else hf_model
         _check_vocab(hf_tokenizer, model)
@@ -97,6 +97,13 @@ class HFTextBlock(TransformBlock):
         super().__init__(dl_type=HFDataLoader, dls_kwargs=dict(hf_block=self, drop_last=False))
 
     def __repr__(self): return f"HFTextBlock({self.hf_arch}, {self.task.name}, max_length={self.max_length})"
+
+def _check_options(options):
+    "Raise `TypeError` for options that are a task's, and no task has been named, or no one's"
+    for k in set(options) - _OPTIONS:
+        if tasks := [n for n,o in all_tasks().items() if k in task_options(o)]:
+            raise TypeError(f"{k!r} is an option of {' and '.join(tasks)}: say task= too.")
+    check_options(options, _OPTIONS)
 
 _OPTIONS = set(inspect.signature(HFTextBlock.__init__).parameters) - {'self', 'task_options'}
 

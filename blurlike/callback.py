@@ -61,7 +61,7 @@ def _forget_captures(model):
         for k in [k for k,h in m._forward_hooks.items() if getattr(h, '__module__', '')=='transformers.utils.output_capturing']: del m._forward_hooks[k]
         vars(m).pop('_output_capturing_hooks_installed', None)
 
-# %% ../nbs/07_callback.ipynb #1909ba6d
+# %% ../nbs/07_callback.ipynb #e89b2bb5
 class HFCallback(Callback):
     "Give the model its inputs by name, and the learner its logits"
     order = 9 # before mixed precision, which expects `learn.pred` to be a tensor
@@ -82,7 +82,8 @@ class HFCallback(Callback):
             self.loss_func.loss_func = self.task.loss_func(self.dls)
 
     def before_fit(self):
-        "Let the model take a dict"
+        "Let the model take a dict, if it fits the data, which may have been changed"
+        if self.task is not None: self.task.check_model(self.dls, self.model)
         self._unhook()
         model = get_model(self.model)
         hook = partial(_by_name, forward_kwargs(model) | self.kwargs)

@@ -21,7 +21,12 @@ from fastcore.imports import equals
 
 from .inputs import HFInputs, check_options, with_progress
 
-# %% ../nbs/04_loader.ipynb #b68d1753
+# %% ../nbs/04_loader.ipynb #9e84a8c6
+def _starts(lengths, bs):
+    "Where the rows of the partial batch may begin: at any full batch that would not lose the longest row to it"
+    starts,longest = np.arange(0, len(lengths)+1, bs),lengths.argmax()
+    return starts[(starts > longest) | (starts + len(lengths)%bs <= longest)]
+
 def bucketed_order(
     lengths:np.ndarray, # The length of each row
     bs:int, # Rows a batch
@@ -34,8 +39,9 @@ def bucketed_order(
     n_pools = max(1, len(rows)//(bs*pool))
     cuts = np.arange(1, n_pools)*bs*pool
     rows = np.concatenate([o[np.argsort(-lengths[o], kind='stable')] for o in np.split(rows, cuts)])
-    n_full = len(rows)//bs
-    full,partial = rows[:n_full*bs].reshape(n_full, bs),rows[n_full*bs:]
+    n_full,rest = divmod(len(rows), bs)
+    start = rng.choice(_starts(lengths[rows], bs)) if n_full else 0
+    partial,full = rows[start:start+rest],np.delete(rows, slice(start, start+rest)).reshape(n_full, bs)
     full = full[rng.permutation(n_full)]
     if longest_first and n_full:
         longest = lengths[full].max(1).argmax()
@@ -178,7 +184,7 @@ def _survey(self:HFDataLoader):
     lengths = [np.asarray(task.lengths(o, block)) for o in read_rows(self.dataset, lambda o: task.problem(o, block), self.n, self.do_item)]
     return np.concatenate(lengths) if lengths else np.zeros(0, dtype=np.int64)
 
-# %% ../nbs/04_loader.ipynb #f695cb09
+# %% ../nbs/04_loader.ipynb #f9faf6ad
 @patch
 @delegates(HFDataLoader.__init__)
 def new(self:HFDataLoader,
@@ -191,6 +197,12 @@ def new(self:HFDataLoader,
     kept = dict(hf_block=self.hf_block, seed=self.seed, sort=self.sort and 'process' not in kwargs,
                 token_lengths=self.token_lengths if same else None, prepared=same)
     return super(HFDataLoader, self).new(dataset, cls, **(kept | kwargs))
+
+@patch
+def _one_pass(self:HFDataLoader):
+    "fastai looks at a batch to count its inputs; where there is no row, it is told"
+    if self.n != 0: return super(HFDataLoader, self)._one_pass()
+    self._n_inp,self._types = 1,{}
 
 # %% ../nbs/04_loader.ipynb #4dd3cb1d
 @contextmanager

@@ -6,7 +6,7 @@
 __all__ = ['load_hf_config', 'set_pad_token', 'load_hf_tokenizer', 'load_hf_model', 'HFObjects', 'get_hf_objects',
            'model_skeleton', 'forward_args', 'forward_kwargs', 'position_limit', 'tokenizer_limit']
 
-# %% ../nbs/00_objects.ipynb #61c1e2d0
+# %% ../nbs/00_objects.ipynb #a743f910
 import inspect, logging, re
 from contextlib import contextmanager
 from copy import deepcopy
@@ -14,17 +14,19 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from transformers import (AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, GgufConfig, PreTrainedConfig,
                           PreTrainedModel, PreTrainedTokenizerBase)
 
-# %% ../nbs/00_objects.ipynb #81f37508
+# %% ../nbs/00_objects.ipynb #5f9ace68
 @contextmanager
 def _reaching(checkpoint, what):
     "Turn a failure to find `checkpoint` into one sentence"
     try: yield
-    except (OSError, ValueError) as e:
+    except (OSError, ValueError, SafetensorError) as e:
         why,unread = str(e).strip().splitlines()[0],isinstance(e, OSError) or 'Unrecognized model' in str(e)
+        if 'trust_remote_code' in str(e): why = "it needs Python code that comes with it to run, for which trust_remote_code=True has to be passed"
         if not unread: raise ValueError(f"checkpoint={str(checkpoint)!r}: its {what} cannot be used: {why}") from e
         hint = ("the folder has no readable " + what if Path(checkpoint).is_dir() else
                 "it is neither a local folder nor a model that the Hub or its local cache could give")
@@ -82,10 +84,14 @@ def _quiet_loading():
     try: yield
     finally: logger.removeFilter(_not_load_report)
 
-# %% ../nbs/00_objects.ipynb #f0dfec78
+# %% ../nbs/00_objects.ipynb #a905a864
 def _in_body(key, model):
     "Whether parameter `key` belongs to the pretrained body rather than to a head"
     return model.base_model is model or key.startswith(model.base_model_prefix + '.')
+
+def _fresh_names(missing, mismatched):
+    "The modules that the checkpoint has no weights for, or others"
+    return ', '.join(dict.fromkeys(o.rsplit('.', 1)[0] for o in sorted({*missing, *(o[0] for o in mismatched)})))
 
 def _fresh_line(model, missing, mismatched):
     "One line about the parameters that the checkpoint did not have; raises `ValueError` if the body has the wrong size"
@@ -94,9 +100,8 @@ def _fresh_line(model, missing, mismatched):
         k,had,wants = body[0]
         raise ValueError(f"The checkpoint does not fit the configuration: `{k}` is {tuple(had)} in the one and "
                          f"{tuple(wants)} in the other, and {len(body)-1} more; only a head may change its size.")
-    fresh = sorted({*missing, *(o[0] for o in mismatched)})
-    if not fresh: return ''
-    names = ', '.join(dict.fromkeys(o.rsplit('.', 1)[0] for o in fresh))
+    names = _fresh_names(missing, mismatched)
+    if not names: return ''
     had = next((f" (the checkpoint's has {had[0]} outputs, this one {wants[0]})" for _,had,wants in mismatched), '')
     return f"{type(model).__name__}: newly initialized and to be trained: {names}{had}"
 
@@ -105,12 +110,13 @@ def _forget_quantization(model):
     "Let `model`, whose weights have been unpacked, be known as one that never was quantized"
     if quantizer := getattr(model, 'hf_quantizer', None): quantizer.remove_quantization_config(model)
 
-# %% ../nbs/00_objects.ipynb #64c9f1d2
+# %% ../nbs/00_objects.ipynb #cf7ec582
 def load_hf_model(
     checkpoint:str|Path, # A name on the Hub or a local folder
     model_cls:type=AutoModelForSequenceClassification, # Any Auto class, or a model class
     config:PreTrainedConfig=None, # The configuration, with `num_labels` and the like already set
     model_kwargs:dict=None, # Passed to `from_pretrained`, such as `dtype` or `attn_implementation`
+    whole:bool=False, # Whether the checkpoint has to have all weights, and no head may be made anew
 ) -> PreTrainedModel:
     "The model of `checkpoint`; raises `OSError` if there is none, `ValueError` if the weights do not fit `config`"
     kwargs = dict(dtype=torch.float32, ignore_mismatched_sizes=True) | (model_kwargs or {})
@@ -118,7 +124,10 @@ def load_hf_model(
     with _reaching(checkpoint, f'{model_cls.__name__} weights'), _quiet_loading():
         model,info = model_cls.from_pretrained(checkpoint, config=config, output_loading_info=True, **kwargs)
     if getattr(kwargs.get('quantization_config'), 'dequantize', False): _forget_quantization(model)
-    if line := _fresh_line(model, info['missing_keys'], info['mismatched_keys']): print(line)
+    if line := _fresh_line(model, info['missing_keys'], info['mismatched_keys']):
+        if whole: raise ValueError(f"checkpoint={str(checkpoint)!r} is no trained {type(model).__name__}: it has no weights for {_fresh_names(info['missing_keys'], info['mismatched_keys'])}; "
+                                   "a checkpoint to train goes to HFTextDataLoaders and hf_learner.")
+        print(line)
     return model
 
 # %% ../nbs/00_objects.ipynb #69ea40ac

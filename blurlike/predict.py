@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['token_batches', 'evaluating', 'as_samples', 'sample_batches', 'generate_options']
 
-# %% ../nbs/11_predict.ipynb #e283df64
+# %% ../nbs/11_predict.ipynb #7695c53e
 import inspect
 from contextlib import contextmanager
+from numbers import Integral
 
 import numpy as np
 import torch
@@ -76,15 +77,16 @@ def sample_batches(
     lengths = block.cut(block.task.lengths([(o,) for o in samples], block)) + room if len(samples) != 1 else [1]
     return with_progress(token_batches(lengths, max_tokens, equal='attention_mask' not in block.input_names), 10)
 
-# %% ../nbs/11_predict.ipynb #ca653ee4
+# %% ../nbs/11_predict.ipynb #ddc9ff0d
 @patch
 def hf_predict(self:Learner,
     texts, # A text, or a list or column of texts, of the form that the learner was trained on
     max_tokens:int=4096, # The size of a batch, padding included
     many:bool=None, # Whether `texts` are several; None to see it
-    **options # What the task's predictions can be told, such as `threshold` or `top_k`
+    **options # What the task's predictions can be told: `threshold` (several labels), `top_k` (answers, masked words), `aggregation_strategy` (words), and more that its `decode` names
 ) -> dict|list[dict]: # For a list a list, in the same order
     "What the model says of `texts`; raises `ValueError` for what is not a text"
+    if not isinstance(max_tokens, Integral): raise ValueError(f"max_tokens={max_tokens!r:.40} is not a number of tokens; two texts that belong together are one tuple, (a, b).")
     block,model = get_block(self.dls),get_model(self.model)
     task = block.task
     if task.writes_answers: return self.hf_generate(texts, max_tokens, **options)

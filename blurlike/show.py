@@ -5,18 +5,19 @@
 # %% auto #0
 __all__ = ['SampleTable', 'show_batch', 'show_results', 'plot_top_losses']
 
-# %% ../nbs/06_show.ipynb #fb0df707
+# %% ../nbs/06_show.ipynb #eeaf750e
 from html import escape
 from io import StringIO
 
 import pandas as pd
 from fastai.data.core import show_batch, show_results
-from fastai.interpret import plot_top_losses
-from fastai.torch_basics import dispatch
+from fastai.interpret import ClassificationInterpretation, plot_top_losses
+from fastai.torch_basics import dispatch, patch
 from rich import box
 from rich.console import Console
 from rich.table import Table as TerminalTable
 from rich.text import Text
+from sklearn.metrics import classification_report, confusion_matrix
 
 from .inputs import HFInputs
 
@@ -112,3 +113,25 @@ def plot_top_losses(
     rows = [task.row(*s, o[0]) | task.confidence(r) | dict(loss=f'{l.item():.4f}')
             for s,o,r,l in zip(samples, outs, raws, losses, strict=True)]
     SampleTable(rows, wrong=[not task.is_right(s[1], o[0]) for s,o in zip(samples, outs, strict=True)], trunc_at=trunc_at).show()
+
+# %% ../nbs/06_show.ipynb #146619ba
+_of_fastai = {o: getattr(ClassificationInterpretation, o) for o in ('confusion_matrix', 'print_classification_report')}
+
+def _pairs(interp):
+    "The names of the classes, the targets and the predictions; None where the data is not texts of a task"
+    block = getattr(interp.dl, 'hf_block', None)
+    return None if block is None else (list(interp.vocab), *block.task.class_pairs(interp.learn, interp.dl))
+
+@patch
+def confusion_matrix(self:ClassificationInterpretation):
+    "How often which class is taken for which, actual x predicted; raises `ValueError` for a task that has no such matrix"
+    if (pairs := _pairs(self)) is None: return _of_fastai['confusion_matrix'](self)
+    names,targs,preds = pairs
+    return confusion_matrix(targs, preds, labels=names)
+
+@patch
+def print_classification_report(self:ClassificationInterpretation):
+    "Print precision, recall and F1 of each class; raises `ValueError` for a task that has none"
+    if (pairs := _pairs(self)) is None: return _of_fastai['print_classification_report'](self)
+    names,targs,preds = pairs
+    print(classification_report(targs, preds, labels=names, target_names=[str(o) for o in names], zero_division=0))

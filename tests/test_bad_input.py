@@ -265,12 +265,21 @@ def test_a_misspelt_option_of_a_datablock(df, hf):
     with pytest.raises(TypeError, match="'shufle' is no option here: did you mean 'shuffle'"): dblock.dataloaders(df, shufle=False)
 
 
+def test_an_option_of_a_task_that_was_not_named(hf):
+    with pytest.raises(TypeError, match="'threshold' is an option of multi-label-classification: say task= too"): HFTextBlock(*hf, threshold=0.3)
+
+
+def test_two_texts_as_two_arguments(learn):
+    with pytest.raises(ValueError, match=r"max_tokens='the plot' is not a number of tokens; two texts that belong together are one tuple"): learn.hf_predict('the film', 'the plot')
+
+
 @pytest.mark.parametrize(('change', 'message'), [
     (dict(checkpoint=None), 'checkpoint=None is neither a name on the Hub'),
     (dict(df='my.csv'), "df='my.csv' is not a DataFrame"),
     (dict(text_col=['text', 'label', 'is_valid']), 'takes one column of texts, or two for pairs'),
     (dict(text_col=['text', 'title']), "'title' is not a column"),
-    (dict(task='classification'), "task='classification' does not exist: choose one of"),
+    (dict(task='dancing'), r"task='dancing' does not exist: choose one of [a-z0-9, -]+\.$"),
+    (dict(task='Token_Classification'), "choose one of .*; did you mean 'token-classification'"),
     (dict(valid_pct=20), 'valid_pct=20 is not a share between 0 and 1'),
     (dict(valid_pct=0), 'valid_pct=0 is not a share between 0 and 1'),
     (dict(tokenizer_kwargs={'a': 1}), 'are for loading a checkpoint'),

@@ -7,11 +7,13 @@ import torch
 from conftest import make_objects
 from fastai.text.all import (
     CategoryBlock,
+    ClassificationInterpretation,
     ColReader,
     ColSplitter,
     CrossEntropyLossFlat,
     DataBlock,
     FocalLossFlat,
+    Interpretation,
     LabelSmoothingCrossEntropyFlat,
     MultiCategoryBlock,
     RegressionBlock,
@@ -291,3 +293,31 @@ def test_notes_are_kept_from_the_model():
 
 def test_a_table_keeps_words_that_look_like_markup():
     assert '&lt;b&gt;' in SampleTable([dict(text='<b>')])._repr_html_()
+
+
+def test_a_confusion_matrix_counts_what_hf_predict_says(df, hf):
+    learn = hf_learner(from_df(df, hf), hf.model, lr=1e-2)
+    quiet_fit(learn)
+    valid = df[df.is_valid]
+    with learn.no_bar(): interp = ClassificationInterpretation.from_learner(learn)
+    said = [o['label'] for o in learn.hf_predict(valid.text)]
+    assert interp.confusion_matrix().tolist() == [[sum(a==x and b==y for a,b in zip(valid.label, said, strict=True)) for y in interp.vocab] for x in interp.vocab]
+
+
+def test_what_is_not_one_class_for_another_has_no_confusion_matrix(topics, scores, capsys):
+    for data,kwargs,says in ((topics, {}, 'multilabel_confusion_matrix'), (scores, dict(label_col='score', task='regression'), 'does not choose between classes')):
+        hf = make_objects(num_labels=3 if says[0]=='m' else 1)
+        learn = hf_learner(from_df(data, hf, **kwargs), hf.model)
+        with learn.no_bar(): interp = Interpretation.from_learner(learn)
+        interp.vocab = ['a']
+        for show in (ClassificationInterpretation.confusion_matrix, ClassificationInterpretation.print_classification_report):
+            with pytest.raises(ValueError, match=says): show(interp)
+
+
+def test_fastais_own_interpretation_is_as_it_was():
+    class Loader: vocab = ['a', 'b']
+    class Model:
+        def get_preds(self, **kwargs): return None,torch.tensor([0, 1, 1]),torch.tensor([0, 0, 1])
+    interp = ClassificationInterpretation(Model(), Loader(), None)
+    interp.vocab = ['a', 'b']
+    assert interp.confusion_matrix().tolist() == [[1, 0], [1, 1]]

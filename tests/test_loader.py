@@ -32,6 +32,12 @@ def test_the_longest_row_is_in_the_first_batch(lengths, bs, seed):
     if len(lengths): assert lengths[order[:bs]].max() == lengths.max()
 
 
+def test_the_rows_of_the_partial_batch_are_not_always_the_shortest():
+    rng,last = np.random.default_rng(0),set()
+    for _ in range(200): last |= set(bucketed_order(np.arange(35), 8, rng)[-3:].tolist())
+    assert last == set(range(3)) | {i for b in range(1, 4) for i in range(34-8*b-2, 34-8*b+1)}
+
+
 @given(st.integers(1, 40), st.integers(0, 2**32-1))
 def test_bucketing_pads_less_than_chance(bs, seed):
     rng = np.random.default_rng(seed)

@@ -12,7 +12,7 @@ from fastai.callback.core import Callback
 from torch import nn
 from transformers import pipeline
 
-from blurlike.all import HFLoss, HFObjects, HFTextDataLoaders, all_tasks, get_hf_objects, hf_learner, hf_splitter
+from blurlike.all import HFLoss, HFObjects, HFTextDataLoaders, all_tasks, hf_learner, hf_splitter, load_hf_learner
 from blurlike.architectures import LIMITS, OWN_LOSS, TESTED, has_model, supported_tasks
 
 TEXTS = ['the film warm', 'the plot dull the cast sour', 'the score lovely', 'the ending stale the script grim', 'the cast bright', 'the story hollow',
@@ -156,9 +156,9 @@ def test_a_task_trains_predicts_saves_and_reads_back(arch, task, tmp_path):
     texts = ASKS.get(task, lambda xs, tokenizer: xs)(ROWS[task][0][:3], dls.hf_block.hf_tokenizer)
     preds = learn.hf_predict(texts)
     learn.save_pretrained(tmp_path/'model')
-    hf = get_hf_objects(tmp_path/'model', model_cls=TASKS[task].auto_model)
-    again = hf_learner(make_dls(task, hf), hf.model, metrics=[])
+    again = load_hf_learner(tmp_path/'model', device='cpu')
     assert type(again.model) is type(model)
+    assert again.dls.hf_block.task.params() == dls.hf_block.task.params()
     assert_same(again.hf_predict(texts), preds)
     if task in PIPELINES:
         answers = pipeline(PIPELINES[task], model=str(tmp_path/'model'), device='cpu')(texts, **BLOCK_OPTIONS.get(arch, {}))

@@ -20,6 +20,7 @@ from blurlike.all import (
     Answer,
     AnswerBlock,
     AnswerLoss,
+    CellsReader,
     HFInputs,
     HFLoss,
     HFTextBlock,
@@ -337,8 +338,22 @@ def test_metrics_count_what_hf_predict_says(hf_learn, qa):
 
 def test_a_table_with_questions_that_have_no_answer_lets_there_be_none(qa):
     assert from_df(qa).hf_block.task.handle_impossible_answer is True
-    assert from_df(make_rows(36, none_every=0)).hf_block.task.handle_impossible_answer is False
+    assert not from_df(make_rows(36, none_every=0)).hf_block.task.handle_impossible_answer
     assert from_df(qa, handle_impossible_answer=False).hf_block.task.handle_impossible_answer is False
+
+
+def test_a_data_block_sees_rows_without_an_answer_too(qa):
+    hf = make_qa()
+    block = DataBlock(blocks=(HFTextBlock(*hf), AnswerBlock), get_x=CellsReader(['question', 'context']), get_y=CellsReader(['answer_text', 'answer_start']),
+                      splitter=ColSplitter('is_valid'))
+    assert block.dataloaders(qa, bs=4).hf_block.task.handle_impossible_answer is True
+
+
+def test_rows_that_come_after_the_training_do_not_change_what_may_be_answered(qa):
+    hf = make_qa()
+    learn = hf_learner(from_df(make_rows(36, none_every=0)), hf.model)
+    learn.dls.test_dl(qa, with_labels=True)
+    assert learn.dls.hf_block.task.handle_impossible_answer is False
 
 
 def test_training_finds_the_answers(qa):
@@ -484,7 +499,7 @@ def test_a_model_for_something_else(qa, hf):
 
 
 @pytest.mark.parametrize(('text', 'says'), [
-    ('the film', "the text is 'the film', not a tuple of a question and a context"), (dict(question='a'), 'not a tuple of a question and a context'),
+    ('the film', "the text is 'the film', not a tuple of a question and a context"), (dict(question='a'), "has 'question', and needs 'question' and 'context'"),
     (('a', ''), 'the context is empty'), (('a', 3), 'the context is 3, not a string'), (7, 'the text is 7')])
 def test_what_is_no_question(hf_learn, text, says):
     with pytest.raises(ValueError, match='1 of 1 texts cannot be used; the first is number 0: .*' + says): hf_learn.hf_predict(text)

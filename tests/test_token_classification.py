@@ -10,7 +10,7 @@ from conftest import BAD, GOOD, THINGS, make_objects
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Sequence, Value
 from fastai.data.block import DataBlock
 from fastai.data.transforms import ColReader, ColSplitter
-from fastai.interpret import Interpretation
+from fastai.interpret import ClassificationInterpretation, Interpretation
 from fastai.learner import Learner, load_learner
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -207,6 +207,10 @@ def test_words_are_learnt_and_scored_as_entities(words_learn, rows):
     assert [o.name for o in words_learn.metrics] == list(scores)[1:]
     assert scores['entity_f1'] > 0.9
     targs,preds = words_learn.word_labels()
+    with words_learn.no_bar(): interp = ClassificationInterpretation.from_learner(words_learn)
+    assert interp.confusion_matrix().sum() == sum(map(len, targs))
+    assert interp.confusion_matrix().trace() == sum(a==b for t,p in zip(targs, preds, strict=True) for a,b in zip(t, p, strict=True))
+    with pytest.raises(ValueError, match='dl has no labels: make it with'): words_learn.word_labels(dl=words_learn.dls.test_dl([['a']]))
     assert targs == rows[rows.is_valid].labels.tolist()
     assert scores['entity_f1'] == pytest.approx(f1_score(targs, preds))
     entities = words_learn.hf_predict(['the', 'film', 'the', 'warm', 'clever', 'the'])

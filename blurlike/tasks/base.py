@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['Task', 'task_options', 'lists', 'CellsReader', 'reader', 'named_subclasses', 'all_tasks', 'get_task', 'task_class',
-           'infer_task', 'get_block', 'get_vocab', 'first_target', 'some', 'ClassNames', 'label_names', 'check_head',
-           'PooledWindows', 'TokenCrossEntropy']
+           'infer_task', 'get_block', 'get_vocab', 'first_target', 'some', 'ClassNames', 'label_names', 'check_order',
+           'check_head', 'PooledWindows', 'TokenCrossEntropy']
 
-# %% ../../nbs/02_tasks.base.ipynb #fc37a378
+# %% ../../nbs/02_tasks.base.ipynb #1bf71545
 import inspect
 import pkgutil
+from difflib import get_close_matches
 from importlib import import_module
 
 import numpy as np
@@ -128,7 +129,7 @@ Task.truncation = True # As the tokenizer's
 Task.is_split_into_words = False # Whether a text is a list of words
 Task.notes = () # What `encode` notes beside the model's inputs: "sequence_ids", "word_ids", "offsets"
 
-# %% ../../nbs/02_tasks.base.ipynb #d651bf9e
+# %% ../../nbs/02_tasks.base.ipynb #f888d302
 Task.text_col = 'text' # The column, or a tuple of columns, of the texts
 Task.label_col = 'label' # The column, or a tuple of columns, of the targets; None for a task without
 
@@ -169,6 +170,13 @@ def y_block(self:Task,
 ): # A fastai block
     "The target block; raises `ValueError` if the columns do not suit the task"
     raise NotImplementedError(f"{self.name} has no y_block.")
+
+@patch
+def target_block(self:Task,
+    names:list=None, # Of the classes, or of the numbers; None where the task has neither
+): # A fastai block
+    "The target block where the training rows need not be asked, as when a saved model is loaded"
+    raise NotImplementedError(f"{self.name} has no target_block.")
 
 # %% ../../nbs/02_tasks.base.ipynb #2663ace7
 @patch
@@ -309,7 +317,7 @@ def join_rows(self:Task,
     "What `get_preds` returns of predictions, or targets, whose batches have different shapes"
     return rows
 
-# %% ../../nbs/02_tasks.base.ipynb #5d93864d
+# %% ../../nbs/02_tasks.base.ipynb #99a55e5a
 @patch
 def decode_batch(self:Task,
     batch:tuple, # Inputs and targets or predictions, on the CPU
@@ -322,13 +330,21 @@ def decode_batch(self:Task,
     return [dl.dataset.decode((t, *y), full=True) for t,y in zip(texts, targets, strict=True)]
 
 @patch
+def class_pairs(self:Task,
+    learn, # The `Learner` whose predictions are asked for
+    dl, # A loader with targets
+) -> tuple[list, list]: # Targets and predictions, by their names
+    "What `ClassificationInterpretation` compares; raises `ValueError` where it is not one class with another"
+    raise ValueError(f"task={self.name!r} does not choose between classes: use Interpretation for its rows.")
+
+@patch
 def confidence(self:Task,
     raw, # What the loss's activation made of a row's logits
 ) -> dict: # Column names and cells
     "What `plot_top_losses` says of a prediction beside the loss; nothing where it has no one probability"
     return {}
 
-# %% ../../nbs/02_tasks.base.ipynb #f45b4b8d
+# %% ../../nbs/02_tasks.base.ipynb #42f3f5ac
 def named_subclasses(
     cls:type, # A class whose subclasses have a `name`
 ) -> dict: # Names and classes, `cls` among them; those that inherit their name are left out
@@ -362,10 +378,12 @@ def task_class(
     if isinstance(task, Task): return type(task)
     if isinstance(task, type) and issubclass(task, Task): return task
     tasks = all_tasks()
-    if task not in tasks: raise ValueError(f"task={task!r} does not exist: choose one of {', '.join(sorted(tasks))}.")
+    if task not in tasks:
+        close = get_close_matches(str(task).lower().replace('_', '-'), tasks, 1)
+        raise ValueError(f"task={task!r} does not exist: choose one of {', '.join(sorted(tasks))}" + (f"; did you mean {close[0]!r}?" if close else '.'))
     return tasks[task]
 
-# %% ../../nbs/02_tasks.base.ipynb #7bae20be
+# %% ../../nbs/02_tasks.base.ipynb #6e5ad1b0
 @patch(cls_method=True)
 def fits(cls:Task,
     target, # What a dataset gives as a target
@@ -380,6 +398,14 @@ def fits_columns(cls:Task,
 ) -> bool:
     "Whether these columns are made for this task"
     return False
+
+@patch(cls_method=True)
+def fits_config(cls:Task,
+    config, # A model's configuration
+) -> bool:
+    "Whether the model that was saved with `config` is one for this task"
+    models = cls.auto_model._model_mapping.get(type(config), ()) if cls.auto_model else ()
+    return bool({o.__name__ for o in L(models)} & set(config.architectures or ()))
 
 def infer_task(
     test, # A function of a kind of `Task`: whether it is the one
@@ -425,7 +451,7 @@ def some(
     names = list(names)
     return ', '.join(map(repr, names[:n])) + (', ...' if len(names)>n else '')
 
-# %% ../../nbs/02_tasks.base.ipynb #8ec1a890
+# %% ../../nbs/02_tasks.base.ipynb #17464564
 class ClassNames:
     "For tasks whose targets have a `vocab`: its names and size are the model's"
     needs = 'one class a text: use a CategoryBlock for them' # Ends the message about targets of another kind
@@ -437,8 +463,9 @@ class ClassNames:
         "`num_labels`, `id2label` and `label2id` from the vocab, and the `problem_type`; raises `ValueError` for targets that another task is for"
         target,vocab = first_target(dls),get_vocab(dls)
         if target is not None and (vocab is None or not self.fits(target)):
-            raise ValueError(f"The targets are {type(target).__name__}, and {self.name} needs {self.needs}.")
+            raise ValueError(f"The targets are {type(target).__name__}, and {self.name} needs {self.needs}; for another task, use its block, or say which with task=.")
         if vocab is None: return {}
+        check_order(getattr(getattr(dls, 'hf_block', None), 'hf_config', None), vocab)
         return label_names(vocab) | (dict(problem_type=self.problem_type) if self.problem_type else {})
 
     def check_model(self,
@@ -455,6 +482,15 @@ class ClassNames:
         "How many are right"
         return [accuracy]
 
+    def class_pairs(self,
+        learn, # The `Learner` whose predictions are asked for
+        dl, # A loader with targets
+    ) -> tuple[list, list]: # Targets and predictions, by their names
+        "The class of each text and the likeliest one"
+        _,targs,preds = learn.get_preds(dl=dl, with_decoded=True)
+        names = get_vocab(dl)
+        return [names[i] for i in targs.tolist()],[names[i] for i in preds.tolist()]
+
     def confidence(self,
         raw, # Probabilities of the classes
     ) -> dict:
@@ -467,6 +503,16 @@ def label_names(
     "`num_labels`, `id2label` and `label2id` of a configuration"
     names = [str(o) for o in names]
     return dict(num_labels=len(names), id2label=dict(enumerate(names)), label2id={o: i for i,o in enumerate(names)})
+
+def check_order(
+    config, # A model's configuration, or None
+    names, # Of the outputs that it is to have
+):
+    "Raise `ValueError` if the model has been trained on the same classes in another order"
+    had,names = list(getattr(config, 'id2label', {}).values()),[str(o) for o in names]
+    if had != names and sorted(had)==sorted(names):
+        raise ValueError(f"The model's classes are {some(had)}, in this order, and the data's are {some(names)}: pass vocab={had} where the data is loaded, "
+                         "or CategoryBlock(vocab=..., sort=False).")
 
 def check_head(
     model, # A model
@@ -502,30 +548,27 @@ class PooledWindows:
         "The targets, where each text is one window"
         return {} if 'n_windows' in inputs else {'labels': yb[0]}
 
-# %% ../../nbs/02_tasks.base.ipynb #38515e42
+# %% ../../nbs/02_tasks.base.ipynb #c7181f08
 class TokenCrossEntropy(CrossEntropyLossFlat):
     "Cross-entropy over the tokens that have a target"
     def __init__(self,
         *args, # Passed to `nn.CrossEntropyLoss`
-        axis:int=-1, # The axis of the classes
         ignore_index:int=-100, # The target of a token that has none
         **kwargs # Passed to `nn.CrossEntropyLoss`, such as `weight` or `label_smoothing`
     ):
-        super().__init__(*args, axis=axis, ignore_index=ignore_index, **kwargs)
+        super().__init__(*args, axis=-1, ignore_index=ignore_index, **kwargs)
 
     def __call__(self,
         pred, # Logits, batch x ... x classes
         targ, # Targets, batch x ...
     ): # A number; with the reduction "none" one for each row
         "The mean over targets"
-        reduction,self.reduction = self.reduction,'none'
-        try: losses = super().__call__(pred, targ).view(targ.shape)
-        finally: self.reduction = reduction
         counts = targ != self.func.ignore_index
-        if reduction=='none': return losses.flatten(1).sum(1) / counts.flatten(1).sum(1).clamp(min=1)
-        if reduction=='sum': return losses.sum()
-        n = counts.sum() if self.func.weight is None else self.func.weight[targ[counts]].sum()
-        return losses.sum() / torch.where(n > 0, n, 1)
+        if self.reduction=='none': return super().__call__(pred, targ).view(targ.shape).flatten(1).sum(1) / counts.flatten(1).sum(1).clamp(min=1)
+        n = counts.sum()
+        if not n: return pred.sum()*0
+        if n < targ.numel()/2: pred,targ = pred[counts],targ[counts] # a softmax over a vocabulary is dear
+        return super().__call__(pred, targ)
 
     def activation(self,
         x, # Logits, or a list of rows of them

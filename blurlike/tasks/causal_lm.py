@@ -110,7 +110,7 @@ def sees_ahead(
     finally: model.train(training)
     return (a - b).abs().max().item() > 1e-3*a.abs().max().item()
 
-# %% ../../nbs/03f_tasks.causal_lm.ipynb #d1c944c6
+# %% ../../nbs/03f_tasks.causal_lm.ipynb #bf5b3c78
 class CausalLM(LanguageModel):
     "The next token of texts, or of answers, by cross-entropy"
     name = 'causal-lm'
@@ -131,6 +131,12 @@ class CausalLM(LanguageModel):
         "A block for completions, which are texts; raises `ValueError` for several columns"
         df = labels()
         if df.shape[1] > 1: raise ValueError(f"label_col={list(df.columns)}: {self.name} needs one column of completions.")
+        return self.target_block()
+
+    def target_block(self,
+        names:list=None, # Not needed
+    ):
+        "A block for completions, which are texts"
         return TransformBlock()
 
     def encoded(self,

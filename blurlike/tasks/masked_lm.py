@@ -112,11 +112,18 @@ def get_masking(
         raise ValueError(f"masking={masking!r} does not exist: choose one of {', '.join(map(repr, sorted(maskings)))}, or a subclass of Masking with a name.")
     return maskings[masking]
 
-# %% ../../nbs/03g_tasks.masked_lm.ipynb #9f678b01
+# %% ../../nbs/03g_tasks.masked_lm.ipynb #dbbd9b5e
 class MaskedLM(LanguageModel):
     "The hidden tokens of texts, by cross-entropy"
     name = 'masked-lm'
     auto_model = AutoModelForMaskedLM
+
+    @classmethod
+    def fits_config(cls,
+        config, # A model's configuration
+    ) -> bool:
+        "Whether it has a head for hidden tokens; an encoder-decoder that could do this too was made to write"
+        return super().fits_config(config) and not config.is_encoder_decoder
 
     def __init__(self,
         masking:str='bert', # What is hidden: "bert" (each token by itself), "whole-word", "span", or a subclass of `Masking`

@@ -8,7 +8,7 @@ __all__ = ['NO_ANSWER', 'Answer', 'as_answer', 'ReadAnswer', 'AnswerBlock', 'ans
            'answer_exact', 'answer_f1', 'AnswerMetric', 'row_answers', 'exact_match', 'squad_f1', 'MarkedText',
            'QuestionAnswering', 'question_problem']
 
-# %% ../../nbs/03d_tasks.question_answering.ipynb #470b5d18
+# %% ../../nbs/03d_tasks.question_answering.ipynb #fca8ed0f
 import re
 import string
 from collections import Counter
@@ -29,7 +29,7 @@ from transformers import AutoModelForQuestionAnswering, PreTrainedModel
 
 from ..inputs import HFInputs, as_rows
 from ..objects import forward_args
-from .base import Task, check_head, get_block
+from .base import Task, check_head, get_block, some
 
 # %% ../../nbs/03d_tasks.question_answering.ipynb #0d79cf12
 class Answer(NamedTuple):
@@ -311,7 +311,7 @@ class MarkedText:
         before,marked,after = map(escape, self._parts())
         return f'{before}<mark>{marked}</mark>{after}' if marked else before + after
 
-# %% ../../nbs/03d_tasks.question_answering.ipynb #178bf0f5
+# %% ../../nbs/03d_tasks.question_answering.ipynb #1473900a
 class QuestionAnswering(Task):
     "The stretch of a context that answers a question, by cross-entropy for its start and its end"
     name = 'question-answering'
@@ -325,7 +325,7 @@ class QuestionAnswering(Task):
 
     def __init__(self,
         max_answer_len:int=15, # Tokens of an answer, at most
-        handle_impossible_answer:bool=None, # Whether no answer is an answer; None for False, unless a table to train on has such rows
+        handle_impossible_answer:bool=None, # Whether no answer is an answer; None for whether rows to train on have none
         align_to_words:bool=True, # Whether to widen answers to whole words
     ):
         _check_counts(max_answer_len=max_answer_len)
@@ -362,8 +362,12 @@ class QuestionAnswering(Task):
         "An `AnswerBlock`; raises `ValueError` for more than two columns"
         df = labels(missing=True)
         if df.shape[1] > 2: raise ValueError(f"label_col={list(df.columns)}: {self.name} needs two columns, the text of an answer and its start, or one of dicts with both.")
-        rows = (o[0] if len(o)==1 else o for o in df.itertuples(index=False, name=None))
-        if self.handle_impossible_answer is None: self.handle_impossible_answer = any(_is_none(as_answer(o)) for o in rows)
+        return self.target_block()
+
+    def target_block(self,
+        names:list=None, # Not needed
+    ):
+        "An `AnswerBlock`"
         return AnswerBlock()
 
     def set_up(self,
@@ -406,7 +410,8 @@ class QuestionAnswering(Task):
         dls, # The `DataLoaders` to train with
         model, # The model to train
     ):
-        "Raise `ValueError` if `model` does not give a start and an end"
+        "Raise `ValueError` if `model` does not give a start and an end; settle whether there may be no answer"
+        self.handle_impossible_answer = bool(self.handle_impossible_answer)
         if not isinstance(model, PreTrainedModel): return
         if 'start_positions' not in forward_args(model):
             raise ValueError(f"The model is {type(model).__name__}, and {self.name} needs a start and an end of each token: load it with model_cls=AutoModelForQuestionAnswering.")
@@ -476,14 +481,16 @@ def _check_counts(**counts):
 
 def _is_none(answer): return isinstance(answer, Answer) and answer==NO_ANSWER
 
-# %% ../../nbs/03d_tasks.question_answering.ipynb #d38f0eab
+# %% ../../nbs/03d_tasks.question_answering.ipynb #e02b820a
 def question_problem(
     sample:tuple, # A question and a context
     block, # The `HFTextBlock`
     stride:int, # How many tokens neighbouring windows share
 ) -> str|None: # None if it can be used
     "What is wrong with a question and a context"
-    if not isinstance(sample, tuple) or len(sample)!=2: return f"the text is {sample!r:.80}, not a tuple of a question and a context"
+    if isinstance(sample, dict): return f"the text has {some(sample)}, and needs 'question' and 'context'"
+    if not isinstance(sample, tuple) or len(sample)!=2:
+        return f"the text is {sample!r:.80}, not a tuple of a question and a context, which CellsReader(['question', 'context']) reads from columns"
     for name,o in zip(('question', 'context'), sample, strict=True):
         if not isinstance(o, str): return f"the {name} is {o!r:.80}, not a string"
         if not o.strip(): return f"the {name} is empty"
@@ -529,7 +536,7 @@ def collate(self:QuestionAnswering,
     inputs['answer_chars'] = torch.tensor([(-1, -1) if o==NO_ANSWER else (o.start, o.start+len(o.text)) for o in ys[0]])
     return inputs,answer_positions(inputs)
 
-# %% ../../nbs/03d_tasks.question_answering.ipynb #404b251c
+# %% ../../nbs/03d_tasks.question_answering.ipynb #5c7b8ad1
 def _is_held(sample, block):
     "Whether a window holds the whole answer"
     answer = sample[1]
@@ -547,6 +554,15 @@ def problem(self:QuestionAnswering,
     if problem or len(sample)==1 or _is_held(sample, block): return problem
     return (f"the answer {sample[1].text!r:.80} is in no window as a whole: with max_length={block.max_length} neighbouring windows share "
             f"stride={block.stride} tokens; use a larger stride or a larger max_length")
+
+@patch
+def lengths(self:QuestionAnswering,
+    samples:list, # `((question, context),)`, or with an `Answer`
+    block, # The `HFTextBlock`
+) -> np.ndarray:
+    "How many tokens each of `samples` has, before truncation; whether one has no answer is remembered"
+    if self.handle_impossible_answer is None and any(len(o) > 1 and _is_none(o[1]) for o in samples): self.handle_impossible_answer = True
+    return super(QuestionAnswering, self).lengths(samples, block)
 
 @patch
 def is_one(self:QuestionAnswering,

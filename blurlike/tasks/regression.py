@@ -34,7 +34,7 @@ def spearman(): # A fastai metric
     "Spearman's rho, the mean over the targets"
     return AccumMetric(_by_target(stats.spearmanr), to_np=True, flatten=False, name='spearman')
 
-# %% ../../nbs/03b_tasks.regression.ipynb #99812258
+# %% ../../nbs/03b_tasks.regression.ipynb #4f346dd9
 def _number_problem(y):
     "What is wrong with target `y`"
     values = y.flatten().tolist() if isinstance(y, Tensor) else [y]
@@ -55,6 +55,13 @@ class Regression(PooledWindows, Task):
         return isinstance(target, Tensor) and target.is_floating_point() and not isinstance(target, TensorCategory)
 
     @classmethod
+    def fits_config(cls,
+        config, # A model's configuration
+    ) -> bool:
+        "Whether it has a head for numbers: its `problem_type` says so, or it says nothing and has one output"
+        return super().fits_config(config) and (config.problem_type=='regression' or (config.problem_type is None and config.num_labels==1))
+
+    @classmethod
     def fits_columns(cls,
         texts:pd.DataFrame, # The first rows of the columns of texts
         labels:pd.DataFrame, # And of targets
@@ -72,8 +79,14 @@ class Regression(PooledWindows, Task):
         if wrong.any(axis=None):
             row = wrong.any(axis=1).idxmax()
             raise ValueError(f"label_col={list(df.columns)}: row {row!r} has {df.loc[row].tolist()}, and {self.name} needs numbers.")
-        self.names = list(df.columns)
-        return RegressionBlock(n_out=df.shape[1])
+        return self.target_block(list(df.columns))
+
+    def target_block(self,
+        names:list=None, # Of the numbers
+    ):
+        "A `RegressionBlock`"
+        self.names = names
+        return RegressionBlock(n_out=len(names))
 
     def problem(self,
         sample, # `(x,)` or `(x, y)`

@@ -38,7 +38,7 @@ def TextTargetBlock(): # A fastai block
     "A `TransformBlock` for targets that are texts"
     return TransformBlock(type_tfms=TextTargetize)
 
-# %% ../../nbs/03e_tasks.seq2seq.ipynb #89e1fab3
+# %% ../../nbs/03e_tasks.seq2seq.ipynb #c26cc639
 class Seq2Seq(Task):
     "A text for each text, by cross-entropy over its tokens"
     name = 'text2text-generation'
@@ -77,6 +77,12 @@ class Seq2Seq(Task):
         "A `TextTargetBlock`; raises `ValueError` for several columns"
         df = labels()
         if df.shape[1] > 1: raise ValueError(f"label_col={list(df.columns)}: {self.name} needs one column of targets.")
+        return self.target_block()
+
+    def target_block(self,
+        names:list=None, # Not needed
+    ):
+        "A `TextTargetBlock`"
         return TextTargetBlock()
 
     def loss_func(self,

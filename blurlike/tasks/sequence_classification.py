@@ -25,12 +25,19 @@ def _few(column):
     "Whether values return often enough in `column` to be classes"
     return column.nunique() <= max(20, len(column)//2)
 
-# %% ../../nbs/03_tasks.sequence_classification.ipynb #9a667e7d
+# %% ../../nbs/03_tasks.sequence_classification.ipynb #ffc87c86
 class SequenceClassification(PooledWindows, ClassNames, Task):
     "One of several classes for each text, by cross-entropy"
     name = 'sequence-classification'
     auto_model = AutoModelForSequenceClassification
     problem_type = 'single_label_classification'
+
+    def __init__(self,
+        pooling:str='mean', # How the logits of a text's windows become one: "mean" or "max"
+        vocab:list=None, # The classes, in order; None for those of the training rows
+    ):
+        super().__init__(pooling)
+        self.vocab = None if vocab is None else list(vocab)
 
     @classmethod
     def fits(cls,
@@ -38,6 +45,13 @@ class SequenceClassification(PooledWindows, ClassNames, Task):
     ) -> bool:
         "Whether `target` is a category"
         return isinstance(target, TensorCategory) and not isinstance(target, TensorMultiCategory)
+
+    @classmethod
+    def fits_config(cls,
+        config, # A model's configuration
+    ) -> bool:
+        "Whether it has a head for one of several classes"
+        return super().fits_config(config) and config.num_labels > 1 and config.problem_type in (None, cls.problem_type)
 
     @classmethod
     def fits_columns(cls,
@@ -61,8 +75,15 @@ class SequenceClassification(PooledWindows, ClassNames, Task):
             raise ValueError(f"label_col={name!r}: row {row!r} has the number {column[row]!r}, which names no class; task='regression' predicts numbers.")
         listed = column.map(is_listy)
         if listed.any(): raise ValueError(f"label_col={name!r}: row {listed.idxmax()!r} has a list of labels; task='multi-label-classification' is for these.")
-        if isinstance(column.dtype, pd.CategoricalDtype): return CategoryBlock(vocab=list(column.cat.categories), sort=False)
-        return CategoryBlock(vocab=sorted(column.unique().tolist(), key=lambda o: (str(type(o)), o)), sort=False)
+        if self.vocab: return self.target_block(self.vocab)
+        if isinstance(column.dtype, pd.CategoricalDtype): return self.target_block(list(column.cat.categories))
+        return self.target_block(sorted(column.unique().tolist(), key=lambda o: (str(type(o)), o)))
+
+    def target_block(self,
+        names:list=None, # The classes, in order
+    ):
+        "A `CategoryBlock`"
+        return CategoryBlock(vocab=names, sort=False)
 
     def loss_func(self,
         dls, # The `DataLoaders` to train with

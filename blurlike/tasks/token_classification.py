@@ -7,12 +7,12 @@ __all__ = ['split_label', 'label_order', 'TensorWordLabels', 'WordLabels', 'as_l
            'token_order', 'word_pieces', 'word_values', 'runs_together', 'TokenClassification', 'ListReader',
            'WordMetric', 'word_accuracy', 'entity_precision', 'entity_recall', 'entity_f1', 'TaggedWords']
 
-# %% ../../nbs/03c_tasks.token_classification.ipynb #8a071a46
+# %% ../../nbs/03c_tasks.token_classification.ipynb #c736a999
 from functools import partial
 from html import escape
 from importlib.util import find_spec
 from types import SimpleNamespace
-from zlib import crc32
+from zlib import adler32
 
 import numpy as np
 import pandas as pd
@@ -246,7 +246,7 @@ def collate(self:TokenClassification,
     inputs = self.read(list(xs), block)
     return (inputs, *(self.align(inputs['word_ids'], list(y), block) for y in ys))
 
-# %% ../../nbs/03c_tasks.token_classification.ipynb #3ea943d6
+# %% ../../nbs/03c_tasks.token_classification.ipynb #3f254004
 @patch(cls_method=True)
 def fits(cls:TokenClassification,
     target, # What a dataset gives as a target
@@ -291,7 +291,14 @@ def y_block(self:TokenClassification,
     if df.shape[1]!=1: raise ValueError(f"label_col={list(df.columns)}: {self.name} reads one column, of lists of labels.")
     name = df.columns[0]
     found = _vocab_of(df[name], df.index.tolist(), f'label_col={name!r}: row')
-    return WordLabelsBlock(self.vocab or df.attrs.get('names', {}).get(name) or found)
+    return self.target_block(self.vocab or df.attrs.get('names', {}).get(name) or found)
+
+@patch
+def target_block(self:TokenClassification,
+    names:list=None, # The classes, in order
+):
+    "A `WordLabelsBlock`"
+    return WordLabelsBlock(names)
 
 @patch
 def problem(self:TokenClassification,
@@ -506,8 +513,8 @@ def _with_words(entity, sentence, starts):
     first,last = np.searchsorted(starts, [start, end], side='right') - 1
     return entity | dict(word=sentence[start:end], start_word=int(first), end_word=int(last)+1)
 
-# %% ../../nbs/03c_tasks.token_classification.ipynb #f6fce921
-_COLOURS = ('#aecbfa', '#fbcfe8', '#bbf7d0', '#fde68a', '#ddd6fe', '#fed7aa', '#a5f3fc', '#d9f99d')
+# %% ../../nbs/03c_tasks.token_classification.ipynb #f1d50146
+_COLOURS = ('#aecbfa', '#fbcfe8', '#bbf7d0', '#fde68a', '#ddd6fe', '#fed7aa', '#a5f3fc', '#d9f99d', '#fecaca', '#e7e5e4')
 
 class TaggedWords:
     "Words with labels, as a cell of a table"
@@ -535,14 +542,14 @@ class TaggedWords:
     def _repr_html_(self):
         def one(word, label, wrong):
             if label=='O' and not wrong: return escape(word)
-            colour = 'none' if label=='O' else _COLOURS[crc32(split_label(label)[1].encode()) % len(_COLOURS)]
+            colour = 'none' if label=='O' else _COLOURS[adler32(split_label(label)[1].encode()) % len(_COLOURS)]
             cross = '<b style="color: #c0392b">✗</b>' if wrong else ''
             return f'{cross}<span style="background: {colour}; color: {"inherit" if label=="O" else "#111"}; border-radius: 3px; padding: 0 2px">{escape(word)}<sub>{escape(label)}</sub></span>'
         return ' '.join(one(*o) for o in self._rows())
 
     def __repr__(self): return str(self)
 
-# %% ../../nbs/03c_tasks.token_classification.ipynb #8cc8eff4
+# %% ../../nbs/03c_tasks.token_classification.ipynb #3bb0fb09
 @patch
 def decode_batch(self:TokenClassification,
     batch:tuple, # Inputs and targets or predictions, on the CPU
@@ -581,8 +588,8 @@ def is_right(self:TokenClassification,
     target, # The decoded target
     pred, # The decoded prediction
 ) -> bool:
-    "Whether all labels are the same"
-    return list(target)==list(pred)
+    "The words are marked, each by itself, and not the row"
+    return True
 
 @patch
 def confidence(self:TokenClassification,
@@ -591,7 +598,7 @@ def confidence(self:TokenClassification,
     "None: every word has a probability of its own"
     return {}
 
-# %% ../../nbs/03c_tasks.token_classification.ipynb #8d8a46ee
+# %% ../../nbs/03c_tasks.token_classification.ipynb #9e9a1dd6
 @patch
 def word_labels(self:Learner,
     ds_idx:int=1, # 0 for the training set, 1 for the validation set
@@ -602,5 +609,15 @@ def word_labels(self:Learner,
     if 'word_ids' not in block.task.notes: raise ValueError(f"task={block.task.name!r} gives no label to a word.")
     inputs,_,targs,preds = self.get_preds(ds_idx, dl, with_input=True, with_decoded=True)
     def one(ids, *values): return [names[o[0]].tolist() for o in word_values([v[None] for v in values], ids[None], block)]
+    if targs is None: raise ValueError("dl has no labels: make it with learn.dls.test_dl(df, with_labels=True), or use hf_predict.")
     rows = [one(x['word_ids'], t, p) for x,t,p in zip(inputs, targs, preds, strict=True)]
     return [t for t,_ in rows],[p for _,p in rows]
+
+# %% ../../nbs/03c_tasks.token_classification.ipynb #d39a1f27
+@patch
+def class_pairs(self:TokenClassification,
+    learn, # The `Learner` whose predictions are asked for
+    dl, # A loader with targets
+) -> tuple[list, list]: # Targets and predictions, by their names
+    "The label of each word and the likeliest one"
+    return tuple([o for row in rows for o in row] for rows in learn.word_labels(dl=dl))
