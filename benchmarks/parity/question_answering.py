@@ -51,7 +51,8 @@ def answers(enc, starts, ends, contexts):
     "The best answer to each question over the windows of its passage"
     best = {}
     for i,row in enumerate(enc['overflow_to_sample_mapping']):
-        found = best_span(starts[i], ends[i], enc['offset_mapping'][i], enc.sequence_ids(i))
+        n = len(enc.sequence_ids(i)) # `Trainer` pads what it gathers to the longest window of all batches
+        found = best_span(starts[i][:n], ends[i][:n], enc['offset_mapping'][i], enc.sequence_ids(i))
         if found and (row not in best or found[0] > best[row][0]): best[row] = found
     return [contexts[i][best[i][1]:best[i][2]] if i in best else '' for i in range(len(contexts))]
 
