@@ -109,7 +109,7 @@ def make_block(
     config = load_hf_config(checkpoint, config_kwargs=config_kwargs)
     return HFTextBlock(config.model_type, config, load_hf_tokenizer(checkpoint, config, tokenizer_kwargs), **kwargs)
 
-# %% ../nbs/10_dataloaders.ipynb #8defe534
+# %% ../nbs/10_dataloaders.ipynb #466c94ea
 @delegates(HFTextBlock.__init__, but=['hf_arch', 'hf_config', 'hf_tokenizer', 'hf_model', 'task'])
 def _dataloaders(
     source, checkpoint, task, get_x, get_y, splits, y_block,
@@ -118,6 +118,7 @@ def _dataloaders(
     seed:int=None, # Fixes the shuffle
     val_bs:int=None, # Rows a validation batch; None for `bs`
     num_workers:int=0, # Processes that prepare batches
+    pool:int=50, # How many training batches are sorted by length together; 1 leaves them to chance
     device=None, # Where the batches go; None for the GPU if there is one
     drop_last:bool=False, # Whether to leave out the last, partial training batch
     config_kwargs:dict=None, # Settings of the model's configuration to change, such as dropout
@@ -129,7 +130,7 @@ def _dataloaders(
     block = make_block(checkpoint, config_kwargs, tokenizer_kwargs, task=task, **block_kwargs)
     targets = dict(blocks=(block,)) if y_block is None else dict(blocks=(block, y_block), get_y=get_y)
     dblock = DataBlock(**targets, get_x=get_x, splitter=lambda _: splits)
-    return dblock.dataloaders(source, path=path, bs=bs, val_bs=val_bs, num_workers=num_workers, device=device, drop_last=drop_last, seed=seed, **kwargs)
+    return dblock.dataloaders(source, path=path, bs=bs, val_bs=val_bs, num_workers=num_workers, device=device, drop_last=drop_last, seed=seed, pool=pool, **kwargs)
 
 # %% ../nbs/10_dataloaders.ipynb #b129bfd8
 _LOADER_ARGS = set(inspect.signature(_dataloaders).parameters) - {'source', 'checkpoint', 'task', 'get_x', 'get_y', 'splits', 'y_block'}

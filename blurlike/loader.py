@@ -91,7 +91,7 @@ def _sample(tls, row):
 LOADER_OPTIONS = {*inspect.signature(TfmdDL.__init__).parameters, *inspect.signature(DataLoader.__init__).parameters, *DataLoader._methods,
                   'before_batch', 'after_item', 'after_batch', 'process'} - {'self', 'kwargs'}
 
-# %% ../nbs/04_loader.ipynb #5fa04f4f
+# %% ../nbs/04_loader.ipynb #ea561b14
 @delegates(TfmdDL.__init__)
 class HFDataLoader(TfmdDL):
     "A `TfmdDL` that batches texts of similar length and tokenizes a batch at a time"
@@ -103,6 +103,7 @@ class HFDataLoader(TfmdDL):
         num_workers:int=0, # Processes that prepare batches; one tokenizer call a batch seldom needs any
         seed:int=None, # Fixes the shuffle, and with it every epoch's batches
         sort:bool=True, # Whether rows that are not shuffled are sorted by length; False keeps their order
+        pool:int=50, # How many batches of shuffled rows are sorted by length together; 1 leaves them to chance
         token_lengths:np.ndarray=None, # The rows' lengths before truncation, where they are known
         prepared:bool=False, # Whether `dataset` is what the task made of one
         **kwargs
@@ -115,7 +116,7 @@ class HFDataLoader(TfmdDL):
         if not prepared: dataset = hf_block.task.prepare(dataset, hf_block)
         super().__init__(dataset, bs=int(bs), shuffle=shuffle, num_workers=num_workers, **kwargs)
         self.rows = _shared_rows(self.dataset)
-        self.hf_block,self.sort,self.seed,self.token_lengths = hf_block,sort,seed,token_lengths
+        self.hf_block,self.sort,self.pool,self.seed,self.token_lengths = hf_block,sort,pool,seed,token_lengths
         if seed is not None: self.rng.seed(seed)
         if token_lengths is None and self.n is not None: self.token_lengths = self._survey()
 
@@ -131,7 +132,7 @@ class HFDataLoader(TfmdDL):
         lengths = self.hf_block.cut(self.token_lengths)[:self.n]
         if self.shuffle:
             rng = np.random.default_rng(self.rng.getrandbits(64))
-            return bucketed_order(lengths, self.bs, rng, longest_first=not getattr(self, '_looking', False)).tolist()
+            return bucketed_order(lengths, self.bs, rng, self.pool, longest_first=not getattr(self, '_looking', False)).tolist()
         return np.argsort(-lengths, kind='stable').tolist() if self.sort else list(range(self.n))
 
     def create_batch(self,
@@ -184,7 +185,7 @@ def _survey(self:HFDataLoader):
     lengths = [np.asarray(task.lengths(o, block)) for o in read_rows(self.dataset, lambda o: task.problem(o, block), self.n, self.do_item)]
     return np.concatenate(lengths) if lengths else np.zeros(0, dtype=np.int64)
 
-# %% ../nbs/04_loader.ipynb #f9faf6ad
+# %% ../nbs/04_loader.ipynb #78dfb31f
 @patch
 @delegates(HFDataLoader.__init__)
 def new(self:HFDataLoader,
@@ -194,7 +195,7 @@ def new(self:HFDataLoader,
 ):
     "A copy with a few changes; rows that have been read are not read again"
     same = dataset is None or dataset is self.dataset
-    kept = dict(hf_block=self.hf_block, seed=self.seed, sort=self.sort and 'process' not in kwargs,
+    kept = dict(hf_block=self.hf_block, seed=self.seed, pool=self.pool, sort=self.sort and 'process' not in kwargs,
                 token_lengths=self.token_lengths if same else None, prepared=same)
     return super(HFDataLoader, self).new(dataset, cls, **(kept | kwargs))
 

@@ -32,6 +32,12 @@ def test_the_longest_row_is_in_the_first_batch(lengths, bs, seed):
     if len(lengths): assert lengths[order[:bs]].max() == lengths.max()
 
 
+def test_a_pool_of_one_leaves_batches_to_chance(df, hf):
+    lengths = [[HFTextDataLoaders.from_df(df, hf, valid_col='is_valid', bs=8, seed=s, **o).one_batch()[0]['attention_mask'].sum(1).float().std() for s in range(8)]
+               for o in ({}, dict(pool=1))]
+    assert sum(lengths[0]) < sum(lengths[1])/2
+
+
 def test_the_rows_of_the_partial_batch_are_not_always_the_shortest():
     rng,last = np.random.default_rng(0),set()
     for _ in range(200): last |= set(bucketed_order(np.arange(35), 8, rng)[-3:].tolist())
