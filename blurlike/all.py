@@ -10,6 +10,7 @@ from transformers import (
     pipeline,
 )
 
+import blurlike.card # learn.model_card
 import blurlike.export # learn.save_pretrained
 import blurlike.predict # learn.hf_predict, learn.hf_generate
 from blurlike.architectures import architecture_table, supported_tasks

@@ -5,8 +5,10 @@
 # %% auto #0
 __all__ = ['HFLoss', 'HFCallback']
 
-# %% ../nbs/07_callback.ipynb #539372d4
+# %% ../nbs/07_callback.ipynb #8acea3af
+import math
 from functools import partial
+from numbers import Number
 
 from fastai.callback.core import Callback
 from fastai.torch_basics import L, getcallable, to_detach
@@ -61,14 +63,14 @@ def _forget_captures(model):
         for k in [k for k,h in m._forward_hooks.items() if getattr(h, '__module__', '')=='transformers.utils.output_capturing']: del m._forward_hooks[k]
         vars(m).pop('_output_capturing_hooks_installed', None)
 
-# %% ../nbs/07_callback.ipynb #e89b2bb5
+# %% ../nbs/07_callback.ipynb #3b8f919c
 class HFCallback(Callback):
     "Give the model its inputs by name, and the learner its logits"
     order = 9 # before mixed precision, which expects `learn.pred` to be a tensor
     def __init__(self,
         **kwargs # Passed to the model at each call, such as `output_hidden_states=True`
     ):
-        self.kwargs,self.hook = kwargs,None
+        self.kwargs,self.hook,self.runs = kwargs,None,[]
 
     @property
     def task(self): return getattr(getattr(self.dls, 'hf_block', None), 'task', None)
@@ -118,9 +120,19 @@ class HFCallback(Callback):
             if isinstance(rows := getattr(gather, o), L) and len(rows): setattr(gather, o, self.task.join_rows(rows, self.dls.hf_block))
 
     def after_fit(self):
-        "Leave the model as it was"
+        "Leave the model as it was, and note what was done"
         self._unhook()
         _forget_captures(get_model(self.model))
+        if not hasattr(self.learn, 'lr_finder'): self._note()
+
+    def _note(self):
+        "Keep the table that fastai's `Recorder` has made, for the model's card"
+        recorder = getattr(self.learn, 'recorder', None)
+        if not getattr(recorder, 'lrs', None): return # nothing was trained
+        columns = [o for o in recorder.metric_names if o not in ('epoch', 'time')]
+        rows = [[float(v) if isinstance(v, Number) and math.isfinite(v) else None for v in o] for o in recorder.values]
+        self.runs.append(dict(epochs=len(rows), lr=max(recorder.lrs), bs=self.dls.train.bs, frozen=self.opt.frozen_idx, groups=len(self.opt.param_lists),
+                              columns=columns, rows=rows))
 
     def _unhook(self):
         if self.hook is not None: self.hook.remove()

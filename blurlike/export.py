@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SCHEMA', 'BLOCK_OPTIONS', 'atomic_folder', 'preparation']
 
-# %% ../nbs/12_export.ipynb #b1635cfe
+# %% ../nbs/12_export.ipynb #fc7654ac
 import ctypes
 import json
 import os
@@ -22,8 +22,10 @@ from fastai.data.transforms import ColReader
 from fastai.learner import Learner
 from fastai.torch_basics import patch
 from fastai.torch_core import get_model
+from huggingface_hub import ModelCard
 
 import blurlike
+from .card import GENERATED, training_runs
 from .tasks.base import get_block, get_vocab
 
 # %% ../nbs/12_export.ipynb #52fe6d28
@@ -37,9 +39,9 @@ def _exchange(
     at_cwd,exchange = -100,2
     return rename(at_cwd, os.fsencode(a), at_cwd, os.fsencode(b), exchange)==0
 
-# %% ../nbs/12_export.ipynb #344f17c9
+# %% ../nbs/12_export.ipynb #c15a3e28
 _MODEL_FILES = ('*.safetensors', '*.safetensors.index.json', 'pytorch_model*', 'config.json', 'generation_config.json', 'blurlike.json',
-                'tokenizer*', 'special_tokens_map.json', 'added_tokens.json', 'vocab.*', 'merges.txt', '*.model', 'chat_template*')
+                'README.md', 'tokenizer*', 'special_tokens_map.json', 'added_tokens.json', 'vocab.*', 'merges.txt', '*.model', 'chat_template*')
 
 def _carry_over(old, new):
     "Copy what is no part of a saved model from folder `old` to `new`"
@@ -120,15 +122,25 @@ def _tokenizer_to_save(block):
     if block.length_limit: tokenizer.model_max_length = block.length_limit
     return tokenizer
 
-# %% ../nbs/12_export.ipynb #38ae2b16
+# %% ../nbs/12_export.ipynb #33e5bb33
+def _kept_card(path):
+    "The text of a card that is not ours; None if there is none"
+    card = path.expanduser()/'README.md'
+    text = card.read_text(encoding='utf-8') if card.is_file() else ''
+    return text if text and GENERATED not in text else None
+
+# %% ../nbs/12_export.ipynb #bfcd906e
 @patch
 def save_pretrained(self:Learner,
     path:str|Path, # The folder to write; an old model there is replaced
+    card:ModelCard=None, # What `README.md` will say; None for `learn.model_card()`, or for what someone has written there
     **kwargs # Passed to the model's `save_pretrained`, such as `max_shard_size`
 ) -> Path:
-    "Save model, tokenizer and label names as a folder that `from_pretrained` and `pipeline` read"
+    "Save model, tokenizer, label names and model card as a folder that `from_pretrained` and `pipeline` read"
     with atomic_folder(path) as new:
         get_model(self.model).save_pretrained(new, **kwargs)
         _tokenizer_to_save(get_block(self.dls)).save_pretrained(new)
-        (new/'blurlike.json').write_text(json.dumps(preparation(self.dls), indent=2) + '\n', encoding='utf-8')
+        info = preparation(self.dls) | dict(runs=training_runs(self))
+        (new/'blurlike.json').write_text(json.dumps(info, indent=2) + '\n', encoding='utf-8')
+        (new/'README.md').write_text(str(card or _kept_card(Path(path)) or self.model_card()), encoding='utf-8')
     return Path(path)

@@ -100,7 +100,7 @@ def empty_dls(
     if label_col is not None: tls.append(_pipeline(task.get_y(label_col), *task.target_block(names).type_tfms))
     return Datasets(tls=tls, n_inp=1).dataloaders(dl_type=block.dl_type, device=device, **block.dls_kwargs)
 
-# %% ../nbs/12a_load.ipynb #3c64eeb9
+# %% ../nbs/12a_load.ipynb #f3fa9c54
 @delegates(hf_learner, but=['model', 'config_kwargs', 'model_kwargs'])
 def load_hf_learner(
     path:str|Path, # A folder, or a name on the Hub
@@ -128,4 +128,6 @@ def load_hf_learner(
         block = HFTextBlock(config.model_type, config, tokenizer, model, task=task, **block_kwargs)
         dls = empty_dls(block, names, device=device, **columns)
     elif device is not None: dls = dls.to(device)
-    return hf_learner(dls, model, **kwargs)
+    learn = hf_learner(dls, model, **kwargs)
+    learn.hf.runs = list(info.get('runs', [])) if info else []
+    return learn

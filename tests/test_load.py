@@ -1,6 +1,7 @@
 "What has been saved comes back whole, in this process and in others, and nothing that lies beside it runs."
 import json
 import pickle
+import re
 import shutil
 import subprocess
 import sys
@@ -12,8 +13,10 @@ from conftest import make_objects
 from fastai.data.all import CategoryBlock, ColReader, ColSplitter, DataBlock
 from fastai.learner import Learner, load_learner
 from fastai.losses import CrossEntropyLossFlat
+from huggingface_hub import ModelCard
 from test_matrix import ROWS, TASKS, assert_same, frame, make_learner
 from transformers import AutoModel, AutoModelForSequenceClassification
+from transformers.pipelines import SUPPORTED_TASKS
 
 from blurlike.all import HFCallback, HFTextBlock, HFTextDataLoaders, get_block, hf_learner, load_hf_learner
 
@@ -195,6 +198,66 @@ def test_new_data_must_have_the_models_classes_in_its_order(df, saved):
     with pytest.raises(ValueError, match='in this order'): learn.fit(1)
     more = HFTextDataLoaders.from_df(df, folder, valid_col='is_valid', vocab=['bad', 'good', 'so-so'])
     with pytest.raises(ValueError, match='num_labels=2, but the data has 3 labels'): load_hf_learner(folder, dls=more)
+
+
+# --- The card
+
+def card_of(folder): return ModelCard.load(folder/'README.md')
+
+
+@EVERY_TASK
+def test_the_card_of_every_task_is_read_by_the_hubs_library_and_its_code_runs(task, saved, tmp_path):
+    folder = saved[task][0]
+    card = card_of(folder)
+    assert card.data.library_name == 'transformers'
+    assert task in card.data.tags
+    assert 'license' not in card.data.to_dict()
+    assert {o.metric_type for o in card.data.eval_results} >= {'loss'}
+    blocks = re.findall(r'```python\n(.*?)```', card.text, re.S)
+    assert len(blocks) == 1 + (card.data.pipeline_tag in SUPPORTED_TASKS)
+    for o in blocks: exec(o.replace('PATH', str(folder)), {})
+
+
+def test_the_card_tells_what_was_trained(df, hf, tmp_path):
+    learn = quiet(hf_learner(HFTextDataLoaders.from_df(df, hf, valid_col='is_valid', bs=8), hf.model))
+    learn.lr_find(num_it=3, show_plot=False)
+    learn.fine_tune(2, 1e-2)
+    learn.validate()
+    learn.get_preds()
+    runs = learn.hf.runs
+    assert [(o['epochs'], o['frozen']) for o in runs] == [(1, runs[0]['groups']-1), (2, 0)]
+    loss,acc = learn.validate()
+    result = {o.metric_type: o.metric_value for o in card_of(learn.save_pretrained(tmp_path/'model')).data.eval_results}
+    assert result == {'loss': pytest.approx(loss, abs=1e-3), 'accuracy': pytest.approx(acc, abs=1e-4)}
+    text = card_of(tmp_path/'model').text
+    assert 'all but the last of' in text
+    assert len(re.findall(r'^\| [12] \| [12] \|', text, re.M)) == 3
+    assert load_hf_learner(tmp_path/'model').hf.runs == runs
+
+
+def test_metadata_is_what_one_says(learn):
+    data = learn.model_card(language=['en', 'de'], license='mit', datasets='imdb', model_name='Moods', limits='Not for poems.').data
+    assert (data.language, data.license, data.datasets, data.model_name) == (['en', 'de'], 'mit', 'imdb', 'Moods')
+    assert 'Not for poems.' in learn.model_card(limits='Not for poems.').text
+
+
+def test_the_base_model_is_named_where_it_has_a_name(df, hf, tmp_path):
+    def base(name):
+        hf.config._name_or_path = name
+        return hf_learner(HFTextDataLoaders.from_df(df, hf, valid_col='is_valid'), hf.model).model_card().data.base_model
+    assert [base(o) for o in ('google/tiny-bert', str(tmp_path), '', '/gone/away/somewhere')] == ['google/tiny-bert', None, None, None]
+
+
+def test_a_card_that_someone_wrote_stays(learn, tmp_path):
+    folder = learn.save_pretrained(tmp_path/'model')
+    card = folder/'README.md'
+    learn.save_pretrained(folder, card=learn.model_card(model_name='Moods'))
+    assert '# Moods' in card.read_text()
+    learn.save_pretrained(folder)
+    assert '# Moods' not in card.read_text()
+    card.write_text('# My own\n')
+    learn.save_pretrained(folder)
+    assert card.read_text() == '# My own\n'
 
 
 # --- What a folder may hold

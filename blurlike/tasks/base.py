@@ -178,6 +178,17 @@ def target_block(self:Task,
     "The target block where the training rows need not be asked, as when a saved model is loaded"
     raise NotImplementedError(f"{self.name} has no target_block.")
 
+# %% ../../nbs/02_tasks.base.ipynb #f37fc602
+Task.pipeline_tag = None # The Hub's name for the task; None for the task's own
+Task.has_labels = False # Whether the outputs are classes with names
+
+@patch
+def example(self:Task,
+    block, # The `HFTextBlock`
+):
+    "What `hf_predict` or `hf_generate` may be given"
+    return 'Here stands a text.'
+
 # %% ../../nbs/02_tasks.base.ipynb #2663ace7
 @patch
 def set_up(self:Task,
@@ -451,11 +462,12 @@ def some(
     names = list(names)
     return ', '.join(map(repr, names[:n])) + (', ...' if len(names)>n else '')
 
-# %% ../../nbs/02_tasks.base.ipynb #17464564
+# %% ../../nbs/02_tasks.base.ipynb #3c6da500
 class ClassNames:
     "For tasks whose targets have a `vocab`: its names and size are the model's"
     needs = 'one class a text: use a CategoryBlock for them' # Ends the message about targets of another kind
     problem_type = None # As in the configuration of a model for sequences
+    has_labels = True
 
     def config_kwargs(self,
         dls, # The `DataLoaders` to train with

@@ -112,11 +112,12 @@ def get_masking(
         raise ValueError(f"masking={masking!r} does not exist: choose one of {', '.join(map(repr, sorted(maskings)))}, or a subclass of Masking with a name.")
     return maskings[masking]
 
-# %% ../../nbs/03g_tasks.masked_lm.ipynb #dbbd9b5e
+# %% ../../nbs/03g_tasks.masked_lm.ipynb #d6460df3
 class MaskedLM(LanguageModel):
     "The hidden tokens of texts, by cross-entropy"
     name = 'masked-lm'
     auto_model = AutoModelForMaskedLM
+    pipeline_tag = 'fill-mask'
 
     @classmethod
     def fits_config(cls,
@@ -135,6 +136,12 @@ class MaskedLM(LanguageModel):
         if not 0 < mask_probability < 1: raise ValueError(f"mask_probability={mask_probability!r} is not a share between 0 and 1, such as 0.15.")
         check_block_size(block_size)
         self.mask_probability,self.packing,self.block_size = mask_probability,packing,block_size
+
+    def example(self,
+        block, # The `HFTextBlock`
+    ) -> str:
+        "A text with a hidden word"
+        return f'Here stands a {block.hf_tokenizer.mask_token}.'
 
     def strategy(self,
         block, # The `HFTextBlock`

@@ -311,7 +311,7 @@ class MarkedText:
         before,marked,after = map(escape, self._parts())
         return f'{before}<mark>{marked}</mark>{after}' if marked else before + after
 
-# %% ../../nbs/03d_tasks.question_answering.ipynb #1473900a
+# %% ../../nbs/03d_tasks.question_answering.ipynb #6cd8fbc5
 class QuestionAnswering(Task):
     "The stretch of a context that answers a question, by cross-entropy for its start and its end"
     name = 'question-answering'
@@ -369,6 +369,12 @@ class QuestionAnswering(Task):
     ):
         "An `AnswerBlock`"
         return AnswerBlock()
+
+    def example(self,
+        block, # Not needed
+    ) -> dict:
+        "A question and where its answer stands"
+        return dict(question='What stands here?', context='Here stands a text.')
 
     def set_up(self,
         block, # The `HFTextBlock`, its options settled

@@ -34,7 +34,7 @@ def spearman(): # A fastai metric
     "Spearman's rho, the mean over the targets"
     return AccumMetric(_by_target(stats.spearmanr), to_np=True, flatten=False, name='spearman')
 
-# %% ../../nbs/03b_tasks.regression.ipynb #4f346dd9
+# %% ../../nbs/03b_tasks.regression.ipynb #e205e0be
 def _number_problem(y):
     "What is wrong with target `y`"
     values = y.flatten().tolist() if isinstance(y, Tensor) else [y]
@@ -45,6 +45,7 @@ class Regression(PooledWindows, Task):
     "One or several numbers for each text, by mean squared error"
     name = 'regression'
     auto_model = AutoModelForSequenceClassification
+    pipeline_tag = 'text-classification'
     names = None # Of the targets, where columns name them
 
     @classmethod
