@@ -12,6 +12,7 @@ from transformers import (
 
 import blurlike.card # learn.model_card
 import blurlike.export # learn.save_pretrained
+import blurlike.hub # learn.push_to_hub
 import blurlike.predict # learn.hf_predict, learn.hf_generate
 from blurlike.architectures import architecture_table, supported_tasks
 from blurlike.block import HFTextBlock

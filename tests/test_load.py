@@ -369,7 +369,7 @@ def test_a_folder_of_transformers_tells_the_kind_of_classification(kwargs, name,
 
 
 @pytest.mark.parametrize(('path', 'says'), [('no/such/folder', 'neither a folder nor a name on the Hub'), ('a--b', 'neither a folder nor a name on the Hub'),
-                                             ('user/model', 'the Hub cannot be reached to look for a model of this name')])
+                                             ('user/model', 'is no folder, and as a name on the Hub: the Hub cannot be reached')])
 def test_what_is_no_folder_is_told(path, says):
     with pytest.raises(OSError, match=says) as e: load_hf_learner(path)
     assert '\n' not in str(e.value)

@@ -1,0 +1,217 @@
+"Models go to the Hub and come back: the real client, a real server on loopback, other processes, and connections that break."
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+from hub_server import serving
+from test_load import quiet
+from test_matrix import assert_same, make_learner
+
+TEXTS = ['the film warm', 'the plot dull the cast sour']
+WORKER = """
+import json, sys, time, traceback
+sleep = time.sleep
+time.sleep = lambda seconds: sleep(min(seconds, 0.05)) # the client waits long before it tries again
+from blurlike.all import *
+from huggingface_hub import HfApi, ModelCard, from_pretrained_fastai, push_to_hub_fastai
+out,sys.stdout = sys.stdout,sys.stderr
+names = dict(globals())
+for line in sys.stdin:
+    try:
+        code = json.loads(line)
+        exec(code, names)
+        res = dict(value=names.pop('res', None))
+    except Exception as e: res = dict(error=str(e), type=type(e).__name__, trace=traceback.format_exc())
+    print(json.dumps(res), file=out, flush=True)
+"""
+
+
+class Process:
+    "Another Python process with a home and a cache of its own, whose Hub is ours"
+    def __init__(self, hub, home, token='hf_ada'):
+        env = {k: v for k,v in os.environ.items() if k not in ('HF_HUB_OFFLINE', 'HF_TOKEN')} | dict(
+            HF_ENDPOINT=hub.url, HF_HOME=str(home), HF_HUB_DISABLE_XET='1', HF_HUB_DISABLE_TELEMETRY='1', NO_PROXY='127.0.0.1', OMP_NUM_THREADS='1')
+        if token: env['HF_TOKEN'] = token
+        self.process = subprocess.Popen([sys.executable, '-W', 'ignore', '-c', WORKER], env=env, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+
+    def __call__(self, code, **names):
+        "What `code` leaves under the name `res`"
+        self.process.stdin.write(json.dumps(''.join(f'{k} = {v!r}\n' for k,v in names.items()) + code) + '\n')
+        self.process.stdin.flush()
+        answer = json.loads(self.process.stdout.readline())
+        if 'error' in answer: raise RuntimeError(f"{answer['type']}: {answer['error']}", answer['trace'])
+        return answer['value']
+
+    def close(self):
+        self.process.stdin.close()
+        self.process.wait()
+
+
+@pytest.fixture(scope='module')
+def hub():
+    with serving() as hub: yield hub
+
+
+@pytest.fixture(autouse=True)
+def calm(hub):
+    hub.requests.clear()
+    hub.faults.clear()
+
+
+@pytest.fixture(scope='module')
+def saved(tmp_path_factory):
+    "A trained model in a folder, and what it says"
+    learn = quiet(make_learner('bert', 'sequence-classification'))
+    learn.fit(1)
+    return str(learn.save_pretrained(tmp_path_factory.mktemp('saved')/'model')),learn.hf_predict(TEXTS)
+
+
+@pytest.fixture(scope='module')
+def pusher(hub, saved, tmp_path_factory):
+    process = Process(hub, tmp_path_factory.mktemp('pusher'))
+    process('learn = load_hf_learner(folder, device="cpu")', folder=saved[0])
+    yield process
+    process.close()
+
+
+@pytest.fixture(scope='module')
+def puller(hub, tmp_path_factory):
+    process = Process(hub, tmp_path_factory.mktemp('puller'), token=None)
+    yield process
+    process.close()
+
+
+def uploads(hub): return [p for m,p in hub.requests if m=='PUT']
+
+
+def test_what_is_pushed_is_listed_and_pulled_by_another_process(hub, pusher, puller, saved):
+    url = pusher('res = learn.push_to_hub("ada/moods", commit_message="Moods of films").commit_url')
+    assert url.startswith(f'{hub.url}/ada/moods/commit/')
+    repo = hub.repos['model', 'ada/moods']
+    assert repo.log[-1] == ('main', 'Moods of films')
+    assert len(repo.log) == 2
+    files = set(pusher('res = HfApi().list_repo_files("ada/moods")'))
+    assert files == set(os.listdir(saved[0])) >= {'config.json', 'model.safetensors', 'blurlike.json', 'README.md', 'tokenizer.json'}
+    assert_same(puller('res = load_hf_learner("ada/moods", device="cpu").hf_predict(texts)', texts=TEXTS), saved[1])
+    assert puller('from transformers import pipeline\nres = pipeline("text-classification", "ada/moods", device="cpu")(texts)[0]["label"]', texts=TEXTS) == saved[1][0]['label']
+
+
+def test_only_what_has_changed_is_uploaded_again(hub, pusher):
+    pusher('learn.push_to_hub("ada/twice")')
+    hub.requests.clear()
+    pusher('learn.push_to_hub("ada/twice", card=learn.model_card(model_name="Another name"))')
+    assert uploads(hub) == []
+    old,new = list(hub.repos['model', 'ada/twice'].commits.values())[-2:]
+    assert [k for k in new if new[k].data != old[k].data] == ['README.md']
+    pusher('import torch\nwith torch.no_grad(): learn.model.classifier.bias += 1\nlearn.push_to_hub("ada/twice")\nwith torch.no_grad(): learn.model.classifier.bias -= 1')
+    assert len(uploads(hub)) == 1
+
+
+def test_a_pull_asks_for_no_pickle_and_no_program(hub, pusher, puller):
+    pusher('learn.push_to_hub("ada/beside")\nfor n in ("pytorch_model.bin", "modeling.py", "model.pkl"): HfApi().upload_file(path_or_fileobj=b"x", path_in_repo=n, repo_id="ada/beside")')
+    hub.requests.clear()
+    puller('load_hf_learner("ada/beside", device="cpu")')
+    asked = [p for _,p in hub.requests if '/resolve/' in p]
+    assert any(p.endswith('model.safetensors') for p in asked)
+    assert not any(p.endswith(('.bin', '.py', '.pkl')) for p in asked)
+
+
+def test_a_second_pull_is_of_the_cache(hub, pusher, puller):
+    pusher('learn.push_to_hub("ada/cached")')
+    puller('load_hf_learner("ada/cached", device="cpu")')
+    hub.requests.clear()
+    puller('load_hf_learner("ada/cached", device="cpu")')
+    assert not any(m=='GET' and '/resolve/' in p for m,p in hub.requests)
+
+
+def test_a_revision_is_a_branch_or_a_commit(hub, pusher, puller):
+    first = pusher('res = learn.push_to_hub("ada/revisions", card=learn.model_card(model_name="First")).oid')
+    pusher('learn.push_to_hub("ada/revisions", max_shard_size="10KB")')
+    ask = 'from pathlib import Path\nfrom blurlike.hub import find_model\nres = sorted(o.name for o in find_model("ada/revisions", revision=revision).glob("*.safetensors"))'
+    assert puller(ask, revision=first) == ['model.safetensors']
+    shards = puller(ask, revision='main')
+    assert len(shards) > 1
+    assert 'model.safetensors' not in shards
+    with pytest.raises(RuntimeError, match="OSError: path='ada/revisions' .*there is none of this name"): puller('load_hf_learner("ada/revisions", revision="gone")')
+
+
+def test_a_pull_request_leaves_the_branch(hub, pusher):
+    pusher('learn.push_to_hub("ada/asked")')
+    before = hub.repos['model', 'ada/asked'].refs['main']
+    assert pusher('res = learn.push_to_hub("ada/asked", create_pr=True, card=learn.model_card(model_name="Better")).pr_url') == f'{hub.url}/ada/asked/discussions/1'
+    assert hub.repos['model', 'ada/asked'].refs['main'] == before
+
+
+def test_a_private_model_needs_a_token(hub, pusher, puller, saved):
+    pusher('learn.push_to_hub("ada/secret", private=True)')
+    assert hub.repos['model', 'ada/secret'].private
+    for token in (None, 'hf_bob', 'hf_wrong'):
+        with pytest.raises(RuntimeError, match="OSError: path='ada/secret' is no folder, and as a name on the Hub: there is none of this name") as e:
+            puller('load_hf_learner("ada/secret", token=token)', token=token)
+        assert '\n' not in str(e.value.args[0])
+    assert_same(puller('res = load_hf_learner("ada/secret", token="hf_ada", device="cpu").hf_predict(texts)', texts=TEXTS), saved[1])
+
+
+@pytest.mark.parametrize(('args', 'says'), [
+    ('"ada/x", token="hf_wrong"', 'OSError: repo_id=.ada/x.: there is none of this name, or it is private and the token does not open it'),
+    ('"ada/x", token="hf_reader"', 'OSError: repo_id=.ada/x.: the token may not do this'), ('"bob/x"', 'OSError: repo_id=.bob/x.: the token may not do this'),
+    ('"no--name"', 'ValueError: repo_id=.no--name. is no name on the Hub, such as .user/model.'), ('"a/b/c"', 'ValueError: repo_id=.a/b/c. is no name')])
+def test_a_push_that_may_not_be_says_so(pusher, args, says):
+    with pytest.raises(RuntimeError, match=says) as e: pusher(f'learn.push_to_hub({args})')
+    assert '\n' not in str(e.value.args[0])
+
+
+def test_without_a_token_nothing_is_pushed(hub, puller, saved):
+    with pytest.raises(RuntimeError, match='OSError: repo_id=.ada/x.: '): puller('load_hf_learner(folder, device="cpu").push_to_hub("ada/x")', folder=saved[0])
+    assert ('model', 'ada/x') not in hub.repos
+
+
+@pytest.mark.parametrize('fault', [('/lfs/', 'cut', 'PUT'), ('/commit/', 'cut', 'POST'), ('/commit/', 409, 'POST'), ('/commit/', 500, 'POST'), ('/preupload/', 403, 'POST')])
+def test_a_push_that_breaks_leaves_the_repository_and_a_retry_completes(hub, pusher, fault):
+    name = f"ada/broken{hash(fault) % 10**6}"
+    pusher('learn.push_to_hub(name)', name=name)
+    repo = hub.repos['model', name]
+    before = dict(repo.refs)
+    hub.faults += [fault]*20
+    change = 'import torch\nwith torch.no_grad(): learn.model.classifier.bias += torch.rand(2)\n'
+    with pytest.raises(RuntimeError, match=f"OSError: repo_id='{name}'") as e: pusher(change + 'learn.push_to_hub(name)', name=name)
+    assert '\n' not in str(e.value.args[0])
+    assert repo.refs == before
+    hub.faults.clear()
+    pusher('learn.push_to_hub(name)', name=name)
+    assert repo.refs != before
+
+
+def test_a_connection_that_is_cut_once_is_taken_up_again(hub, pusher):
+    hub.faults += [('/lfs/', 'cut', 'PUT')]
+    pusher('import torch\nwith torch.no_grad(): learn.model.classifier.bias += 3\nlearn.push_to_hub("ada/once")\nwith torch.no_grad(): learn.model.classifier.bias -= 3')
+    assert 'model.safetensors' in hub.repos['model', 'ada/once'].commits[hub.repos['model', 'ada/once'].refs['main']]
+
+
+def test_a_hub_that_is_away_is_told(saved, hub, tmp_path):
+    with serving() as other: pass
+    process = Process(other, tmp_path)
+    for code in ('load_hf_learner("ada/moods")', 'load_hf_learner(folder, device="cpu").push_to_hub("ada/moods")'):
+        with pytest.raises(RuntimeError, match='OSError: .*the Hub cannot be reached') as e: process(code, folder=saved[0])
+        assert '\n' not in str(e.value.args[0])
+    process.close()
+
+
+def test_a_card_that_someone_wrote_on_the_hub_stays(hub, pusher):
+    pusher('learn.push_to_hub("ada/carded")\nHfApi().upload_file(path_or_fileobj=b"# My own", path_in_repo="README.md", repo_id="ada/carded")\nlearn.push_to_hub("ada/carded")')
+    repo = hub.repos['model', 'ada/carded']
+    assert repo.commits[repo.refs['main']]['README.md'].data == b'# My own'
+
+
+def test_the_hub_takes_the_cards_metadata(pusher):
+    pusher('card = learn.model_card(language="en", license="mit", datasets="imdb")\ncard.validate()')
+    with pytest.raises(RuntimeError, match='must be a string'): pusher('card.data.pipeline_tag = ["a"]\ncard.validate()')
+
+
+def test_fastais_own_way_to_the_hub_works(hub, pusher, puller, saved):
+    pusher('push_to_hub_fastai(load_hf_learner(folder, device="cpu"), repo_id="ada/pickled")', folder=saved[0])
+    assert 'model.pkl' in hub.repos['model', 'ada/pickled'].commits[hub.repos['model', 'ada/pickled'].refs['main']]
+    preds = puller('res = from_pretrained_fastai("ada/pickled").hf_predict(texts)', texts=TEXTS)
+    assert [o['label'] for o in preds] == [o['label'] for o in saved[1]]
