@@ -19,7 +19,7 @@ from blurlike.block import HFTextBlock
 from blurlike.callback import HFCallback, HFLoss
 from blurlike.dataloaders import HFTextDataLoaders
 from blurlike.inputs import HFInputs, padding_share, plot_token_lengths, token_lengths
-from blurlike.learner import HFMixedPrecision, build_model, hf_adamw, hf_learner
+from blurlike.learner import HFMixedPrecision, best_precision, build_model, hf_adamw, hf_learner
 from blurlike.load import load_hf_learner
 from blurlike.loader import HFDataLoader
 from blurlike.objects import (

@@ -81,7 +81,7 @@ def empty_dls(
     if label_col is not None: tls.append(_pipeline(task.get_y(label_col), *task.target_block(names).type_tfms))
     return Datasets(tls=tls, n_inp=1).dataloaders(dl_type=block.dl_type, device=device, **block.dls_kwargs)
 
-# %% ../nbs/12b_load.ipynb #3bc2d10d
+# %% ../nbs/12b_load.ipynb #e7453ebe
 @delegates(hf_learner, but=['model', 'config_kwargs', 'model_kwargs'])
 def load_hf_learner(
     path:str|Path, # A folder, or a name on the Hub
@@ -91,6 +91,8 @@ def load_hf_learner(
     token:str|bool=None, # On the Hub: an access token; None for the one that is logged in
     device=None, # Where to predict and train; None for the GPU if there is one
     trust_remote_code:bool=False, # Whether Python code that comes with the model may run
+    text_col=None, # The column of texts in new rows, or several; None for the one that it was trained with
+    label_col=None, # The column of targets in new rows, or several; None for the one that it was trained with
     **kwargs
 ) -> Learner:
     "A `Learner` with the saved model; raises `OSError` for a folder that is not a whole model, `ValueError` for one that does not fit"
@@ -107,7 +109,7 @@ def load_hf_learner(
     model = load_hf_model(folder, task.auto_model, config, dict(use_safetensors=True, **trust), whole=True)
     if dls is None:
         block = HFTextBlock(config.model_type, config, tokenizer, model, task=task, **block_kwargs)
-        dls = empty_dls(block, names, device=device, **columns)
+        dls = empty_dls(block, names, device=device, **columns | {k: v for k,v in (('text_col', text_col), ('label_col', label_col)) if v is not None})
     elif device is not None: dls = dls.to(device)
     learn = hf_learner(dls, model, **kwargs)
     learn.hf.runs = list(info.get('runs', [])) if info else []

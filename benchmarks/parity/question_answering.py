@@ -62,6 +62,7 @@ def trainer_side(s, df):
     train,valid = train_valid(df)
     train = train.map(lambda rows: training_windows(tokenizer, rows, s), batched=True, remove_columns=train.column_names)
     enc = windows(tokenizer, valid[:], s)
+    s.bs = round(s.bs*len(train)/(~df.is_valid).sum()) # as many windows as the other side's rows have, and so as many steps
     set_seed(s.seed) # the other side's fresh weights are the same
     model = AutoModelForQuestionAnswering.from_pretrained(s.checkpoint)
     trainer = train_trainer(s, model, train, DataCollatorWithPadding(tokenizer))

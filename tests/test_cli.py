@@ -1,0 +1,145 @@
+"The command line: what scripts can rely on."
+import json
+import subprocess
+import sys
+import threading
+
+import pandas as pd
+import pytest
+from test_load import quiet
+from test_matrix import assert_same, frame, make_learner
+
+from blurlike.cli import read_table, run
+
+TEXTS = ['the film warm', 'the plot dull the cast sour', '', 'the score lovely']
+
+
+@pytest.fixture(scope='module')
+def models(tmp_path_factory):
+    "Saved models, by task"
+    res = {}
+    for task,arch in (('sequence-classification', 'bert'), ('question-answering', 'bert'), ('token-classification', 'bert'), ('summarization', 't5'), ('causal-lm', 'gpt2')):
+        learn = quiet(make_learner(arch, task))
+        res[task] = str(learn.save_pretrained(tmp_path_factory.mktemp('cli')/task)),learn
+    return res
+
+
+def blurlike(*args, given=None, **kwargs):
+    "Run the command in another process"
+    return subprocess.run([sys.executable, '-W', 'ignore', '-m', 'blurlike.cli', *map(str, args)], input=given, capture_output=True, text=True, encoding='utf-8', **kwargs)
+
+
+def answers(out): return [json.loads(o) for o in out.splitlines()]
+
+
+def test_predictions_come_line_by_line_in_order(models):
+    folder,learn = models['sequence-classification']
+    texts = TEXTS*5 + ['zoë 東京 🎬']
+    done = blurlike('predict', folder, '--chunk', 4, given='\n'.join(texts) + '\n')
+    assert done.returncode == 0, done.stderr
+    assert_same(answers(done.stdout), json.loads(json.dumps(learn.hf_predict(texts))))
+
+
+def test_answers_are_there_before_all_questions_are_asked(models):
+    process = subprocess.Popen([sys.executable, '-W', 'ignore', '-m', 'blurlike.cli', 'predict', models['sequence-classification'][0], '--chunk', '1'], text=True,
+                               stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    watchdog = threading.Timer(120, process.kill)
+    watchdog.start()
+    for o in TEXTS[:2]:
+        process.stdin.write(o + '\n')
+        process.stdin.flush()
+        assert json.loads(process.stdout.readline())['label'] in ('good', 'bad')
+    process.stdin.close()
+    assert process.wait() == 0
+    watchdog.cancel()
+
+
+def test_a_reader_that_has_seen_enough_is_no_error(models, tmp_path):
+    (tmp_path/'texts.txt').write_text('the film\n'*400)
+    command = f"{sys.executable} -W ignore -m blurlike.cli predict {models['sequence-classification'][0]} --chunk 1 --file {tmp_path/'texts.txt'}"
+    done = subprocess.run(['bash', '-c', f'set -o pipefail; {command} | head -1'], capture_output=True, text=True)
+    assert (done.returncode, len(done.stdout.splitlines()), done.stderr) == (0, 1, '')
+
+
+@pytest.mark.parametrize(('task', 'lines', 'items'), [
+    ('question-answering', [{'question': 'the film', 'context': 'the plot dull'}], None), ('token-classification', [['the', 'film']], None),
+    ('sequence-classification', [['the film', 'the plot']], [('the film', 'the plot')]), ('summarization', ['the film warm'], None)])
+def test_lines_of_json_are_what_the_task_takes(models, task, lines, items, capsys, tmp_path):
+    folder,learn = models[task]
+    (tmp_path/'lines.jsonl').write_text(''.join(json.dumps(o) + '\n' for o in lines))
+    assert run(['predict', folder, '--jsonl', '--file', str(tmp_path/'lines.jsonl')]) == 0
+    assert_same(answers(capsys.readouterr().out), json.loads(json.dumps(learn.hf_predict(items or lines, many=True))))
+
+
+def test_options_reach_the_predictions(models, capsys, tmp_path):
+    (tmp_path/'lines.txt').write_text('the film\nthe plot\n')
+    for task,option in (('causal-lm', 'max_new_tokens=3,do_sample=false'), ('token-classification', 'aggregation_strategy=none')):
+        folder,learn = models[task]
+        assert run(['predict', folder, '--option', option, '--file', str(tmp_path/'lines.txt'), *(['--generate'] if task=='causal-lm' else [])]) == 0
+        say,kwargs = (learn.hf_generate, dict(max_new_tokens=3, do_sample=False)) if task=='causal-lm' else (learn.hf_predict, dict(aggregation_strategy='none', many=True))
+        assert_same(answers(capsys.readouterr().out), json.loads(json.dumps(say(['the film', 'the plot'], **kwargs))))
+
+
+def test_a_model_is_trained_evaluated_and_read_by_transformers(df, hf, tmp_path):
+    hf.model.save_pretrained(tmp_path/'ckpt')
+    hf.tokenizer.save_pretrained(tmp_path/'ckpt')
+    df.rename(columns={'text': 'review', 'label': 'mood'}).to_csv(tmp_path/'rows.csv', index=False)
+    done = blurlike('train', 'rows.csv', '--checkpoint', 'ckpt', '--text-col', 'review', '--label-col', 'mood', '--valid-col', 'is_valid', '--epochs', 6, '--lr', 0.01, '--precision', 'fp32',
+                    '--out', 'out', cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == 'The model lies in out.'
+    done = blurlike('evaluate', 'out', 'rows.csv', cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    res = json.loads(done.stdout)
+    assert res['rows'] == len(df)
+    assert res['accuracy'] > 0.6
+    from transformers import pipeline
+    pipe = pipeline('text-classification', str(tmp_path/'out'), device='cpu')
+    assert sum(o['label']==l for o,l in zip(pipe(df.text.tolist()), df.label, strict=True)) / len(df) == pytest.approx(res['accuracy'], abs=1e-6)
+
+
+def test_columns_of_other_names_are_evaluated_too(models, tmp_path, capsys):
+    frame('sequence-classification').rename(columns={'text': 'review', 'label': 'mood'}).to_csv(tmp_path/'rows.csv')
+    folder = models['sequence-classification'][0]
+    assert run(['evaluate', folder, str(tmp_path/'rows.csv'), '--text-col', 'review', '--label-col', 'mood']) == 0
+    assert json.loads(capsys.readouterr().out)['rows'] == 8
+    assert run(['evaluate', folder, str(tmp_path/'rows.csv')]) == 1
+    assert "has no column 'text': there are 'Unnamed: 0', 'review', 'mood', 'is_valid'; say which it is with --text-col." in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('suffix', ['csv', 'tsv', 'jsonl', 'parquet'])
+def test_lists_come_out_of_every_kind_of_file(suffix, tmp_path):
+    df = pd.DataFrame(dict(tokens=[['the', "film's", '[x]'], ['a']], labels=[['O', 'B-X', 'O'], []], text=['[a] b', 'c']))
+    path = tmp_path/f'rows.{suffix}'
+    {'csv': lambda: df.to_csv(path, index=False), 'tsv': lambda: df.to_csv(path, sep='\t', index=False), 'jsonl': lambda: df.to_json(path, orient='records', lines=True),
+     'parquet': lambda: df.to_parquet(path)}[suffix]()
+    again = read_table(path)
+    assert [[list(o) for o in again[c]] for c in ('tokens', 'labels')] == [df.tokens.tolist(), df.labels.tolist()]
+    assert again.text.tolist() == df.text.tolist()
+
+
+@pytest.mark.parametrize(('args', 'code', 'says'), [
+    ((), 0, ''), (('--help',), 0, ''), (('train', '--help'), 0, ''), (('dance',), 2, "blurlike: 'dance' is no command: there are train, predict, evaluate, push."),
+    (('train', 'gone.csv', '--checkpoint', 'x'), 1, "blurlike train: data='gone.csv' is no file."), (('train', 'rows.xls', '--checkpoint', 'x'), 1, "blurlike train: data='rows.xls' is none of"),
+    (('train', 'rows.csv'), 1, 'blurlike train: --checkpoint is missing'), (('predict', 'no/such/folder'), 1, "blurlike predict: path='no/such/folder' is neither a folder"),
+    (('predict', 'MODEL', '--file', 'gone.txt'), 1, "blurlike predict: file='gone.txt' is no file."), (('predict', 'MODEL', '--option', 'k'), 1, "blurlike predict: option='k' is not name=value"),
+    (('predict', 'MODEL', '--option', 'dance=1', '--file', 'texts.txt'), 1, "blurlike predict: 'dance' is no option here, and there are none."),
+    (('predict', 'MODEL', '--jsonl', '--file', 'texts.txt'), 1, 'blurlike predict: line 1 is no JSON'), (('push', 'MODEL', 'no--name'), 1, "blurlike push: repo_id='no--name' is no name on the Hub"),
+    (('evaluate', 'MODEL'), 2, 'the following arguments are required: data')])
+def test_codes_and_one_line_errors(args, code, says, models, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path/'texts.txt').write_text('the film\n')
+    (tmp_path/'rows.csv').write_text('text,label\na,b\n')
+    try: got = run([models['sequence-classification'][0] if o=='MODEL' else o for o in args])
+    except SystemExit as e: got = e.code
+    out,err = capsys.readouterr()
+    assert got == code
+    assert says in err
+    if code==1: assert len(err.strip().splitlines()) == 1
+    if code==0: assert 'blurlike' in out
+
+
+def test_help_has_an_example_and_does_not_wait_for_torch():
+    done = subprocess.run([sys.executable, '-X', 'importtime', '-m', 'blurlike.cli', 'predict', '--help'], capture_output=True, text=True)
+    assert 'example: blurlike predict my_model < texts.txt > out.jsonl' in done.stdout
+    assert ' torch' not in done.stderr
