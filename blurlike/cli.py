@@ -5,29 +5,22 @@
 # %% auto #0
 __all__ = ['read_table', 'train', 'predict', 'evaluate', 'push', 'run', 'main']
 
-# %% ../nbs/14a_cli.ipynb #bacaef6f
+# %% ../nbs/14a_cli.ipynb #df15186b
 import json
 import os
 import sys
 from ast import literal_eval
+from contextlib import redirect_stdout
 from itertools import islice
 from pathlib import Path
-from types import SimpleNamespace
 
 from fastcore.script import anno_parser
 
-# %% ../nbs/14a_cli.ipynb #262c827b
-def _library():
-    "The library and what else the commands need, without the progress bars of transformers, which are not about the rows"
-    import blurlike.all as lib
-    from fastai.torch_core import set_seed
-    from huggingface_hub import ModelCard
-    from tqdm import tqdm
+# %% ../nbs/14a_cli.ipynb #6b6170f6
+def _quiet():
+    "Leave out the progress bars of transformers, which are not about the rows"
     from transformers.utils import logging
-
-    from blurlike.export import preparation
     logging.disable_progress_bar()
-    return SimpleNamespace(**vars(lib), set_seed=set_seed, ModelCard=ModelCard, tqdm=tqdm, preparation=preparation)
 
 # %% ../nbs/14a_cli.ipynb #3dba7940
 _READERS = {'.csv': 'read_csv', '.tsv': 'read_csv', '.jsonl': 'read_json', '.json': 'read_json', '.parquet': 'read_parquet'}
@@ -57,7 +50,7 @@ def _columns(names):
     "A column's name, or several that stand between commas"
     return None if names is None else names.split(',') if ',' in names else names
 
-# %% ../nbs/14a_cli.ipynb #61d2243b
+# %% ../nbs/14a_cli.ipynb #b7f816b3
 def train(
     data:str, # A .csv, .tsv, .jsonl or .parquet file
     checkpoint:str=None, # What to fine-tune: a name on the Hub or a local folder
@@ -76,15 +69,20 @@ def train(
 ):
     "Fine-tune a checkpoint on a file of rows, and save the model"
     if checkpoint is None: raise ValueError("--checkpoint is missing: say what to fine-tune, such as distilbert-base-uncased.")
-    df,lib = read_table(data),_library()
-    lib.set_seed(seed)
-    dls = lib.HFTextDataLoaders.from_df(df, checkpoint, task=task, text_col=_columns(text_col), label_col=_columns(label_col), valid_col=valid_col,
-                                    valid_pct=valid_pct, bs=bs, max_length=max_length, seed=seed)
-    learn = lib.hf_learner(dls, precision=precision or lib.best_precision(dls.device))
-    learn.fit_one_cycle(epochs, slice(lr/10, lr))
+    df = read_table(data)
+    from fastai.torch_core import set_seed
+
+    from blurlike.all import HFTextDataLoaders, best_precision, hf_learner
+    _quiet()
+    set_seed(seed)
+    with redirect_stdout(sys.stderr): # where fastai prints its progress, and its table
+        dls = HFTextDataLoaders.from_df(df, checkpoint, task=task, text_col=_columns(text_col), label_col=_columns(label_col), valid_col=valid_col,
+                                        valid_pct=valid_pct, bs=bs, max_length=max_length, seed=seed)
+        learn = hf_learner(dls, precision=precision or best_precision(dls.device))
+        learn.fit_one_cycle(epochs, slice(lr/10, lr))
     print(f"The model lies in {learn.save_pretrained(out)}.")
 
-# %% ../nbs/14a_cli.ipynb #f8b74fdd
+# %% ../nbs/14a_cli.ipynb #593d38f2
 def _options(option):
     "What `--option name=value` says, the values as JSON has them where they are JSON"
     res = {}
@@ -112,21 +110,26 @@ def predict(
     "Predict the lines of a file, as JSON, a line each"
     if chunk < 1: raise ValueError(f"chunk={chunk}: at least 1 line has to be predicted at a time.")
     if file and not Path(file).is_file(): raise FileNotFoundError(f"file={file!r} is no file.")
-    options,lib = _options(option and option.split(',')),_library()
-    learn = lib.load_hf_learner(model)
-    task,n = lib.get_block(learn.dls).task,0
+    options = _options(option and option.split(','))
+    from tqdm import tqdm
+
+    from blurlike.all import get_block, load_hf_learner
+    _quiet()
+    learn = load_hf_learner(model)
+    task,n = get_block(learn.dls).task,0
     say = learn.hf_generate if generate or task.writes_answers else lambda texts, **kwargs: learn.hf_predict(texts, many=True, **kwargs)
-    with open(file, encoding='utf-8') if file else os.fdopen(os.dup(0), encoding='utf-8') as lines, lib.tqdm(unit=' texts', file=sys.stderr, disable=None) as bar:
+    with open(file, encoding='utf-8') if file else os.fdopen(os.dup(0), encoding='utf-8') as lines, tqdm(unit=' texts', file=sys.stderr, disable=None) as bar:
         while texts := [o.rstrip('\r\n') for o in islice(lines, chunk)]:
             items = [_parse(o, n+i+1, task) for i,o in enumerate(texts)] if jsonl else texts
-            try: preds = say(items, **options)
+            try:
+                with redirect_stdout(sys.stderr): preds = say(items, **options)
             except ValueError as e: raise ValueError(f"lines {n+1} to {n+len(texts)}: {e}") from e
-            for o in preds: print(json.dumps(o, ensure_ascii=False), flush=False)
+            for o in preds: print(json.dumps(o, ensure_ascii=False))
             sys.stdout.flush()
             n += len(texts)
             bar.update(len(texts))
 
-# %% ../nbs/14a_cli.ipynb #a818c185
+# %% ../nbs/14a_cli.ipynb #6b7ff05c
 def evaluate(
     model:str, # A folder that save_pretrained wrote, or a name on the Hub
     data:str, # A .csv, .tsv, .jsonl or .parquet file with targets
@@ -135,9 +138,12 @@ def evaluate(
     bs:int=64, # Rows a batch
 ):
     "Print the loss and the metrics of a model on a file of rows, as JSON"
-    df,lib = read_table(data),_library()
-    learn = lib.load_hf_learner(model, text_col=_columns(text_col), label_col=_columns(label_col))
-    for arg,cols in lib.preparation(learn.dls)['columns'].items():
+    df = read_table(data)
+    from blurlike.all import load_hf_learner
+    from blurlike.export import preparation
+    _quiet()
+    learn = load_hf_learner(model, text_col=_columns(text_col), label_col=_columns(label_col))
+    for arg,cols in preparation(learn.dls)['columns'].items():
         for o in [cols] if isinstance(cols, str) else cols or []:
             if o not in df: raise ValueError(f"data={data!r} has no column {o!r}: there are {', '.join(map(repr, df))}; say which it is with --{arg.replace('_', '-')}.")
     with learn.no_bar(), learn.no_logging(): values = learn.validate(dl=learn.dls.test_dl(df, with_labels=True, bs=bs))
@@ -150,9 +156,12 @@ def push(
     message:str='Upload model', # What the commit says
 ):
     "Push a model to the Hugging Face Hub; the token is the one that is logged in, or that of HF_TOKEN"
-    lib,card = _library(),Path(model)/'README.md'
-    learn = lib.load_hf_learner(model)
-    print(learn.push_to_hub(repo_id, private=private or None, commit_message=message, card=lib.ModelCard.load(card) if card.is_file() else None).commit_url)
+    from huggingface_hub import ModelCard
+
+    from blurlike.all import load_hf_learner
+    _quiet()
+    learn,card = load_hf_learner(model),Path(model)/'README.md'
+    print(learn.push_to_hub(repo_id, private=private or None, commit_message=message, card=ModelCard.load(card) if card.is_file() else None).commit_url)
 
 # %% ../nbs/14a_cli.ipynb #f9c55b3d
 _COMMANDS = dict(train=train, predict=predict, evaluate=evaluate, push=push)

@@ -40,6 +40,13 @@ def test_predictions_come_line_by_line_in_order(models):
     assert_same(answers(done.stdout), json.loads(json.dumps(learn.hf_predict(texts))))
 
 
+def test_nothing_but_answers_is_on_standard_output(models):
+    folder,_ = models['sequence-classification']
+    done = blurlike('predict', folder, '--chunk', 1000, given=('the film ' + 'warm '*100 + '\n')*700) # ten batches and more, which have a progress bar
+    assert done.returncode == 0, done.stderr
+    assert len(answers(done.stdout)) == 700
+
+
 def test_answers_are_there_before_all_questions_are_asked(models):
     process = subprocess.Popen([sys.executable, '-W', 'ignore', '-m', 'blurlike.cli', 'predict', models['sequence-classification'][0], '--chunk', '1'], text=True,
                                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
@@ -87,7 +94,8 @@ def test_a_model_is_trained_evaluated_and_read_by_transformers(df, hf, tmp_path)
     done = blurlike('train', 'rows.csv', '--checkpoint', 'ckpt', '--text-col', 'review', '--label-col', 'mood', '--valid-col', 'is_valid', '--epochs', 6, '--lr', 0.01, '--precision', 'fp32',
                     '--out', 'out', cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[-1] == 'The model lies in out.'
+    assert done.stdout == 'The model lies in out.\n'
+    assert 'valid_loss' in done.stderr
     done = blurlike('evaluate', 'out', 'rows.csv', cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     res = json.loads(done.stdout)
