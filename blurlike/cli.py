@@ -163,7 +163,7 @@ def push(
     learn,card = load_hf_learner(model),Path(model)/'README.md'
     print(learn.push_to_hub(repo_id, private=private or None, commit_message=message, card=ModelCard.load(card) if card.is_file() else None).commit_url)
 
-# %% ../nbs/14a_cli.ipynb #f9c55b3d
+# %% ../nbs/14a_cli.ipynb #ffd6c2c4
 _COMMANDS = dict(train=train, predict=predict, evaluate=evaluate, push=push)
 _EXAMPLES = dict(
     train='blurlike train reviews.csv --checkpoint distilbert-base-uncased --label-col mood --out my_model',
@@ -204,7 +204,6 @@ def run(
     except KeyboardInterrupt: return 130
     return 0
 
-def main(): sys.exit(run())
-
-# %% ../nbs/14a_cli.ipynb #9b63ae70
-if __name__=="__main__": main()
+def main():
+    "Run the command that the process was given, and exit with its code"
+    sys.exit(run())

@@ -26,7 +26,7 @@ def models(tmp_path_factory):
 
 def blurlike(*args, given=None, **kwargs):
     "Run the command in another process"
-    return subprocess.run([sys.executable, '-W', 'ignore', '-m', 'blurlike.cli', *map(str, args)], input=given, capture_output=True, text=True, encoding='utf-8', **kwargs)
+    return subprocess.run([sys.executable, '-W', 'ignore', '-m', 'blurlike', *map(str, args)], input=given, capture_output=True, text=True, encoding='utf-8', **kwargs)
 
 
 def answers(out): return [json.loads(o) for o in out.splitlines()]
@@ -48,7 +48,7 @@ def test_nothing_but_answers_is_on_standard_output(models):
 
 
 def test_answers_are_there_before_all_questions_are_asked(models):
-    process = subprocess.Popen([sys.executable, '-W', 'ignore', '-m', 'blurlike.cli', 'predict', models['sequence-classification'][0], '--chunk', '1'], text=True,
+    process = subprocess.Popen([sys.executable, '-W', 'ignore', '-m', 'blurlike', 'predict', models['sequence-classification'][0], '--chunk', '1'], text=True,
                                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
     watchdog = threading.Timer(120, process.kill)
     watchdog.start()
@@ -63,7 +63,7 @@ def test_answers_are_there_before_all_questions_are_asked(models):
 
 def test_a_reader_that_has_seen_enough_is_no_error(models, tmp_path):
     (tmp_path/'texts.txt').write_text('the film\n'*400)
-    command = f"{sys.executable} -W ignore -m blurlike.cli predict {models['sequence-classification'][0]} --chunk 1 --file {tmp_path/'texts.txt'}"
+    command = f"{sys.executable} -W ignore -m blurlike predict {models['sequence-classification'][0]} --chunk 1 --file {tmp_path/'texts.txt'}"
     done = subprocess.run(['bash', '-c', f'set -o pipefail; {command} | head -1'], capture_output=True, text=True)
     assert (done.returncode, len(done.stdout.splitlines()), done.stderr) == (0, 1, '')
 
@@ -148,6 +148,6 @@ def test_codes_and_one_line_errors(args, code, says, models, tmp_path, monkeypat
 
 
 def test_help_has_an_example_and_does_not_wait_for_torch():
-    done = subprocess.run([sys.executable, '-X', 'importtime', '-m', 'blurlike.cli', 'predict', '--help'], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, '-X', 'importtime', '-m', 'blurlike', 'predict', '--help'], capture_output=True, text=True)
     assert 'example: blurlike predict my_model < texts.txt > out.jsonl' in done.stdout
     assert ' torch' not in done.stderr

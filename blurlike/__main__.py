@@ -1,0 +1,4 @@
+"`python -m blurlike` is the command `blurlike`"
+from .cli import main
+
+main()
