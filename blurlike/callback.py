@@ -63,7 +63,7 @@ def _forget_captures(model):
         for k in [k for k,h in m._forward_hooks.items() if getattr(h, '__module__', '')=='transformers.utils.output_capturing']: del m._forward_hooks[k]
         vars(m).pop('_output_capturing_hooks_installed', None)
 
-# %% ../nbs/07_callback.ipynb #3b8f919c
+# %% ../nbs/07_callback.ipynb #5b51938b
 class HFCallback(Callback):
     "Give the model its inputs by name, and the learner its logits"
     order = 9 # before mixed precision, which expects `learn.pred` to be a tensor
@@ -131,7 +131,7 @@ class HFCallback(Callback):
         if not getattr(recorder, 'lrs', None): return # nothing was trained
         columns = [o for o in recorder.metric_names if o not in ('epoch', 'time')]
         rows = [[float(v) if isinstance(v, Number) and math.isfinite(v) else None for v in o] for o in recorder.values]
-        self.runs.append(dict(epochs=len(rows), lr=max(recorder.lrs), bs=self.dls.train.bs, frozen=self.opt.frozen_idx, groups=len(self.opt.param_lists),
+        self.runs.append(dict(epochs=len(rows), lr=max(recorder.lrs), bs=getattr(self.dls.train, 'bs', None), frozen=self.opt.frozen_idx, groups=len(self.opt.param_lists),
                               columns=columns, rows=rows))
 
     def _unhook(self):

@@ -24,7 +24,7 @@ import blurlike
 from .callback import HFCallback
 from .tasks.base import get_block, some
 
-# %% ../nbs/11a_card.ipynb #02f5d69a
+# %% ../nbs/11a_card.ipynb #198bb4d2
 def training_runs(
     learn, # A `Learner` with an `HFCallback`
 ) -> list[dict]: # `epochs`, the highest `lr`, `bs`, `frozen` groups of parameters, `columns` and `rows` of the table by epoch
@@ -43,7 +43,8 @@ def _training(learn, runs):
     if not runs: return 'The model was not trained here.'
     def settings(o):
         frozen = f", all but the last of {o['groups']} groups of layers frozen" if o['frozen']==o['groups']-1 else f", the first {o['frozen']} groups of layers frozen" if o['frozen'] else ''
-        return f"{o['epochs']} epochs, learning rate at most {o['lr']:.3g}, batches of {o['bs']}{frozen}"
+        batches = f", batches of {o['bs']}" if o['bs'] else ''
+        return f"{o['epochs']} epochs, learning rate at most {o['lr']:.3g}{batches}{frozen}"
     last = runs[-1]['columns']
     rows = [[str(i+1), str(j+1), *row] for i,o in enumerate(runs) if o['columns']==last for j,row in enumerate(o['rows'])]
     steps = '\n'.join(f"{i+1}. {settings(o)}" for i,o in enumerate(runs))
