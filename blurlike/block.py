@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['resolve_max_length', 'HFTextBlock']
 
-# %% ../nbs/05_block.ipynb #86b2c712
+# %% ../nbs/05_block.ipynb #6f8e9063
 import inspect
 from numbers import Integral
 
@@ -15,7 +15,7 @@ from fastai.data.block import TransformBlock
 from fastai.torch_basics import is_listy, patch
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from . import export, predict, show # noqa: F401  whoever has a block, unpickled ones included, can show, predict and save
+from . import export, hub, predict, show # noqa: F401  whoever has a block, unpickled ones included, can show, predict, save and push
 from .inputs import HFInputs, by_window, check_options, decode_texts, text_columns, token_lengths
 from .loader import HFDataLoader
 from .objects import forward_args, model_skeleton, position_limit, set_pad_token, tokenizer_limit
@@ -59,7 +59,7 @@ def resolve_max_length(
         raise ValueError(f"max_length={max_length} is not a multiple of pad_to_multiple_of={multiple}: use {max_length//multiple*multiple or multiple}.")
     return max_length
 
-# %% ../nbs/05_block.ipynb #a7d1c506
+# %% ../nbs/05_block.ipynb #25a1bb4a
 class HFTextBlock(TransformBlock):
     "A `TransformBlock` for texts that a Hugging Face tokenizer encodes"
     def __init__(self,
@@ -81,7 +81,7 @@ class HFTextBlock(TransformBlock):
         _check_choice('padding', padding, _PADDING)
         if truncation is not None: _check_choice('truncation', truncation, _TRUNCATION)
         for k in set(_OURS) & set(tok_kwargs or {}): raise ValueError(f"tok_kwargs={{{k!r}: ...}} is not supported: {_OURS[k]}.")
-        if task is None: _check_options(task_options)
+        if task is None: _check_no_task_options(task_options)
         self.task,self.task_is_settled = get_task(task or 'sequence-classification', **task_options),task is not None
         model = model_skeleton(hf_config, self.task.auto_model) if hf_model is None else hf_model
         _check_vocab(hf_tokenizer, model)
@@ -98,7 +98,7 @@ class HFTextBlock(TransformBlock):
 
     def __repr__(self): return f"HFTextBlock({self.hf_arch}, {self.task.name}, max_length={self.max_length})"
 
-def _check_options(options):
+def _check_no_task_options(options):
     "Raise `TypeError` for options that are a task's, and no task has been named, or no one's"
     for k in set(options) - _OPTIONS:
         if tasks := [n for n,o in all_tasks().items() if k in task_options(o)]:

@@ -63,14 +63,14 @@ def _forget_captures(model):
         for k in [k for k,h in m._forward_hooks.items() if getattr(h, '__module__', '')=='transformers.utils.output_capturing']: del m._forward_hooks[k]
         vars(m).pop('_output_capturing_hooks_installed', None)
 
-# %% ../nbs/07_callback.ipynb #5b51938b
+# %% ../nbs/07_callback.ipynb #334046d1
 class HFCallback(Callback):
     "Give the model its inputs by name, and the learner its logits"
     order = 9 # before mixed precision, which expects `learn.pred` to be a tensor
     def __init__(self,
         **kwargs # Passed to the model at each call, such as `output_hidden_states=True`
     ):
-        self.kwargs,self.hook,self.runs = kwargs,None,[]
+        self.kwargs,self.hook,self.runs,self.checked = kwargs,None,[],None
 
     @property
     def task(self): return getattr(getattr(self.dls, 'hf_block', None), 'task', None)
@@ -79,13 +79,18 @@ class HFCallback(Callback):
         "See that data and model fit"
         self.learn.train_bn = False
         if self.task is None: return
-        self.task.check_model(self.dls, self.model)
+        self._check()
         if isinstance(self.loss_func, HFLoss) and self.loss_func.loss_func is None:
             self.loss_func.loss_func = self.task.loss_func(self.dls)
 
+    def _check(self):
+        "Raise `ValueError` if the model does not fit the data"
+        self.task.check_model(self.dls, self.model)
+        self.checked = id(self.dls),id(self.model)
+
     def before_fit(self):
         "Let the model take a dict, if it fits the data, which may have been changed"
-        if self.task is not None: self.task.check_model(self.dls, self.model)
+        if self.task is not None and self.checked != (id(self.dls), id(self.model)): self._check()
         self._unhook()
         model = get_model(self.model)
         hook = partial(_by_name, forward_kwargs(model) | self.kwargs)

@@ -5,8 +5,7 @@
 # %% auto #0
 __all__ = ['GENERATED', 'training_runs']
 
-# %% ../nbs/11a_card.ipynb #c0bdb36d
-import math
+# %% ../nbs/11a_card.ipynb #0045412f
 from pathlib import Path
 
 import fastai

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SampleTable', 'show_batch', 'show_results', 'plot_top_losses']
 
-# %% ../nbs/06_show.ipynb #eeaf750e
+# %% ../nbs/06_show.ipynb #a6b46d49
 from html import escape
 from io import StringIO
 
@@ -17,7 +17,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table as TerminalTable
 from rich.text import Text
-from sklearn.metrics import classification_report, confusion_matrix
+from sklearn import metrics as skm
 
 from .inputs import HFInputs
 
@@ -114,7 +114,7 @@ def plot_top_losses(
             for s,o,r,l in zip(samples, outs, raws, losses, strict=True)]
     SampleTable(rows, wrong=[not task.is_right(s[1], o[0]) for s,o in zip(samples, outs, strict=True)], trunc_at=trunc_at).show()
 
-# %% ../nbs/06_show.ipynb #146619ba
+# %% ../nbs/06_show.ipynb #63d557ca
 _of_fastai = {o: getattr(ClassificationInterpretation, o) for o in ('confusion_matrix', 'print_classification_report')}
 
 def _pairs(interp):
@@ -127,11 +127,11 @@ def confusion_matrix(self:ClassificationInterpretation):
     "How often which class is taken for which, actual x predicted; raises `ValueError` for a task that has no such matrix"
     if (pairs := _pairs(self)) is None: return _of_fastai['confusion_matrix'](self)
     names,targs,preds = pairs
-    return confusion_matrix(targs, preds, labels=names)
+    return skm.confusion_matrix(targs, preds, labels=names)
 
 @patch
 def print_classification_report(self:ClassificationInterpretation):
     "Print precision, recall and F1 of each class; raises `ValueError` for a task that has none"
     if (pairs := _pairs(self)) is None: return _of_fastai['print_classification_report'](self)
     names,targs,preds = pairs
-    print(classification_report(targs, preds, labels=names, target_names=[str(o) for o in names], zero_division=0))
+    print(skm.classification_report(targs, preds, labels=names, target_names=[str(o) for o in names], zero_division=0))

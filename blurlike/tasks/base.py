@@ -7,7 +7,7 @@ __all__ = ['Task', 'task_options', 'lists', 'CellsReader', 'reader', 'named_subc
            'infer_task', 'get_block', 'get_vocab', 'first_target', 'some', 'ClassNames', 'label_names', 'check_order',
            'check_head', 'PooledWindows', 'TokenCrossEntropy']
 
-# %% ../../nbs/02_tasks.base.ipynb #1bf71545
+# %% ../../nbs/02_tasks.base.ipynb #c0c939fa
 import inspect
 import pkgutil
 from difflib import get_close_matches
@@ -15,7 +15,6 @@ from importlib import import_module
 
 import numpy as np
 import pandas as pd
-import torch
 from fastai.data.load import fa_collate
 from fastai.data.transforms import ColReader
 from fastai.losses import CrossEntropyLossFlat
