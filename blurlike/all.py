@@ -13,6 +13,7 @@ from transformers import (
 import blurlike.card # learn.model_card
 import blurlike.export # learn.save_pretrained
 import blurlike.hub # learn.push_to_hub
+import blurlike.onnx # learn.export_onnx
 import blurlike.predict # learn.hf_predict, learn.hf_generate
 from blurlike.architectures import architecture_table, supported_tasks
 from blurlike.block import HFTextBlock
@@ -34,6 +35,7 @@ from blurlike.objects import (
     set_pad_token,
 )
 from blurlike.samples import minilm, movie_reviews, smollm2
+from blurlike.serve import gradio_page, serve # and learn.push_to_space
 from blurlike.show import SampleTable, plot_top_losses
 from blurlike.splitter import head_params, hf_splitter, layer_params
 from blurlike.tasks.base import CellsReader, Task, TokenCrossEntropy, all_tasks, get_block, get_task, get_vocab, infer_task, label_names, task_class

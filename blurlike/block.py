@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['resolve_max_length', 'HFTextBlock']
 
-# %% ../nbs/05_block.ipynb #6f8e9063
+# %% ../nbs/05_block.ipynb #aca09d03
 import inspect
 from numbers import Integral
 
@@ -15,7 +15,7 @@ from fastai.data.block import TransformBlock
 from fastai.torch_basics import is_listy, patch
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from . import export, hub, predict, show # noqa: F401  whoever has a block, unpickled ones included, can show, predict, save and push
+from . import export, hub, onnx, predict, show # noqa: F401  whoever has a block, unpickled ones included, can show, predict, save, export and push
 from .inputs import HFInputs, by_window, check_options, decode_texts, text_columns, token_lengths
 from .loader import HFDataLoader
 from .objects import forward_args, model_skeleton, position_limit, set_pad_token, tokenizer_limit

@@ -71,11 +71,11 @@ def _results(learn, runs, tag, datasets):
     values = {'loss' if k=='valid_loss' else k: v for k,v in last.items() if k!='train_loss' and v is not None}
     return [EvalResult(task_type=tag, metric_type=k, metric_name=k, metric_value=round(v, 4) if isinstance(v, float) else v, **dataset) for k,v in values.items()]
 
-# %% ../nbs/11a_card.ipynb #b0edfa5f
-def _use(task, block, tag):
+# %% ../nbs/11a_card.ipynb #013f2a66
+def _use(task, block, tag, library):
     "Code that calls the model"
     call,args = ('hf_generate', f'{task.example(block)!r}, max_new_tokens=20') if task.generates else ('hf_predict', repr(task.example(block)))
-    lines = [f'from transformers import pipeline\n\npipe = pipeline("{tag}", model="PATH")\npipe({args})'] if tag in SUPPORTED_TASKS else []
+    lines = [f'from transformers import pipeline\n\npipe = pipeline("{tag}", model="PATH")\npipe({args})'] if library=='transformers' and tag in SUPPORTED_TASKS else []
     lines.append(f'from blurlike.all import load_hf_learner\n\nlearn = load_hf_learner("PATH")\nlearn.{call}({args})')
     return '\n\n'.join(f'```python\n{o}\n```' for o in lines)
 
@@ -99,14 +99,14 @@ def model_card(self:Learner,
     "The card of the model, for people and for the Hub; raises `ValueError` for metadata that is none"
     block,config,runs = get_block(self.dls),get_model(self.model).config,training_runs(self)
     task,base = block.task,_base_model(block.hf_config)
-    tag = task.pipeline_tag or task.name
+    tag,library = task.pipeline_tag or task.name,getattr(get_model(self.model), 'library_name', 'transformers')
     results = _results(self, runs, tag, datasets)
     model_name = model_name or f"{base or config.model_type}, {task.name}"
-    meta = ModelCardData(library_name='transformers', pipeline_tag=tag, base_model=base, language=language, license=license, datasets=datasets, model_name=model_name,
+    meta = ModelCardData(library_name=library, pipeline_tag=tag, base_model=base, language=language, license=license, datasets=datasets, model_name=model_name,
                          tags=list(dict.fromkeys(['blurlike', 'fastai', task.name])), metrics=[o.metric_type for o in results] or None, eval_results=results or None, **data)
     labels = task.has_labels and f"It knows {len(config.id2label)} labels: {some(config.id2label.values(), 20)}."
     parts = [f'# {model_name}', GENERATED, f"A {config.model_type} model{f', fine-tuned from {base},' if base else ''} for {task.name}. {labels or ''}".strip(),
-             '## How to use it', 'PATH is this repository, or the folder it lies in.', _use(task, block, tag), '## How it was trained', _training(self, runs),
+             '## How to use it', 'PATH is this repository, or the folder it lies in.', _use(task, block, tag, library), '## How it was trained', _training(self, runs),
              '## Limits', _limits(block), *([limits] if limits else []), '## Versions',
              ', '.join(f'{o.__name__} {o.__version__}' for o in (blurlike, fastai, transformers, torch))]
     body = '\n\n'.join(parts)

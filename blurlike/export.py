@@ -39,9 +39,9 @@ def _exchange(
     at_cwd,exchange = -100,2
     return rename(at_cwd, os.fsencode(a), at_cwd, os.fsencode(b), exchange)==0
 
-# %% ../nbs/12_export.ipynb #64f7b381
+# %% ../nbs/12_export.ipynb #bd87ca50
 MODEL_FILES = ('*.safetensors', '*.safetensors.index.json', 'pytorch_model*', 'config.json', 'generation_config.json', 'blurlike.json',
-                'README.md', 'tokenizer*', 'special_tokens_map.json', 'added_tokens.json', 'vocab.*', 'merges.txt', '*.model', 'chat_template*')
+                'README.md', 'tokenizer*', 'special_tokens_map.json', 'added_tokens.json', 'vocab.*', 'merges.txt', '*.model', 'chat_template*', 'onnx')
 
 def _carry_over(old, new):
     "Copy what is no part of a saved model from folder `old` to `new`"

@@ -68,7 +68,7 @@ def _fixed_params(model):
     with torch.device('meta'): new = type(model)(deepcopy(model.config))
     return [frozen[n] for n,p in new.named_parameters() if n in frozen and not p.requires_grad]
 
-# %% ../nbs/08_splitter.ipynb #098958aa
+# %% ../nbs/08_splitter.ipynb #70c2734d
 def _chunks(items, n):
     "`items` in at most `n` runs of nearly equal length"
     n = min(n, len(items))
@@ -78,7 +78,8 @@ def hf_splitter(
     model:nn.Module, # A `PreTrainedModel`; any other module is one group
     layer_groups:int=3, # In how many groups the layers come
 ) -> list[list[nn.Parameter]]: # Every parameter that can be trained, once; no group is empty
-    "Parameter groups: embeddings, groups of layers, head"
+    "Parameter groups: embeddings, groups of layers, head; raises `ValueError` for a model without parameters"
+    if not sum(p.numel() for p in model.parameters()): raise ValueError(f"{type(model).__name__} has no parameters to train.")
     body = getattr(model, 'base_model', None)
     if body is None: return [list(model.parameters())]
     head,(embeddings,layers) = head_params(model),layer_params(body)

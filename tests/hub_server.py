@@ -121,6 +121,7 @@ class Handler(BaseHTTPRequestHandler):
         user,ask = self.user(needed=True),self.json()
         owner,kind = ask.get('organization') or user[0],ask.get('type') or 'model'
         name = f"{owner}/{ask['name']}"
+        if kind=='space' and not ask.get('sdk'): raise Refusal(400, '"sdk" is required for a Space')
         if owner != user[0] or not user[1]: raise Refusal(403, f'Forbidden: you have no rights to create a repository under {owner}')
         url = f'{self.server.url}/{name}'
         if (kind, name) in self.hub.repos: return self.send(409, {'error': 'You already created this repo', 'url': url})
@@ -136,8 +137,8 @@ class Handler(BaseHTTPRequestHandler):
             return dict(path=o['path'], uploadMode='lfs' if lfs else 'regular', shouldIgnore=False, oid=there.etag if there else None)
         self.send(200, dict(files=[one(o) for o in self.json()['files']]))
 
-    def lfs_batch(self, name):
-        self.hub.repo('model', name, self.user(), write=True)
+    def lfs_batch(self, kind, name):
+        self.hub.repo(kind or 'model', name, self.user(), write=True)
         def one(o):
             if o['oid'] in self.hub.blobs: return o
             return o | dict(actions=dict(upload=dict(href=f"{self.server.url}/lfs/{o['oid']}"), verify=dict(href=f'{self.server.url}/lfs-verify')))
@@ -186,8 +187,8 @@ class Handler(BaseHTTPRequestHandler):
             return dict(type='file', path=path, size=len(blob.data), oid=blob.git_oid) | (dict(lfs=dict(oid=blob.sha256, size=len(blob.data), pointerSize=100)) if blob.lfs else {})
         self.send(200, [one(*o) for o in sorted(files.items())])
 
-    def resolve(self, name, revision, path):
-        _,sha,files = self.files('model', name, revision)
+    def resolve(self, kind, name, revision, path):
+        _,sha,files = self.files(kind or 'model', name, revision)
         if path not in files: raise Refusal(404, 'Entry not found', 'EntryNotFound')
         blob = files[path]
         headers = {'ETag': f'"{blob.etag}"', 'X-Repo-Commit': sha, 'Content-Type': 'application/octet-stream', 'Accept-Ranges': 'bytes'}
@@ -222,8 +223,8 @@ ROUTES = [
     ('POST', '/api/repos/create', Handler.create), ('GET', '/api/whoami-v2', Handler.whoami), ('POST', '/api/validate-yaml', Handler.validate_yaml),
     ('POST', f'/api/{_REPO}/preupload/{_REV}', Handler.preupload), ('POST', f'/api/{_REPO}/commit/{_REV}', Handler.commit),
     ('GET', f'/api/{_REPO}/revision/{_REV}', Handler.info), ('GET', f'/api/{_REPO}/tree/{_REV}', Handler.tree), ('GET', f'/api/{_REPO}', Handler.info),
-    ('POST', r'/([^/]+/[^/]+)\.git/info/lfs/objects/batch', Handler.lfs_batch), ('PUT', '/lfs/([0-9a-f]{64})', Handler.lfs_put), ('POST', '/lfs-verify', Handler.lfs_verify),
-    ('GET', f'/([^/]+/[^/]+)/resolve/{_REV}/(.+)', Handler.resolve),
+    ('POST', r'/(?:(space|dataset)s/)?([^/]+/[^/]+)\.git/info/lfs/objects/batch', Handler.lfs_batch), ('PUT', '/lfs/([0-9a-f]{64})', Handler.lfs_put), ('POST', '/lfs-verify', Handler.lfs_verify),
+    ('GET', f'/(?:(space|dataset)s/)?([^/]+/[^/]+)/resolve/{_REV}/(.+)', Handler.resolve),
 ]
 
 

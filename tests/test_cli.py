@@ -127,7 +127,7 @@ def test_lists_come_out_of_every_kind_of_file(suffix, tmp_path):
 
 
 @pytest.mark.parametrize(('args', 'code', 'says'), [
-    ((), 0, ''), (('--help',), 0, ''), (('train', '--help'), 0, ''), (('dance',), 2, "blurlike: 'dance' is no command: there are train, predict, evaluate, push."),
+    ((), 0, ''), (('--help',), 0, ''), (('train', '--help'), 0, ''), (('dance',), 2, "blurlike: 'dance' is no command: there are train, predict, evaluate, push, serve."),
     (('train', 'gone.csv', '--checkpoint', 'x'), 1, "blurlike train: data='gone.csv' is no file."), (('train', 'rows.xls', '--checkpoint', 'x'), 1, "blurlike train: data='rows.xls' is none of"),
     (('train', 'rows.csv'), 1, 'blurlike train: --checkpoint is missing'), (('predict', 'no/such/folder'), 1, "blurlike predict: path='no/such/folder' is neither a folder"),
     (('predict', 'MODEL', '--file', 'gone.txt'), 1, "blurlike predict: file='gone.txt' is no file."), (('predict', 'MODEL', '--option', 'k'), 1, "blurlike predict: option='k' is not name=value"),

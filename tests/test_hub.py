@@ -118,6 +118,16 @@ def test_a_pull_asks_for_no_pickle_and_no_program(hub, pusher, puller):
     assert not any(p.endswith(('.bin', '.py', '.pkl')) for p in asked)
 
 
+def test_an_export_to_onnx_goes_the_same_way(hub, pusher, puller, saved, tmp_path):
+    pusher('learn.export_onnx(path)\nsmall = load_hf_learner(path)\nsmall.push_to_hub("ada/exported")', path=str(tmp_path/'exported'))
+    assert 'onnx/model.onnx' in pusher('res = HfApi().list_repo_files("ada/exported")')
+    assert_same(puller('res = load_hf_learner("ada/exported").hf_predict(texts)', texts=TEXTS), saved[1])
+    pusher('HfApi().upload_file(path_or_fileobj=path, path_in_repo="onnx/other.onnx", repo_id="ada/moods")', path=str(tmp_path/'exported'/'onnx'/'model.onnx'))
+    hub.requests.clear()
+    assert_same(puller('res = load_hf_learner("ada/moods", onnx="onnx/other.onnx").hf_predict(texts)', texts=TEXTS), saved[1])
+    puller('load_hf_learner("ada/moods", device="cpu")')
+
+
 def test_a_second_pull_is_of_the_cache(hub, pusher, puller):
     pusher('learn.push_to_hub("ada/cached")')
     puller('load_hf_learner("ada/cached", device="cpu")')

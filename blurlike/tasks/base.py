@@ -177,9 +177,10 @@ def target_block(self:Task,
     "The target block where the training rows need not be asked, as when a saved model is loaded"
     raise NotImplementedError(f"{self.name} has no target_block.")
 
-# %% ../../nbs/02_tasks.base.ipynb #f37fc602
+# %% ../../nbs/02_tasks.base.ipynb #d394e39c
 Task.pipeline_tag = None # The Hub's name for the task; None for the task's own
 Task.has_labels = False # Whether the outputs are classes with names
+Task.page = 'json' # The name of one of `blurlike.serve`'s pages
 
 @patch
 def example(self:Task,

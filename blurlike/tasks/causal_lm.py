@@ -110,10 +110,11 @@ def sees_ahead(
     finally: model.train(training)
     return (a - b).abs().max().item() > 1e-3*a.abs().max().item()
 
-# %% ../../nbs/03f_tasks.causal_lm.ipynb #08641f30
+# %% ../../nbs/03f_tasks.causal_lm.ipynb #7e125780
 class CausalLM(LanguageModel):
     "The next token of texts, or of answers, by cross-entropy"
     name = 'causal-lm'
+    page = 'continuation'
     auto_model = AutoModelForCausalLM
     pipeline_tag = 'text-generation'
     answers = False # Whether the rows it was made for have answers

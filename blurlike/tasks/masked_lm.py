@@ -112,10 +112,11 @@ def get_masking(
         raise ValueError(f"masking={masking!r} does not exist: choose one of {', '.join(map(repr, sorted(maskings)))}, or a subclass of Masking with a name.")
     return maskings[masking]
 
-# %% ../../nbs/03g_tasks.masked_lm.ipynb #d6460df3
+# %% ../../nbs/03g_tasks.masked_lm.ipynb #e8d9c25e
 class MaskedLM(LanguageModel):
     "The hidden tokens of texts, by cross-entropy"
     name = 'masked-lm'
+    page = 'masks'
     auto_model = AutoModelForMaskedLM
     pipeline_tag = 'fill-mask'
 

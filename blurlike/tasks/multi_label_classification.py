@@ -22,7 +22,7 @@ from transformers import AutoModelForSequenceClassification
 
 from .base import ClassNames, PooledWindows, Task, get_block, lists
 
-# %% ../../nbs/03a_tasks.multi_label_classification.ipynb #1aa697d8
+# %% ../../nbs/03a_tasks.multi_label_classification.ipynb #14e1671c
 def _are_binary(df):
     "Whether all columns of `df` hold 0 and 1 only"
     return df.isin([0, 1]).all(axis=None)
@@ -38,6 +38,7 @@ class OnesReader(ColReader):
 class MultiLabelClassification(PooledWindows, ClassNames, Task):
     "Any number of classes for each text, by binary cross-entropy for each class"
     name = 'multi-label-classification'
+    page = 'labels'
     auto_model = AutoModelForSequenceClassification
     pipeline_tag = 'text-classification'
     problem_type = 'multi_label_classification'

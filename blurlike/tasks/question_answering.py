@@ -311,10 +311,11 @@ class MarkedText:
         before,marked,after = map(escape, self._parts())
         return f'{before}<mark>{marked}</mark>{after}' if marked else before + after
 
-# %% ../../nbs/03d_tasks.question_answering.ipynb #6cd8fbc5
+# %% ../../nbs/03d_tasks.question_answering.ipynb #fd871973
 class QuestionAnswering(Task):
     "The stretch of a context that answers a question, by cross-entropy for its start and its end"
     name = 'question-answering'
+    page = 'answers'
     auto_model = AutoModelForQuestionAnswering
     text_col = ('question', 'context')
     label_col = ('answer_text', 'answer_start')

@@ -34,7 +34,7 @@ def spearman(): # A fastai metric
     "Spearman's rho, the mean over the targets"
     return AccumMetric(_by_target(stats.spearmanr), to_np=True, flatten=False, name='spearman')
 
-# %% ../../nbs/03b_tasks.regression.ipynb #e205e0be
+# %% ../../nbs/03b_tasks.regression.ipynb #11c5967e
 def _number_problem(y):
     "What is wrong with target `y`"
     values = y.flatten().tolist() if isinstance(y, Tensor) else [y]
@@ -44,6 +44,7 @@ def _number_problem(y):
 class Regression(PooledWindows, Task):
     "One or several numbers for each text, by mean squared error"
     name = 'regression'
+    page = 'numbers'
     auto_model = AutoModelForSequenceClassification
     pipeline_tag = 'text-classification'
     names = None # Of the targets, where columns name them

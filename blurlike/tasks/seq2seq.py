@@ -38,10 +38,11 @@ def TextTargetBlock(): # A fastai block
     "A `TransformBlock` for targets that are texts"
     return TransformBlock(type_tfms=TextTargetize)
 
-# %% ../../nbs/03e_tasks.seq2seq.ipynb #c26cc639
+# %% ../../nbs/03e_tasks.seq2seq.ipynb #ac9de69b
 class Seq2Seq(Task):
     "A text for each text, by cross-entropy over its tokens"
     name = 'text2text-generation'
+    page = 'text'
     auto_model = AutoModelForSeq2SeqLM
     label_col = 'target'
     generates = writes_answers = True

@@ -25,10 +25,11 @@ def _few(column):
     "Whether values return often enough in `column` to be classes"
     return column.nunique() <= max(20, len(column)//2)
 
-# %% ../../nbs/03_tasks.sequence_classification.ipynb #90221ac6
+# %% ../../nbs/03_tasks.sequence_classification.ipynb #479dec04
 class SequenceClassification(PooledWindows, ClassNames, Task):
     "One of several classes for each text, by cross-entropy"
     name = 'sequence-classification'
+    page = 'classes'
     auto_model = AutoModelForSequenceClassification
     pipeline_tag = 'text-classification'
     problem_type = 'single_label_classification'

@@ -155,7 +155,7 @@ def word_values(
     arrays = [o if o.ndim==3 else o[:,None] for o in arrays]
     return [np.split(o[row[first],window[first],pos[first]], ends) for o in arrays]
 
-# %% ../../nbs/03c_tasks.token_classification.ipynb #29aa6931
+# %% ../../nbs/03c_tasks.token_classification.ipynb #4e8edc74
 def runs_together(
     tokenizer, # A Hugging Face tokenizer
 ) -> bool:
@@ -166,6 +166,7 @@ def runs_together(
 class TokenClassification(ClassNames, Task):
     "A class for each word of a text, by cross-entropy on its first piece"
     name = 'token-classification'
+    page = 'entities'
     auto_model = AutoModelForTokenClassification
     needs = 'a list of labels a text, one for each word: use a WordLabelsBlock for them'
     text_col,label_col = 'tokens','labels'

@@ -1,0 +1,284 @@
+"A model's page answers as the model does, to a person in a browser and to programs, and takes what people type."
+import math
+import re
+import socket
+import subprocess
+import sys
+import time
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+import torch
+from gradio_client import Client
+from hub_server import serving
+from PIL import Image
+from test_hub import Process
+from test_load import ARCHS, quiet, saved, texts_of  # noqa: F401  a fixture
+from test_matrix import TASKS, make_learner
+
+from blurlike.all import gradio_page, load_hf_learner, serve
+from blurlike.serve import Page, stream_generate
+
+sys.path.insert(0, str(Path(__file__).parent.parent/'tools'))
+from screenshot import ask, browser_page, find_browser  # noqa: E402
+
+WRITERS = 'summarization', 'translation', 'text2text-generation'
+EVERY_TASK = pytest.mark.parametrize('task', sorted(TASKS))
+
+
+@contextmanager
+def open_page(model, **kwargs):
+    app = serve(model, wait=False, **kwargs)
+    try: yield app
+    finally: app.close(verbose=False)
+
+
+@contextmanager
+def client_of(model, **kwargs):
+    "A function that asks a page as a program does"
+    with open_page(model, **kwargs) as app:
+        client = Client(app.local_url, verbose=False)
+        yield lambda *args: client.predict(*args, api_name='/predict')
+
+
+def free_port():
+    with closing(socket.socket()) as s:
+        s.bind(('127.0.0.1', 0))
+        return s.getsockname()[1]
+
+
+def typed(task, text):
+    "What is typed for a text, and how it is told to `hf_predict`"
+    if task=='causal-lm': return [text, 5, 0]
+    return list(text.values()) if isinstance(text, dict) else [text, 0.4] if task=='multi-label-classification' else [text, 5] if task in WRITERS else [text]
+
+
+def agrees(task, learn, text, shown):
+    "Whether what a page gives is what the learner says"
+    if learn.dls.hf_block.task.generates: return shown == list(learn.hf_generate(text, max_new_tokens=5).values())[0]
+    pred = learn.hf_predict(text)
+    bars = lambda o: {c['label']: c['confidence'] for c in o['confidences']}
+    close = lambda a,b: a.keys()==b.keys() and all(math.isclose(a[k], b[k], abs_tol=1e-4) for k in a)
+    names = learn.model.config.id2label
+    if task=='sequence-classification': return shown['label']==pred['label'] and close(bars(shown), {names[i]: p for i,p in enumerate(pred['probs'])})
+    if task=='multi-label-classification':
+        pred = learn.hf_predict(text, threshold=0.4)
+        return shown[0]==(', '.join(pred['labels']) or '(none)') and close(bars(shown[1]), {names[i]: p for i,p in enumerate(pred['probs'])})
+    if task=='regression': return shown['data'] == [[pred['label'], round(pred['score'], 4)]]
+    if task=='masked-lm': return [o[1:] for o in shown['data']] == [[o['token_str'].strip(), f"{o['score']:.3f}", o['sequence']] for o in pred]
+    marks = [o['token'] for o in shown[0] if o['class_or_confidence']]
+    if task=='question-answering':
+        pred = learn.hf_predict([text], top_k=3)[0][0]
+        return marks==[pred['answer']] and shown[1]['label']==pred['answer'] and ''.join(o['token'] for o in shown[0])==text['context']
+    found = learn.hf_predict([text], many=True, aggregation_strategy='simple')[0]
+    return marks==[o['word'] for o in found] and [o[0] for o in shown[1]['data']]==[o['entity_group'] for o in found]
+
+
+@EVERY_TASK
+def test_a_page_says_what_the_learner_says(task, saved):  # noqa: F811
+    path,texts,_ = saved[task]
+    learn = load_hf_learner(path)
+    with client_of(path) as say:
+        for text in texts[:2]: assert agrees(task, learn, text, say(*typed(task, text)))
+
+
+@pytest.mark.skipif(find_browser() is None, reason='there is no Chromium: apt-get install chromium')
+def test_a_person_tries_every_task_in_a_browser(saved, tmp_path):  # noqa: F811
+    from playwright.sync_api import expect
+    with browser_page() as page:
+        asked = []
+        page.on('request', lambda o: asked.append(o.url))
+
+        # The command, in a process of its own
+        path,texts,preds = saved['sequence-classification']
+        port = free_port()
+        process = subprocess.Popen([sys.executable, '-W', 'ignore', '-m', 'blurlike', 'serve', str(path), '--port', str(port), '--title', 'Good or bad'],
+                                   stdout=subprocess.PIPE, text=True)
+        try:
+            assert f'127.0.0.1:{port}' in process.stdout.readline()
+            ask(page, f'http://127.0.0.1:{port}', {'text': texts[0]})
+            assert page.title()=='Good or bad'
+            expect(page.get_by_test_id('label-output-value')).to_have_text(preds[0]['label'])
+            expect(page.get_by_test_id(f"{preds[0]['label']}-confidence-set")).to_contain_text(f"{100*preds[0]['score']:.0f}%")
+            page.screenshot(path=tmp_path/'page.png')
+            assert len(Image.open(tmp_path/'page.png').convert('RGB').getcolors(1<<24)) > 20 # a page, and not an empty one
+        finally:
+            process.terminate()
+            process.wait()
+
+        path,texts,_ = saved['token-classification']
+        found = load_hf_learner(path).hf_predict([texts[0]], many=True, aggregation_strategy='simple')[0]
+        with open_page(path) as app:
+            ask(page, app.local_url, {'text': texts[0]})
+            for i,o in enumerate(found): expect(page.get_by_test_id(f'cell-{i}-1')).to_have_text(o['word'])
+            shown = page.get_by_test_id('highlighted-text').inner_text()
+            assert re.sub(r'\s+', '', shown).endswith(re.sub(r'\s+', '', texts[0]))
+
+        path,texts,preds = saved['question-answering']
+        with open_page(path) as app:
+            ask(page, app.local_url, texts[0])
+            expect(page.get_by_test_id('label-output-value')).to_have_text(preds[0]['answer'])
+            expect(page.get_by_test_id('highlighted-text')).to_contain_text(preds[0]['answer'])
+
+        path,texts,_ = saved['multi-label-classification']
+        with open_page(path) as app:
+            ask(page, app.local_url, {'text': texts[0]})
+            for o in load_hf_learner(path).model.config.label2id: expect(page.get_by_test_id(f'{o}-confidence-set')).to_be_visible()
+
+        path,texts,preds = saved['regression']
+        with open_page(path) as app:
+            ask(page, app.local_url, {'text': texts[0]})
+            expect(page.get_by_test_id('cell-0-1')).to_have_text(str(round(preds[0]['score'], 4)))
+
+        for task,box in (('causal-lm', 'prompt'), *((o, 'text') for o in WRITERS)):
+            path,texts,_ = saved[task]
+            learn = load_hf_learner(path)
+            with open_page(path) as app:
+                ask(page, app.local_url, {box: texts[0]}, 'Generate')
+                most = int(page.get_by_label('max_new_tokens').first.input_value() or 0) or 64
+                expect(page.get_by_label('generated text')).to_have_value(list(learn.hf_generate(texts[0], max_new_tokens=most).values())[0])
+
+        # What cannot be used is told on the page
+        path,texts,preds = saved['masked-lm']
+        with open_page(path) as app:
+            ask(page, app.local_url, {'text': texts[0]})
+            expect(page.get_by_test_id('cell-0-1')).to_have_text(preds[0][0]['token_str'].strip())
+            for wrong,says in (('no gap in it', 'has no '), ('   ', 'nothing in the box')):
+                ask(page, app.local_url, {'text': wrong})
+                expect(page.get_by_text(says).first).to_be_visible()
+                assert 'Traceback' not in page.content()
+                assert '.py' not in page.get_by_text(says).first.inner_text()
+        assert all(o.startswith(('http://127.0.0.1:', 'data:', 'blob:')) for o in asked), 'the page fetches something from elsewhere'
+
+
+def test_pairs_have_two_boxes(tmp_path):
+    from conftest import make_objects, make_texts
+
+    from blurlike.all import HFTextDataLoaders, hf_learner
+    df = make_texts(16).assign(other='the plot')
+    hf = make_objects()
+    learn = hf_learner(HFTextDataLoaders.from_df(df, hf, text_col=['text', 'other'], label_col='label', bs=4, device='cpu'), hf.model)
+    with client_of(learn) as say: assert say('the film warm', 'the plot dull')['label'] == learn.hf_predict(('the film warm', 'the plot dull'))['label']
+
+
+@pytest.mark.parametrize('task', ['causal-lm', 'translation'])
+def test_a_text_appears_while_it_is_written(task, saved):  # noqa: F811
+    learn,text = load_hf_learner(saved[task][0]),saved[task][1][0]
+    learn.model.generation_config.update(eos_token_id=None, forced_eos_token_id=None) # so that there is something to watch
+    options = dict(max_new_tokens=30, do_sample=True, suppress_tokens=learn.dls.hf_block.hf_tokenizer.all_special_ids)
+    def seeded(f, **kwargs):
+        torch.manual_seed(0)
+        return f(learn, text, **kwargs)
+    parts = seeded(lambda *args, **kwargs: list(stream_generate(*args, **kwargs)), **options)
+    assert len(set(parts)) > 1
+    assert parts[-1] == list(seeded(type(learn).hf_generate, **options).values())[0]
+    for a,b in zip(parts[:-1], parts[1:-1], strict=False): assert b.startswith(a)
+    beams = list(stream_generate(learn, text, max_new_tokens=10, num_beams=2))
+    assert beams == [list(learn.hf_generate(text, max_new_tokens=10, num_beams=2).values())[0]]
+    with pytest.raises(ValueError, match='texts cannot be used'): list(stream_generate(learn, 3, max_new_tokens=3))
+
+
+def test_writing_stops_when_nobody_looks():
+    learn = quiet(make_learner('llama', 'causal-lm')) # whose positions have no end
+    learn.model.generation_config.eos_token_id = None
+    calls = []
+    learn.model.register_forward_pre_hook(lambda *_: calls.append(time.monotonic()))
+    writing = stream_generate(learn, 'the film', max_new_tokens=100_000, do_sample=False)
+    next(writing)
+    writing.close()
+    time.sleep(0.5)
+    before = len(calls)
+    time.sleep(0.5)
+    assert len(calls)==before < 100_000
+
+
+def test_wrong_input_is_answered_by_a_sentence(saved):  # noqa: F811
+    path,texts,_ = saved['masked-lm']
+    with client_of(path, max_chars=100) as say:
+        for text,says in (('', 'There is nothing in the box: type a text.'), ('long '*30, 'The text has 150 characters, and this page takes 100.'), ('no gap', 'has no')):
+            with pytest.raises(Exception, match=re.escape(says)): say(text)
+        assert say(texts[0])['data'] # and the next one is answered
+
+
+def test_what_goes_wrong_inside_is_not_told_to_everybody(learn, monkeypatch):
+    def fail(*args, **kwargs): raise RuntimeError('the password is 1234')
+    monkeypatch.setattr(learn, 'hf_predict', fail)
+    with client_of(learn) as say, pytest.raises(Exception) as e: say('the film')  # noqa: PT011
+    assert '1234' not in str(e.value)
+
+
+def test_large_requests_are_refused(learn):
+    with open_page(learn, max_chars=1000) as app:
+        url = f'{app.local_url}gradio_api/call/predict'
+        answer = httpx.post(url, content=b'x'*1_000_000)
+        assert (answer.status_code, answer.text) == (413, 'A request may have 116,000 bytes.')
+        def chunks():
+            for _ in range(1000): yield b'x'*1000
+        try: assert httpx.post(url, content=chunks()).status_code >= 400
+        except httpx.HTTPError: pass # cut off
+        assert httpx.post(url, json=dict(data=['the film'])).status_code==200
+
+
+def test_only_this_machine_may_look(learn):
+    with open_page(learn) as app:
+        port = app.server_port
+        with socket.create_connection(('127.0.0.1', port), 5): pass
+        with pytest.raises(ConnectionRefusedError): socket.create_connection(('127.0.0.2', port), 5)
+    with open_page(learn, host='0.0.0.0') as app, socket.create_connection(('127.0.0.2', app.server_port), 5): pass
+
+
+def test_what_cannot_be_served_is_told(learn, monkeypatch):
+    with closing(socket.socket()) as s:
+        s.bind(('127.0.0.1', 0))
+        s.listen()
+        port = s.getsockname()[1]
+        with pytest.raises(OSError, match=f'port={port} is taken'): serve(learn, port=port, wait=False)
+    with pytest.raises(FileNotFoundError, match='neither a folder nor a name'): serve('/no/such/model', wait=False)
+    monkeypatch.setattr(learn.dls.hf_block.task, 'page', 'poster')
+    with pytest.raises(ValueError, match="page='poster' is no page: there are 'answers'"): gradio_page(learn)
+    monkeypatch.setitem(sys.modules, 'gradio', None)
+    with pytest.raises(ImportError, match=r"gradio is not installed: pip install 'blurlike\[serve\]'"): serve(learn)
+
+
+def test_a_task_of_ones_own_can_have_a_page_of_its_own(learn, monkeypatch):
+    class Shout(Page):
+        name = 'shout'
+        def outputs(self): return [self.gr.Textbox(label='loud')]
+        def answer(self, text): return self.say([text])['label'].upper()
+    monkeypatch.setattr(learn.dls.hf_block.task, 'page', 'shout')
+    with client_of(learn) as say: assert say('the film') == learn.hf_predict('the film')['label'].upper()
+    monkeypatch.setattr(learn.dls.hf_block.task, 'page', 'json')
+    with client_of(learn) as say: assert say('the film')['label'] == learn.hf_predict('the film')['label']
+
+
+def test_a_space_is_the_page_and_the_model(saved, tmp_path):  # noqa: F811
+    path,texts,preds = saved['sequence-classification']
+    push = f"learn = load_hf_learner({str(path)!r}); res = learn.push_to_space('ada/moods', title='Moods').commit_url; there = HfApi().list_repo_files('ada/moods', repo_type='space')"
+    with serving() as hub:
+        worker = Process(hub, tmp_path/'home')
+        worker(push)
+        files = worker('res = there')
+        assert {'app.py', 'requirements.txt', 'README.md', 'model/config.json', 'model/model.safetensors', 'model/tokenizer.json'} <= set(files)
+        hub.requests.clear()
+        worker(push) # again: nothing is uploaded anew
+        assert not [o for o in hub.requests if o[0]=='PUT']
+        folder = Path(worker(f"from huggingface_hub import snapshot_download\nres = snapshot_download('ada/moods', repo_type='space', local_dir={str(tmp_path/'space')!r})"))
+        reader = Process(hub, tmp_path/'home2', token='hf_reader')
+        with pytest.raises(RuntimeError, match="repo_id='ada/other': the token may not do this"): reader(push.replace('ada/moods', 'ada/other'))
+        for o in (worker, reader): o.close()
+    assert 'sdk: gradio' in (folder/'README.md').read_text()
+    assert 'title: Moods' in (folder/'README.md').read_text()
+    assert re.fullmatch(r'blurlike\[serve\]==[\d.]+\n', (folder/'requirements.txt').read_text())
+    port = free_port()
+    app = (folder/'app.py').read_text()
+    assert 'port=7860' in app # where the Hub looks
+    (folder/'app.py').write_text(app.replace('port=7860', f'port={port}'))
+    process = subprocess.Popen([sys.executable, '-W', 'ignore', 'app.py'], cwd=folder, stdout=subprocess.PIPE, text=True)
+    try:
+        assert f':{port}' in process.stdout.readline()
+        assert Client(f'http://127.0.0.1:{port}', verbose=False).predict(texts[0], api_name='/predict')['label']==preds[0]['label']
+    finally:
+        process.terminate()
+        process.wait()
