@@ -1,7 +1,7 @@
 """What an export costs and gains: probabilities, accuracy, size and speed of a model of reviews, in PyTorch and in onnxruntime.
 
-    python benchmarks/onnx.py
-    python benchmarks/onnx.py --model my_model
+    python benchmarks/exports.py
+    python benchmarks/exports.py --model my_model
 """
 import tempfile
 import time
