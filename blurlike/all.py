@@ -7,7 +7,6 @@ from transformers import (
     AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
-    pipeline,
 )
 
 import blurlike.card # learn.model_card
@@ -70,3 +69,9 @@ from blurlike.tasks.token_classification import (
     label_order,
     word_accuracy,
 )
+
+
+def pipeline(*args, **kwargs):
+    "transformers' `pipeline`, which takes seconds to import: that waits until it is called"
+    from transformers import pipeline
+    return pipeline(*args, **kwargs)

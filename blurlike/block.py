@@ -5,21 +5,24 @@
 # %% auto #0
 __all__ = ['resolve_max_length', 'HFTextBlock']
 
-# %% ../nbs/05_block.ipynb #aca09d03
+# %% ../nbs/05_block.ipynb #c18c47b9
 import inspect
 from numbers import Integral
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from fastai.data.block import TransformBlock
 from fastai.torch_basics import is_listy, patch
-from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from . import export, hub, onnx, predict, show # noqa: F401  whoever has a block, unpickled ones included, can show, predict, save, export and push
 from .inputs import HFInputs, by_window, check_options, decode_texts, text_columns, token_lengths
 from .loader import HFDataLoader
 from .objects import forward_args, model_skeleton, position_limit, set_pad_token, tokenizer_limit
 from .tasks.base import Task, all_tasks, get_task, infer_task, task_options
+
+if TYPE_CHECKING: from transformers import PreTrainedModel
 
 # %% ../nbs/05_block.ipynb #6127e5f0
 _PADDING = (True, False, 'longest', 'max_length', 'do_not_pad')
@@ -39,11 +42,11 @@ def _check_vocab(tokenizer, model):
         raise ValueError(f"The tokenizer knows {len(tokenizer)} tokens and the model's embedding has {rows} rows: take both from "
                          "the same checkpoint, or call `model.resize_token_embeddings(len(tokenizer))` if you added tokens.")
 
-# %% ../nbs/05_block.ipynb #9dafb8e1
+# %% ../nbs/05_block.ipynb #36d57ab1
 def resolve_max_length(
     max_length:int|None, # What the user asks for; None for the model's own limit
     tokenizer:PreTrainedTokenizerBase, # May know a limit
-    model:PreTrainedModel, # A model or a skeleton; its position table may set a limit
+    model:'PreTrainedModel', # A model or a skeleton; its position table may set a limit
     multiple:int=None, # The limit has to be a multiple of this
 ) -> int|None: # None where nothing limits the length
     "The length to cut and pad to; raises `ValueError` if the model cannot take it"
@@ -59,14 +62,14 @@ def resolve_max_length(
         raise ValueError(f"max_length={max_length} is not a multiple of pad_to_multiple_of={multiple}: use {max_length//multiple*multiple or multiple}.")
     return max_length
 
-# %% ../nbs/05_block.ipynb #25a1bb4a
+# %% ../nbs/05_block.ipynb #74b36b5b
 class HFTextBlock(TransformBlock):
     "A `TransformBlock` for texts that a Hugging Face tokenizer encodes"
     def __init__(self,
         hf_arch:str, # The architecture's name, as `get_hf_objects` gives it
         hf_config:PreTrainedConfig, # The model's configuration
         hf_tokenizer:PreTrainedTokenizerBase, # The tokenizer
-        hf_model:PreTrainedModel=None, # The model, asked what it can take and not kept; None asks a skeleton built from `hf_config`
+        hf_model:'PreTrainedModel'=None, # The model, asked what it can take and not kept; None asks a skeleton built from `hf_config`
         max_length:int=None, # Tokens, special tokens included; None for the model's own limit
         padding:bool|str=True, # True or "longest", "max_length", False
         truncation:bool|str=None, # True or "longest_first", "only_first", "only_second", False; None for what suits the task

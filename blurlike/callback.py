@@ -63,7 +63,7 @@ def _forget_captures(model):
         for k in [k for k,h in m._forward_hooks.items() if getattr(h, '__module__', '')=='transformers.utils.output_capturing']: del m._forward_hooks[k]
         vars(m).pop('_output_capturing_hooks_installed', None)
 
-# %% ../nbs/07_callback.ipynb #334046d1
+# %% ../nbs/07_callback.ipynb #a19acf28
 class HFCallback(Callback):
     "Give the model its inputs by name, and the learner its logits"
     order = 9 # before mixed precision, which expects `learn.pred` to be a tensor
@@ -95,6 +95,15 @@ class HFCallback(Callback):
         model = get_model(self.model)
         hook = partial(_by_name, forward_kwargs(model) | self.kwargs)
         self.hook = model.register_forward_pre_hook(hook, with_kwargs=True)
+
+    def before_train(self):
+        "Raise `ValueError` where there is nothing to train on"
+        if getattr(self.dl, 'n', None)==0: raise ValueError("There are no rows to train on: give the learner data, as load_hf_learner(..., dls=...) or learn.dls = ...")
+
+    def before_validate(self):
+        "Raise `ValueError` where there is nothing at all"
+        if getattr(self.dl, 'n', None)==0 and getattr(self.dls.train, 'n', None)==0:
+            raise ValueError("There are no rows to validate on: pass dl=learn.dls.test_dl(df, with_labels=True).")
 
     def before_batch(self):
         "Name the inputs, and add labels if the model is to compute the loss, or what its decoder reads if it is not"

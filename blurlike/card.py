@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['GENERATED', 'training_runs']
 
-# %% ../nbs/11a_card.ipynb #0045412f
+# %% ../nbs/11a_card.ipynb #42ebc450
 from pathlib import Path
 
 import fastai
@@ -17,13 +17,12 @@ from fastai.torch_core import get_model
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
-from transformers.pipelines import SUPPORTED_TASKS
 
 import blurlike
 from .callback import HFCallback
 from .tasks.base import get_block, some
 
-# %% ../nbs/11a_card.ipynb #198bb4d2
+# %% ../nbs/11a_card.ipynb #d3e44909
 def training_runs(
     learn, # A `Learner` with an `HFCallback`
 ) -> list[dict]: # `epochs`, the highest `lr`, `bs`, `frozen` groups of parameters, `columns` and `rows` of the table by epoch
@@ -43,7 +42,7 @@ def _training(learn, runs):
     def settings(o):
         frozen = f", all but the last of {o['groups']} groups of layers frozen" if o['frozen']==o['groups']-1 else f", the first {o['frozen']} groups of layers frozen" if o['frozen'] else ''
         batches = f", batches of {o['bs']}" if o['bs'] else ''
-        return f"{o['epochs']} epochs, learning rate at most {o['lr']:.3g}{batches}{frozen}"
+        return f"{o['epochs']} epoch{'s'*(o['epochs'] != 1)}, learning rate at most {o['lr']:.3g}{batches}{frozen}"
     last = runs[-1]['columns']
     rows = [[str(i+1), str(j+1), *row] for i,o in enumerate(runs) if o['columns']==last for j,row in enumerate(o['rows'])]
     steps = '\n'.join(f"{i+1}. {settings(o)}" for i,o in enumerate(runs))
@@ -71,13 +70,27 @@ def _results(learn, runs, tag, datasets):
     values = {'loss' if k=='valid_loss' else k: v for k,v in last.items() if k!='train_loss' and v is not None}
     return [EvalResult(task_type=tag, metric_type=k, metric_name=k, metric_value=round(v, 4) if isinstance(v, float) else v, **dataset) for k,v in values.items()]
 
-# %% ../nbs/11a_card.ipynb #013f2a66
+# %% ../nbs/11a_card.ipynb #5497ef9d
 def _use(task, block, tag, library):
     "Code that calls the model"
+    from transformers.pipelines import SUPPORTED_TASKS # here, since it takes seconds
     call,args = ('hf_generate', f'{task.example(block)!r}, max_new_tokens=20') if task.generates else ('hf_predict', repr(task.example(block)))
     lines = [f'from transformers import pipeline\n\npipe = pipeline("{tag}", model="PATH")\npipe({args})'] if library=='transformers' and tag in SUPPORTED_TASKS else []
     lines.append(f'from blurlike.all import load_hf_learner\n\nlearn = load_hf_learner("PATH")\nlearn.{call}({args})')
+    if library=='onnx':
+        example = task.example(block)
+        parts = list(example.values()) if isinstance(example, dict) else list(example) if isinstance(example, tuple) else [example]
+        lines.append(_ONNX_USE.format(parts=', '.join(map(repr, parts))))
     return '\n\n'.join(f'```python\n{o}\n```' for o in lines)
+
+_ONNX_USE = """import onnxruntime
+from glob import glob
+from tokenizers import Tokenizer
+
+session = onnxruntime.InferenceSession(glob("PATH/onnx/*.onnx")[0])
+row = Tokenizer.from_file("PATH/tokenizer.json").encode({parts})
+inputs = dict(input_ids=[row.ids], attention_mask=[row.attention_mask], token_type_ids=[row.type_ids])
+session.run(None, {{o.name: inputs[o.name] for o in session.get_inputs()}})"""
 
 def _limits(block):
     "What the model can read"
@@ -100,13 +113,14 @@ def model_card(self:Learner,
     block,config,runs = get_block(self.dls),get_model(self.model).config,training_runs(self)
     task,base = block.task,_base_model(block.hf_config)
     tag,library = task.pipeline_tag or task.name,getattr(get_model(self.model), 'library_name', 'transformers')
-    results = _results(self, runs, tag, datasets)
+    rounded = getattr(get_model(self.model), 'is_rounded', False)
+    results = [] if rounded else _results(self, runs, tag, datasets)
     model_name = model_name or f"{base or config.model_type}, {task.name}"
     meta = ModelCardData(library_name=library, pipeline_tag=tag, base_model=base, language=language, license=license, datasets=datasets, model_name=model_name,
                          tags=list(dict.fromkeys(['blurlike', 'fastai', task.name])), metrics=[o.metric_type for o in results] or None, eval_results=results or None, **data)
     labels = task.has_labels and f"It knows {len(config.id2label)} labels: {some(config.id2label.values(), 20)}."
     parts = [f'# {model_name}', GENERATED, f"A {config.model_type} model{f', fine-tuned from {base},' if base else ''} for {task.name}. {labels or ''}".strip(),
-             '## How to use it', 'PATH is this repository, or the folder it lies in.', _use(task, block, tag, library), '## How it was trained', _training(self, runs),
+             '## How to use it', 'PATH is this repository, or the folder it lies in.', _use(task, block, tag, library), '## How it was trained', *(['Its weights have been rounded to 8 bits afterwards: what it says is not quite what the model of this table said.'] if rounded else []), _training(self, runs),
              '## Limits', _limits(block), *([limits] if limits else []), '## Versions',
              ', '.join(f'{o.__name__} {o.__version__}' for o in (blurlike, fastai, transformers, torch))]
     body = '\n\n'.join(parts)

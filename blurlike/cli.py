@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['read_table', 'train', 'predict', 'evaluate', 'push', 'serve', 'run', 'main', 'serve_main']
 
-# %% ../nbs/14a_cli.ipynb #df15186b
+# %% ../nbs/14a_cli.ipynb #42c9e958
 import json
 import os
 import sys
+from argparse import RawDescriptionHelpFormatter
 from ast import literal_eval
 from contextlib import redirect_stdout
 from itertools import islice
@@ -50,7 +51,7 @@ def _columns(names):
     "A column's name, or several that stand between commas"
     return None if names is None else names.split(',') if ',' in names else names
 
-# %% ../nbs/14a_cli.ipynb #b7f816b3
+# %% ../nbs/14a_cli.ipynb #357137c9
 def train(
     data:str, # A .csv, .tsv, .jsonl or .parquet file
     checkpoint:str=None, # What to fine-tune: a name on the Hub or a local folder
@@ -71,6 +72,9 @@ def train(
     if checkpoint is None: raise ValueError("--checkpoint is missing: say what to fine-tune, such as distilbert-base-uncased.")
     df = read_table(data)
     from fastai.torch_core import set_seed
+
+    from blurlike.export import folder_to_replace
+    folder_to_replace(out) # before anything is trained that could not be saved
 
     from blurlike.all import HFTextDataLoaders, best_precision, hf_learner
     _quiet()
@@ -176,7 +180,7 @@ def serve(
     _quiet()
     serve(model, host, port, title, max_chars=max_chars, wait=True)
 
-# %% ../nbs/14a_cli.ipynb #1eac2728
+# %% ../nbs/14a_cli.ipynb #6b9e8b7b
 _COMMANDS = dict(train=train, predict=predict, evaluate=evaluate, push=push, serve=serve)
 _EXAMPLES = dict(
     train='blurlike train reviews.csv --checkpoint distilbert-base-uncased --label-col mood --out my_model',
@@ -193,7 +197,7 @@ def _help():
 def _parser(name):
     "The parser of a command, with an example"
     parser = anno_parser(_COMMANDS[name], prog=f'blurlike {name}')
-    parser.epilog = f'example: {_EXAMPLES[name]}'
+    parser.epilog,parser.formatter_class = f'example:\n  {_EXAMPLES[name]}',type('Formatter', (RawDescriptionHelpFormatter, parser.formatter_class), {})
     return parser
 
 def run(

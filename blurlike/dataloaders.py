@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['make_block', 'HFTextDataLoaders', 'DatasetItems']
 
-# %% ../nbs/10_dataloaders.ipynb #25bdcec0
+# %% ../nbs/10_dataloaders.ipynb #5a4d1301
 import inspect
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
-from datasets import Dataset, DatasetDict, concatenate_datasets
 from fastai.data.block import DataBlock
 from fastai.data.core import DataLoaders
 from fastai.data.transforms import ColSplitter, GrandparentSplitter, RandomSplitter, get_text_files, parent_label
@@ -22,6 +22,8 @@ from .loader import LOADER_OPTIONS, check_options
 from .objects import HFObjects, load_hf_config, load_hf_tokenizer
 from .tasks.base import Task, all_tasks, get_task, infer_task, task_class, task_options
 from .tasks.sequence_classification import SequenceClassification
+
+if TYPE_CHECKING: from datasets import Dataset, DatasetDict # which takes half a second
 
 # %% ../nbs/10_dataloaders.ipynb #ad9b5ef6
 def _check_columns(have, **wanted):
@@ -218,11 +220,11 @@ def _named_column(values, names):
     values = [_named(o, names) for o in values]
     return pd.Series(values) if values and is_listy(values[0]) else pd.Series(pd.Categorical(values, categories=names))
 
-# %% ../nbs/10_dataloaders.ipynb #fdf4a2eb
+# %% ../nbs/10_dataloaders.ipynb #67fd4f96
 class DatasetItems:
     "A `datasets.Dataset` as fastai wants its items: an index gives a row, a list of them a selection"
     def __init__(self,
-        ds:Dataset, # Rows on disk
+        ds:'Dataset', # Rows on disk
     ):
         self.ds,self.names = ds,{k: n for k,f in ds.features.items() if (n := _class_names(f))}
 
@@ -248,11 +250,12 @@ class DatasetItems:
         return df
     def __repr__(self): return f"DatasetItems({self.ds!r})"
 
-# %% ../nbs/10_dataloaders.ipynb #b64118c8
+# %% ../nbs/10_dataloaders.ipynb #700a0215
 _VALID_NAMES = ('validation', 'valid', 'val', 'dev', 'test')
 
 def _two_splits(dataset, train, valid, valid_pct, seed):
     "The training and the validation rows of a `Dataset` or a `DatasetDict`"
+    from datasets import Dataset, DatasetDict
     if isinstance(dataset, DatasetDict):
         if train not in dataset: raise ValueError(f"train={train!r} is not a split: there are {', '.join(map(repr, dataset))}.")
         if valid is None and valid_pct is None: valid = next((o for o in _VALID_NAMES if o in dataset), None)
@@ -266,11 +269,11 @@ def _two_splits(dataset, train, valid, valid_pct, seed):
     idxs,valid_idxs = _random_splitter(valid_pct, seed)(range(len(dataset)))
     return dataset.select(idxs),dataset.select(valid_idxs)
 
-# %% ../nbs/10_dataloaders.ipynb #cd862a92
+# %% ../nbs/10_dataloaders.ipynb #39b1edba
 @patch(cls_method=True)
 @delegates(_dataloaders, but=['source', 'task', 'get_x', 'get_y', 'splits', 'y_block'])
 def from_dataset(cls:HFTextDataLoaders,
-    dataset:Dataset|DatasetDict, # The data; it stays on disk
+    dataset:'Dataset|DatasetDict', # The data; it stays on disk
     checkpoint, # A name on the Hub, a local folder, or `HFObjects`
     text_col:str|tuple=None, # The column of texts, or two for pairs; None for what the task calls it, such as "text"
     label_col:str|tuple=None, # The column of targets, or several; None for what the task calls it, such as "label"
@@ -284,6 +287,7 @@ def from_dataset(cls:HFTextDataLoaders,
     **kwargs
 ) -> DataLoaders:
     "From a `Dataset` or a `DatasetDict`, without copying it; raises `ValueError` for rows or columns that cannot be used"
+    from datasets import Dataset, DatasetDict, concatenate_datasets
     if isinstance(dataset, DatasetDict) and (splits is not None or valid_col is not None):
         raise ValueError(f"{'valid_col' if splits is None else 'splits'} is for a single Dataset: of a DatasetDict, name the splits with train= and valid=.")
     if splits is not None and isinstance(dataset, Dataset):

@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['empty_dls', 'load_hf_learner']
 
-# %% ../nbs/12c_load.ipynb #7507c5ba
+# %% ../nbs/12c_load.ipynb #d390b7e1
 import json
+import re
 from pathlib import Path
 
 import pandas as pd
@@ -21,9 +22,9 @@ from .hub import find_model
 from .learner import hf_learner
 from .objects import load_hf_config, load_hf_model, load_hf_tokenizer
 from .onnx import ONNX_FILES, OnnxModel
-from .tasks.base import Task, all_tasks, get_task, infer_task
+from .tasks.base import Task, all_tasks, get_task, get_vocab, infer_task, some
 
-# %% ../nbs/12c_load.ipynb #e4a2d1de
+# %% ../nbs/12c_load.ipynb #2bb2166a
 def _saved_by_us(folder):
     "What `blurlike.json` in `folder` says, None if there is none; raises `ValueError` if it cannot be read"
     path = folder/'blurlike.json'
@@ -35,6 +36,8 @@ def _saved_by_us(folder):
         version = info.get('versions', {}).get('blurlike', 'newer')
         raise ValueError(f"{path} has schema {info['schema']}, and blurlike {blurlike.__version__} reads up to schema {SCHEMA}: "
                          f"it was written by blurlike {version}, so pip install 'blurlike>={version}'.")
+    if missing := [o for o in ('task', 'task_options', 'tokenizer', 'vocab', 'columns') if o not in info]:
+        raise ValueError(f"{path} has nothing under {', '.join(map(repr, missing))}: save the model again.")
     return info
 
 def _task_of(config, task, folder):
@@ -46,7 +49,7 @@ def _task_of(config, task, folder):
                          f"say which with task=, one of {', '.join(map(repr, sorted(all_tasks())))}.")
     return found
 
-# %% ../nbs/12c_load.ipynb #a4447e08
+# %% ../nbs/12c_load.ipynb #8926ab07
 def _find(path, revision, token, onnx):
     "The model's folder, and the file in it that onnxruntime is to run; None for that where there are weights for PyTorch; raises `OSError` if there is no such file"
     if onnx is not None:
@@ -71,8 +74,21 @@ def _check_files(folder, onnx):
         if missing := sorted(o for o in shards if not (folder/Path(o).name).is_file()): lacks(', '.join(missing))
     elif not (folder/'model.safetensors').is_file():
         other = next(folder.glob('pytorch_model*.bin'), None)
-        lacks('model.safetensors' + (f", and {other.name} is a pickle, which is not opened: load it in transformers and save it again with save_pretrained" if other else ''))
+        lacks('model.safetensors' + (f", and {other.name} is a pickle, which is not opened: load it in transformers and save it again with save_pretrained" if other else ', nor onnx/model.onnx'))
     if not any(folder.glob('*token*')) and not any(folder.glob('vocab*')): lacks('tokenizer.json')
+
+def _check_vocabulary(folder, tokenizer):
+    "Raise `OSError` if the tokenizer had no file to take its vocabulary from: it would know no word, and say nothing"
+    names = {'tokenizer.json', *type(tokenizer).vocab_files_names.values()}
+    if type(tokenizer).vocab_files_names and not any(next(folder.glob(o), None) for o in (*names, 'vocab*', '*.model', '*.tiktoken', 'tekken.json')):
+        raise FileNotFoundError(f"{folder} is not a whole model: it has no tokenizer.json.")
+
+def _check_classes(names, dls):
+    "Raise `ValueError` if the data has other classes than the model"
+    vocab = get_vocab(dls)
+    if vocab is None or names is None or any(re.fullmatch(r'LABEL_\d+', str(o)) for o in names): return
+    if len(vocab)==len(names) and {str(o) for o in vocab} != {str(o) for o in names}: # another number of them is the head's matter
+        raise ValueError(f"The model's classes are {some(names)}, and the data's are {some(vocab)}: name them alike, or train a model of its own with HFTextDataLoaders and hf_learner.")
 
 # %% ../nbs/12c_load.ipynb #41f85e68
 def _pipeline(*tfms):
@@ -95,7 +111,7 @@ def empty_dls(
     if label_col is not None: tls.append(_pipeline(task.get_y(label_col), *task.target_block(names).type_tfms))
     return Datasets(tls=tls, n_inp=1).dataloaders(dl_type=block.dl_type, device=device, **block.dls_kwargs)
 
-# %% ../nbs/12c_load.ipynb #13e1ecbb
+# %% ../nbs/12c_load.ipynb #f062fb8d
 @delegates(hf_learner, but=['model', 'config_kwargs', 'model_kwargs'])
 def load_hf_learner(
     path:str|Path, # A folder, or a name on the Hub
@@ -121,11 +137,14 @@ def load_hf_learner(
         block_kwargs,columns,names = {k: info['tokenizer'][k] for k in BLOCK_OPTIONS},info['columns'],info['vocab'] or names
         task = get_task(info['task'] if task is None else task, **(info['task_options'] if task in (None, info['task']) else {}))
     tokenizer = load_hf_tokenizer(folder, config, trust)
+    _check_vocabulary(folder, tokenizer)
     model = OnnxModel(onnx, config) if onnx else load_hf_model(folder, task.auto_model, config, dict(use_safetensors=True, **trust), whole=True)
     if dls is None:
         block = HFTextBlock(config.model_type, config, tokenizer, None if onnx else model, task=task, **block_kwargs)
         dls = empty_dls(block, names, device=device, **columns | {k: v for k,v in (('text_col', text_col), ('label_col', label_col)) if v is not None})
-    elif device is not None: dls = dls.to(device)
+    else:
+        if task.has_labels: _check_classes(names, dls)
+        if device is not None: dls = dls.to(device)
     learn = hf_learner(dls, model, **kwargs)
     learn.hf.runs = list(info.get('runs', [])) if info else []
     return learn

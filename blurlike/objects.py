@@ -4,21 +4,24 @@
 
 # %% auto #0
 __all__ = ['first_line', 'needs', 'load_hf_config', 'set_pad_token', 'load_hf_tokenizer', 'load_hf_model', 'HFObjects',
-           'get_hf_objects', 'model_skeleton', 'forward_args', 'forward_kwargs', 'position_limit', 'tokenizer_limit']
+           'get_hf_objects', 'model_skeleton', 'is_hf_model', 'forward_args', 'forward_kwargs', 'position_limit',
+           'tokenizer_limit']
 
-# %% ../nbs/00_objects.ipynb #bcdfd75c
-import inspect, logging, re
+# %% ../nbs/00_objects.ipynb #46135eba
+import inspect, logging, re, sys
 from contextlib import contextmanager
 from copy import deepcopy
 from importlib import import_module
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from safetensors import SafetensorError
 from torch import nn
 from transformers import (AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, GgufConfig, PreTrainedConfig,
-                          PreTrainedModel, PreTrainedTokenizerBase)
+                          PreTrainedTokenizerBase)
+
+if TYPE_CHECKING: from transformers import PreTrainedModel # which takes seconds
 
 # %% ../nbs/00_objects.ipynb #7f051b61
 def first_line(
@@ -126,14 +129,14 @@ def _forget_quantization(model):
     "Let `model`, whose weights have been unpacked, be known as one that never was quantized"
     if quantizer := getattr(model, 'hf_quantizer', None): quantizer.remove_quantization_config(model)
 
-# %% ../nbs/00_objects.ipynb #cf7ec582
+# %% ../nbs/00_objects.ipynb #74cc1e88
 def load_hf_model(
     checkpoint:str|Path, # A name on the Hub or a local folder
     model_cls:type=AutoModelForSequenceClassification, # Any Auto class, or a model class
     config:PreTrainedConfig=None, # The configuration, with `num_labels` and the like already set
     model_kwargs:dict=None, # Passed to `from_pretrained`, such as `dtype` or `attn_implementation`
     whole:bool=False, # Whether the checkpoint has to have all weights, and no head may be made anew
-) -> PreTrainedModel:
+) -> 'PreTrainedModel':
     "The model of `checkpoint`; raises `OSError` if there is none, `ValueError` if the weights do not fit `config`"
     kwargs = dict(dtype=torch.float32, ignore_mismatched_sizes=True) | (model_kwargs or {})
     if 'gguf_file' in kwargs: kwargs.setdefault('quantization_config', GgufConfig(dequantize=True))
@@ -146,13 +149,13 @@ def load_hf_model(
         print(line)
     return model
 
-# %% ../nbs/00_objects.ipynb #69ea40ac
+# %% ../nbs/00_objects.ipynb #2ff4e6ca
 class HFObjects(NamedTuple):
     "What `get_hf_objects` returns"
     arch: str # The architecture's name, `config.model_type`
     config: PreTrainedConfig # The model's configuration
     tokenizer: PreTrainedTokenizerBase # The tokenizer, able to pad
-    model: PreTrainedModel # The model, in float32
+    model: 'PreTrainedModel' # The model, in float32
 
 # %% ../nbs/00_objects.ipynb #a553948f
 def get_hf_objects(
@@ -169,11 +172,11 @@ def get_hf_objects(
     model = load_hf_model(checkpoint, model_cls, config, model_kwargs)
     return HFObjects(config.model_type, model.config, tokenizer, model)
 
-# %% ../nbs/00_objects.ipynb #ca77b6db
+# %% ../nbs/00_objects.ipynb #7ab5d370
 def model_skeleton(
     config:PreTrainedConfig, # The model's configuration
     model_cls:type=AutoModelForSequenceClassification, # An Auto class; raises `ValueError` if it has no such architecture
-) -> PreTrainedModel: # A model without weights, on the `meta` device
+) -> 'PreTrainedModel': # A model without weights, on the `meta` device
     "The model that `config` describes, with shapes and no weights"
     try:
         with torch.device('meta'): return model_cls.from_config(deepcopy(config))
@@ -181,6 +184,14 @@ def model_skeleton(
         if 'Unrecognized configuration class' not in str(e): raise
         raise ValueError(f"{config.model_type!r} has no {model_cls.__name__.replace('AutoModelFor', '')} model in transformers: "
                          f"choose a checkpoint of an architecture that {model_cls.__name__} knows.") from e
+
+# %% ../nbs/00_objects.ipynb #01d32b0f
+def is_hf_model(
+    model, # Anything
+) -> bool:
+    "Whether `model` is a `PreTrainedModel`"
+    modeling = sys.modules.get('transformers.modeling_utils') # where nobody has imported it, nothing is
+    return modeling is not None and isinstance(model, modeling.PreTrainedModel)
 
 # %% ../nbs/00_objects.ipynb #33355edd
 def forward_args(

@@ -5,11 +5,14 @@
 # %% auto #0
 __all__ = ['ONNX_FILES', 'PRECISIONS', 'OnnxModel']
 
-# %% ../nbs/12b_onnx.ipynb #d2d3608d
+# %% ../nbs/12b_onnx.ipynb #8f2371ac
+import inspect
+import os
 import shutil
+import sys
 import tempfile
 import warnings
-from contextlib import redirect_stdout
+from contextlib import contextmanager, redirect_stdout
 from copy import copy, deepcopy
 from io import StringIO
 from pathlib import Path
@@ -21,10 +24,12 @@ from fastai.torch_core import get_model
 from torch import nn
 from transformers.utils import ModelOutput
 
+from .export import folder_to_replace, keep_weights
+from .inputs import check_options
 from .objects import first_line, forward_kwargs, needs
 from .tasks.base import get_block
 
-# %% ../nbs/12b_onnx.ipynb #efcfaafa
+# %% ../nbs/12b_onnx.ipynb #5168eb3b
 ONNX_FILES = ('onnx/model.onnx', 'onnx/model_quantized.onnx') # as other tools name them too, with weights of 32 bits and of 8
 
 class OnnxModel(nn.Module):
@@ -39,8 +44,8 @@ class OnnxModel(nn.Module):
         onnxruntime = needs('onnx', 'onnxruntime')
         self.file,self.config = Path(file),config
         try: self.session = onnxruntime.InferenceSession(file, **{'providers': onnxruntime.get_available_providers()} | kwargs)
-        except Exception as e: raise OSError(f"{file} cannot be read by onnxruntime: {first_line(e)}.") from e # its errors have no common class but this
-        self.inputs,self.outputs = ([o.name for o in part] for part in (self.session.get_inputs(), self.session.get_outputs()))
+        except Exception as e: raise OSError(f"{file} cannot be read by onnxruntime: {first_line(e).rstrip('.')}.") from e # its errors have no common class but this
+        self.input_names,self.output_names = ([o.name for o in part] for part in (self.session.get_inputs(), self.session.get_outputs()))
         self.place = nn.Parameter(torch.empty(0), requires_grad=False) # where batches go and logits come, which fastai asks of the first parameter
         self.eval()
 
@@ -48,8 +53,16 @@ class OnnxModel(nn.Module):
         **inputs # Tensors of shape batch x sequence, by name; those that the file does not know are left out
     ) -> ModelOutput: # The file's outputs by name
         "Run the model"
-        values = self.session.run(self.outputs, {k: inputs[k].cpu().numpy() for k in self.inputs})
-        return ModelOutput(zip(self.outputs, (torch.from_numpy(o).to(self.place.device) for o in values), strict=True))
+        values = self.session.run(self.output_names, {k: inputs[k].cpu().numpy() for k in self.input_names})
+        return ModelOutput(zip(self.output_names, (torch.from_numpy(o).to(self.place.device) for o in values), strict=True))
+
+    def __reduce__(self): return type(self),(self.file, self.config)
+    def extra_repr(self): return str(self.file)
+
+    @property
+    def is_rounded(self) -> bool:
+        "Whether the weights have 8 bits"
+        return self.file.name==Path(ONNX_FILES[1]).name
 
     def save_pretrained(self,
         path:str|Path, # A folder
@@ -61,7 +74,7 @@ class OnnxModel(nn.Module):
         (path/'onnx').mkdir(parents=True)
         for o in self.file.parent.glob(f'{self.file.name}*'): shutil.copy2(o, path/'onnx'/o.name) # a large model's weights are files beside it
 
-# %% ../nbs/12b_onnx.ipynb #69f11958
+# %% ../nbs/12b_onnx.ipynb #92072de3
 class _Positional(nn.Module):
     "A model that takes its inputs in a fixed order and returns a tuple of logits"
     def __init__(self, model, inputs, outputs):
@@ -80,13 +93,25 @@ def _batch(block, rows, longer):
     if rows > 1 and 'attention_mask' in res and block.hf_tokenizer.padding_side=='right': res['attention_mask'][0,-1] = 0
     return res
 
+@contextmanager
+def _silent():
+    "Nothing is printed, by libraries in C++ neither"
+    sys.stdout.flush()
+    kept,nowhere = os.dup(1),os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
+    try:
+        with redirect_stdout(StringIO()): yield
+    finally:
+        os.dup2(kept, 1)
+        for o in (kept, nowhere): os.close(o)
+
 def _exported(model, block, file, dynamo, **kwargs):
     "`model` in `file`, as an `OnnxModel`"
     inputs = _batch(block, 2, 2)
     with torch.no_grad(): outputs = [k for k in model(**inputs, **forward_kwargs(model)) if k.endswith('logits')]
     axes = {0: 'batch', 1: 'sequence'}
     shapes = dict(dynamic_shapes=((axes,)*len(inputs),), external_data=False) if dynamo else dict(dynamic_axes=dict.fromkeys(inputs, axes) | dict.fromkeys(outputs, axes))
-    with warnings.catch_warnings(), redirect_stdout(StringIO()), torch.no_grad():
+    with warnings.catch_warnings(), _silent(), torch.no_grad(): # an exporter that fails prints all that it has seen
         warnings.simplefilter('ignore')
         torch.onnx.export(_Positional(model, list(inputs), outputs).eval(), tuple(inputs.values()), file, input_names=list(inputs), output_names=outputs,
                           dynamo=dynamo, **shapes, **kwargs)
@@ -130,7 +155,7 @@ def _quantized(file):
     quantization.quantize_dynamic(model, res, weight_type=quantization.QuantType.QInt8, per_channel=True)
     return res
 
-# %% ../nbs/12b_onnx.ipynb #4218a23f
+# %% ../nbs/12b_onnx.ipynb #a64a4281
 PRECISIONS = ('fp32', 'int8')
 
 @patch
@@ -140,14 +165,16 @@ def export_onnx(self:Learner,
     card=None, # What `README.md` will say; None for `learn.model_card()`, or for what someone has written there
     **kwargs # Passed to `torch.onnx.export`, such as `opset_version`
 ) -> Path:
-    "Save the model for onnxruntime, for batches of any size; raises `ValueError` where that is not possible, `ImportError` where a package is missing"
-    block,model,folder = get_block(self.dls),get_model(self.model),Path(path).expanduser()
+    "Save the model for onnxruntime, for batches of any size; raises `ValueError` where that is not possible, `FileExistsError` where a model's weights would be lost, `ImportError` where a package is missing"
+    block,model = get_block(self.dls),get_model(self.model)
     for o in ('onnx', 'onnxscript', 'onnxruntime'): needs('onnx', o)
     if precision not in PRECISIONS: raise ValueError(f"precision={precision!r} is not one of {', '.join(map(repr, PRECISIONS))}.")
     if block.task.generates: raise ValueError(f"task={block.task.name!r} generates: that takes a call of the model for each token, which export_onnx does not cover.")
     if getattr(model, 'library_name', '')==OnnxModel.library_name: raise ValueError(f"The model is one of ONNX already, {model.file.name}: save it with save_pretrained.")
-    if any(folder.glob('*.safetensors')): raise FileExistsError(f"path={str(path)!r} holds the weights of a model, which are not to be lost: choose another folder.")
+    check_options(kwargs, inspect.signature(torch.onnx.export).parameters)
+    keep_weights(folder_to_replace(path))
     model = deepcopy(model).cpu().float().eval()
+    if hasattr(model, 'set_experts_implementation'): model.set_experts_implementation('batched_mm') # the one of several that can be exported
     with tempfile.TemporaryDirectory() as tmp:
         file = _export(model, block, Path(tmp), **kwargs)
         exported = copy(self)

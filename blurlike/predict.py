@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['token_batches', 'evaluating', 'as_samples', 'sample_batches', 'generate_options', 'stop_when']
 
-# %% ../nbs/11_predict.ipynb #f431d387
+# %% ../nbs/11_predict.ipynb #a6cb19c4
 import inspect
 from contextlib import contextmanager
 from numbers import Integral
@@ -16,7 +16,6 @@ from fastai.learner import Learner
 from fastai.torch_basics import L, patch, to_device
 from fastai.torch_core import get_model
 from transformers import GenerationConfig
-from transformers.generation import GenerationMixin
 
 from .inputs import HFInputs, check_options, with_progress
 from .objects import forward_args, forward_kwargs, position_limit
@@ -51,7 +50,7 @@ def evaluating(
         with torch.inference_mode(), torch.autocast(next(model.parameters()).device.type, enabled=False): yield model
     finally: model.train(training)
 
-# %% ../nbs/11_predict.ipynb #d8d40a0c
+# %% ../nbs/11_predict.ipynb #da0b15cd
 def as_samples(
     block, # An `HFTextBlock`
     texts, # Several texts, of the form that the block's task takes
@@ -64,7 +63,9 @@ def as_samples(
     for i,o in enumerate(texts):
         try: samples.append(read(o, block))
         except ValueError as e: wrong.append((i, e))
-    if wrong: raise ValueError(f"{len(wrong)} of {len(texts)} texts cannot be used; the first is number {wrong[0][0]}: {wrong[0][1]}.") from wrong[0][1]
+    if wrong:
+        what = 'The text cannot be used' if len(texts)==1 else f'{len(wrong)} of {len(texts)} texts cannot be used; the first is number {wrong[0][0]}'
+        raise ValueError(f"{what}: {wrong[0][1]}.") from wrong[0][1]
     return samples
 
 def sample_batches(
@@ -108,11 +109,12 @@ def _options(method, n):
     "What `method` takes beside its first `n` arguments"
     return list(inspect.signature(method).parameters)[n:]
 
-# %% ../nbs/11_predict.ipynb #66b69d2e
+# %% ../nbs/11_predict.ipynb #9e5b6009
 def generate_options(
     model, # A model that can generate
 ) -> set[str]:
     "The names of the arguments that the model's `generate` takes"
+    from transformers.generation import GenerationMixin # here, since it takes seconds
     config = {k for k in vars(GenerationConfig()) if not k.startswith('_')}
     return config | {*inspect.signature(GenerationMixin.generate).parameters, *forward_args(model)} - {'self', 'inputs', 'kwargs'}
 

@@ -6,7 +6,9 @@
 __all__ = ['Page', 'ClassesPage', 'LabelsPage', 'NumbersPage', 'EntitiesPage', 'AnswersPage', 'MaskPage', 'stream_generate',
            'WritingPage', 'ContinuationPage', 'LimitBody', 'gradio_page', 'serve']
 
-# %% ../nbs/12d_serve.ipynb #39779c33
+# %% ../nbs/12d_serve.ipynb #ae67302e
+import inspect
+import socket
 import tempfile
 from html import escape
 from pathlib import Path
@@ -23,7 +25,7 @@ from .card import GENERATED
 from .export import preparation
 from .hub import push_folder
 from .load import load_hf_learner
-from .objects import needs
+from .objects import first_line, needs
 from .predict import stop_when
 from .tasks.base import get_block, named_subclasses
 
@@ -178,16 +180,16 @@ class ContinuationPage(WritingPage):
     def answer(self, text, max_new_tokens, temperature):
         yield from super().answer(text, max_new_tokens, **(dict(do_sample=True, temperature=temperature) if temperature else dict(do_sample=False)))
 
-# %% ../nbs/12d_serve.ipynb #15ba564c
-def _checked(page):
-    "`page.answer`, whose problems with what was typed are messages on the page"
+# %% ../nbs/12d_serve.ipynb #e1041890
+def _checked(page, names):
+    "`page.answer` with parameters of these names, whose problems with what was typed are messages on the page"
     def problem(values):
         texts = [o for o in values if isinstance(o, str)]
         if not all(o.strip() for o in texts): return 'There is nothing in the box: type a text.'
         if too_long := [len(o) for o in texts if len(o) > page.max_chars]: return f'The text has {too_long[0]:,} characters, and this page takes {page.max_chars:,}.'
     def check(values):
         if message := problem(values): raise page.gr.Error(message, title='Not possible', print_exception=False)
-    def refused(e): return page.gr.Error(escape(str(e)), title='Not possible', print_exception=False)
+    def refused(e): return page.gr.Error(escape(str(e), quote=False), title='Not possible', print_exception=False)
     def answer(*values):
         check(values)
         try: return page.answer(*values)
@@ -196,7 +198,9 @@ def _checked(page):
         check(values)
         try: yield from page.answer(*values)
         except ValueError as e: raise refused(e) from e
-    return stream if page.streams else answer
+    res = stream if page.streams else answer
+    res.__signature__ = inspect.Signature([inspect.Parameter(o.replace(' ', '_'), inspect.Parameter.POSITIONAL_OR_KEYWORD) for o in names])
+    return res
 
 class LimitBody:
     "ASGI middleware: requests whose body is larger than `max_bytes` are answered with 413"
@@ -223,7 +227,7 @@ class LimitBody:
         await send(dict(type='http.response.start', status=413, headers=[(b'content-type', b'text/plain'), (b'content-length', str(len(body)).encode())]))
         await send(dict(type='http.response.body', body=body))
 
-# %% ../nbs/12d_serve.ipynb #d3775b93
+# %% ../nbs/12d_serve.ipynb #2a286c58
 def _title(task): return (task.pipeline_tag or task.name).replace('-', ' ').capitalize()
 
 def gradio_page(
@@ -240,10 +244,19 @@ def gradio_page(
     page = pages[task.page](learn, max_chars)
     kind = page.config.model_type
     if description is None: description = f"A {kind} model" + (f" that knows {len(page.config.id2label)} labels." if task.has_labels else '.')
-    return page.gr.Interface(_checked(page), page.inputs(), page.outputs(), title=title or _title(task), description=description, examples=examples,
+    inputs = page.inputs()
+    return page.gr.Interface(_checked(page, [o.label for o in inputs]), inputs, page.outputs(), title=title or _title(task), description=description, examples=examples,
                              cache_examples=False, submit_btn=page.button, flagging_mode='never', analytics_enabled=False, api_name='predict')
 
-# %% ../nbs/12d_serve.ipynb #f2c139a6
+# %% ../nbs/12d_serve.ipynb #b94c8517
+def _check_address(host, port):
+    "Raise `ValueError` for what is no port, `OSError` for an address that is not this machine's"
+    if port is not None and not (isinstance(port, int) and 0 < port < 65536): raise ValueError(f"port={port!r} is not a number from 1 to 65535.")
+    try:
+        family,*_,address = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family) as s: s.bind(address)
+    except OSError as e: raise OSError(f"host={host!r} is no address of this machine ({first_line(e)}): 127.0.0.1 is for this machine alone, 0.0.0.0 for all that reach it.") from e
+
 def serve(
     model:str|Path|Learner, # A folder, a name on the Hub, or a `Learner`
     host:str='127.0.0.1', # Who may look: this machine, or "0.0.0.0" for all that reach it
@@ -258,13 +271,16 @@ def serve(
     "Open the page for a model; raises `OSError` if there is no model, or the port is taken"
     gr = needs('serve', 'gradio')
     from starlette.middleware import Middleware
+    _check_address(host, port)
+    if max_chars < 1: raise ValueError(f"max_chars={max_chars}: a text has at least 1 character.")
+    if kwargs and isinstance(model, Learner): raise TypeError(f"{', '.join(kwargs)}: this is for loading a model, and one was passed.")
     learn = model if isinstance(model, Learner) else load_hf_learner(model, **kwargs)
     app = gradio_page(learn, title, description, examples, max_chars).queue(max_size=32)
     font = dict(font=['system-ui', 'sans-serif'], font_mono=['ui-monospace', 'monospace'])
     try: app.launch(server_name=host, server_port=port, share=False, ssr_mode=False, prevent_thread_lock=True, quiet=True, theme=gr.themes.Default(**font), max_file_size=1,
                app_kwargs=dict(middleware=[Middleware(LimitBody, max_bytes=100_000 + 16*max_chars)]))
     except OSError as e: raise OSError(f"port={port} is taken: choose another, or none for the first that is free.") from e
-    print(f'The page is at {app.local_url}', flush=True)
+    print(f"The page is at {app.local_url}{'' if host in ('127.0.0.1', 'localhost') else ', and open to all that reach this machine'}", flush=True)
     if wait or (wait is None and not IN_NOTEBOOK): app.block_thread()
     return app
 

@@ -5,14 +5,15 @@
 # %% auto #0
 __all__ = ['layer_params', 'head_params', 'hf_splitter']
 
-# %% ../nbs/08_splitter.ipynb #6fa36f82
+# %% ../nbs/08_splitter.ipynb #47829a5f
 import inspect
 import re
 from copy import deepcopy
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
+
+from .objects import is_hf_model
 
 # %% ../nbs/08_splitter.ipynb #73960e4e
 def _stacks(body):
@@ -60,11 +61,11 @@ def head_params(
     head = [p for p in model.parameters() if id(p) not in seen]
     return head if any(p.ndim > 1 for p in head) else []
 
-# %% ../nbs/08_splitter.ipynb #ac01888c
+# %% ../nbs/08_splitter.ipynb #b2788dc6
 def _fixed_params(model):
     "The parameters that are born frozen"
     frozen = {n: p for n,p in model.named_parameters() if not p.requires_grad}
-    if not frozen or not isinstance(model, PreTrainedModel): return []
+    if not frozen or not is_hf_model(model): return []
     with torch.device('meta'): new = type(model)(deepcopy(model.config))
     return [frozen[n] for n,p in new.named_parameters() if n in frozen and not p.requires_grad]
 

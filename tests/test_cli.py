@@ -129,6 +129,7 @@ def test_lists_come_out_of_every_kind_of_file(suffix, tmp_path):
 @pytest.mark.parametrize(('args', 'code', 'says'), [
     ((), 0, ''), (('--help',), 0, ''), (('train', '--help'), 0, ''), (('dance',), 2, "blurlike: 'dance' is no command: there are train, predict, evaluate, push, serve."),
     (('train', 'gone.csv', '--checkpoint', 'x'), 1, "blurlike train: data='gone.csv' is no file."), (('train', 'rows.xls', '--checkpoint', 'x'), 1, "blurlike train: data='rows.xls' is none of"),
+    (('train', 'rows.csv', '--checkpoint', 'x', '--out', '.'), 1, 'holds other files and no config.json'),
     (('train', 'rows.csv'), 1, 'blurlike train: --checkpoint is missing'), (('predict', 'no/such/folder'), 1, "blurlike predict: path='no/such/folder' is neither a folder"),
     (('predict', 'MODEL', '--file', 'gone.txt'), 1, "blurlike predict: file='gone.txt' is no file."), (('predict', 'MODEL', '--option', 'k'), 1, "blurlike predict: option='k' is not name=value"),
     (('predict', 'MODEL', '--option', 'dance=1', '--file', 'texts.txt'), 1, "blurlike predict: 'dance' is no option here, and there are none."),
@@ -149,5 +150,5 @@ def test_codes_and_one_line_errors(args, code, says, models, tmp_path, monkeypat
 
 def test_help_has_an_example_and_does_not_wait_for_torch():
     done = subprocess.run([sys.executable, '-X', 'importtime', '-m', 'blurlike', 'predict', '--help'], capture_output=True, text=True)
-    assert 'example: blurlike predict my_model < texts.txt > out.jsonl' in done.stdout
+    assert 'example:\n  blurlike predict my_model < texts.txt > out.jsonl\n  blurlike predict' in done.stdout
     assert ' torch' not in done.stderr

@@ -48,3 +48,16 @@ def test_the_one_import_has_all_that_the_walkthrough_uses():
     names = '''HFTextDataLoaders hf_learner get_hf_objects HFTextBlock HFCallback HFLoss hf_splitter HFDataLoader HFInputs token_lengths
                plot_token_lengths AutoModelForSequenceClassification pipeline'''.split()
     assert [n for n in names if not hasattr(ours, n)] == []
+
+
+def test_what_takes_seconds_to_import_waits_until_it_is_needed():
+    slow = 'transformers.modeling_utils transformers.pipelines transformers.generation.utils datasets gradio onnxruntime onnx torchvision'.split()
+    code = f"""
+import sys
+import fastai.text.all
+there = set(sys.modules)
+import blurlike.all
+print([o for o in {slow!r} if o in sys.modules and o not in there])
+"""
+    run = subprocess.run([sys.executable, '-W', 'ignore', '-c', code], capture_output=True, text=True)
+    assert run.stdout.strip()=='[]', run.stderr

@@ -379,3 +379,35 @@ def test_what_is_no_folder_is_told(path, says):
 
 def test_a_file_is_no_folder(folder):
     with pytest.raises(NotADirectoryError, match='is a file, and a model is a folder'): load_hf_learner(folder/'config.json')
+
+
+def test_a_tokenizer_without_its_words_is_not_a_whole_model(folder):
+    (folder/'tokenizer.json').unlink()
+    with pytest.raises(FileNotFoundError, match='is not a whole model: it has no tokenizer.json'): load_hf_learner(folder)
+
+
+def test_a_tokenizer_that_needs_no_file_is_whole(df, tmp_path):
+    hf = make_objects('canine')
+    learn = hf_learner(HFTextDataLoaders.from_df(df, hf, valid_col='is_valid', bs=8, device='cpu'), hf.model)
+    assert not (learn.save_pretrained(tmp_path/'model')/'tokenizer.json').exists()
+    assert_same(load_hf_learner(tmp_path/'model', device='cpu').hf_predict('the film'), learn.hf_predict('the film'))
+
+
+def test_classes_of_other_names_are_told(df, saved):
+    other = df.assign(label=df.label.map({'good': 'fine', 'bad': 'awful'}))
+    folder = saved['sequence-classification'][0]
+    dls = HFTextDataLoaders.from_df(other, folder, valid_col='is_valid', bs=8, device='cpu')
+    with pytest.raises(ValueError, match="The model's classes are 'bad', 'good', and the data's are 'awful', 'fine'"): load_hf_learner(folder, dls=dls)
+
+
+def test_without_rows_nothing_is_trained_or_validated(saved):
+    learn = quiet(load_hf_learner(saved['sequence-classification'][0], device='cpu'))
+    with pytest.raises(ValueError, match='There are no rows to train on: give the learner data'): learn.fit(1)
+    with pytest.raises(ValueError, match='There are no rows to validate on: pass dl='): learn.validate()
+    with learn.no_bar(): assert learn.validate(dl=learn.dls.test_dl(frame('sequence-classification'), with_labels=True))[0] > 0
+
+
+def test_a_file_of_ours_that_lacks_something_is_told(folder):
+    info = json.loads((folder/'blurlike.json').read_text())
+    (folder/'blurlike.json').write_text(json.dumps({k: v for k,v in info.items() if k != 'columns'}))
+    with pytest.raises(ValueError, match="has nothing under 'columns': save the model again"): load_hf_learner(folder)

@@ -177,7 +177,13 @@ def test_a_text_appears_while_it_is_written(task, saved):  # noqa: F811
     for a,b in zip(parts[:-1], parts[1:-1], strict=False): assert b.startswith(a)
     beams = list(stream_generate(learn, text, max_new_tokens=10, num_beams=2))
     assert beams == [list(learn.hf_generate(text, max_new_tokens=10, num_beams=2).values())[0]]
-    with pytest.raises(ValueError, match='texts cannot be used'): list(stream_generate(learn, 3, max_new_tokens=3))
+    with pytest.raises(ValueError, match='The text cannot be used'): list(stream_generate(learn, 3, max_new_tokens=3))
+
+
+def test_programs_name_the_boxes(saved):  # noqa: F811
+    path,texts,preds = saved['question-answering']
+    with open_page(path) as app: shown = Client(app.local_url, verbose=False).predict(**texts[0], api_name='/predict')
+    assert shown[1]['label'] == preds[0]['answer']
 
 
 def test_writing_stops_when_nobody_looks():
@@ -236,6 +242,10 @@ def test_what_cannot_be_served_is_told(learn, monkeypatch):
         port = s.getsockname()[1]
         with pytest.raises(OSError, match=f'port={port} is taken'): serve(learn, port=port, wait=False)
     with pytest.raises(FileNotFoundError, match='neither a folder nor a name'): serve('/no/such/model', wait=False)
+    for port in (99999, 0, '80'):
+        with pytest.raises(ValueError, match=f'port={port!r} is not a number from 1 to 65535'): serve(learn, port=port, wait=False)
+    with pytest.raises(OSError, match="host='192.0.2.1' is no address of this machine"): serve(learn, host='192.0.2.1', wait=False)
+    with pytest.raises(TypeError, match='revision: this is for loading a model'): serve(learn, revision='main', wait=False)
     monkeypatch.setattr(learn.dls.hf_block.task, 'page', 'poster')
     with pytest.raises(ValueError, match="page='poster' is no page: there are 'answers'"): gradio_page(learn)
     monkeypatch.setitem(sys.modules, 'gradio', None)

@@ -128,7 +128,7 @@ Task.truncation = True # As the tokenizer's
 Task.is_split_into_words = False # Whether a text is a list of words
 Task.notes = () # What `encode` notes beside the model's inputs: "sequence_ids", "word_ids", "offsets"
 
-# %% ../../nbs/02_tasks.base.ipynb #f888d302
+# %% ../../nbs/02_tasks.base.ipynb #ba5a08be
 Task.text_col = 'text' # The column, or a tuple of columns, of the texts
 Task.label_col = 'label' # The column, or a tuple of columns, of the targets; None for a task without
 
@@ -168,7 +168,7 @@ def y_block(self:Task,
     labels, # A function that returns the columns of targets as a DataFrame; raises `ValueError` for a missing target, unless told `missing=True`
 ): # A fastai block
     "The target block; raises `ValueError` if the columns do not suit the task"
-    raise NotImplementedError(f"{self.name} has no y_block.")
+    raise ValueError(f"label_col is not for task={self.name!r}, whose targets are in the texts.")
 
 @patch
 def target_block(self:Task,

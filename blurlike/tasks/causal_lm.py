@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['end_ids', 'answer_tokens', 'chat_tokens', 'is_chat', 'refuse_encoder', 'sees_ahead', 'CausalLM']
 
-# %% ../../nbs/03f_tasks.causal_lm.ipynb #3098da76
+# %% ../../nbs/03f_tasks.causal_lm.ipynb #fb0561dd
 import re
 
 import torch
@@ -14,11 +14,11 @@ from fastai.data.block import TransformBlock
 from fastai.torch_basics import is_iter, is_listy, patch
 from fastai.torch_core import get_model
 from jinja2 import TemplateError
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING
 
 from ..loader import read_rows, row_reader
-from ..objects import forward_kwargs, model_skeleton
+from ..objects import forward_kwargs, is_hf_model, model_skeleton
 from .corpus import (
     Blocks, LanguageModel, Tokens, Wrapping, check_block_size, cut_ids, encode_texts, made_of_tokens, pad_rows,
     refuse_windows, resolve_block_size)
@@ -202,7 +202,7 @@ def _has_answer(row):
     except (KeyError, TypeError, ValueError): return False
     return isinstance(sample, tuple) and (len(sample) > 1 or is_chat(sample[0]))
 
-# %% ../../nbs/03f_tasks.causal_lm.ipynb #7697feb6
+# %% ../../nbs/03f_tasks.causal_lm.ipynb #0c66a2ed
 @patch
 def collate(self:CausalLM,
     samples:list, # `(Tokens,)` tuples
@@ -234,7 +234,7 @@ def check_model(self:CausalLM,
 ):
     "Raise `ValueError` if the model has no head over the vocabulary, or sees what it is to predict"
     super(CausalLM, self).check_model(dls, model)
-    if isinstance(get_model(model), PreTrainedModel) and sees_ahead(model):
+    if is_hf_model(get_model(model)) and sees_ahead(model):
         raise ValueError(f"{type(get_model(model)).__name__} sees the tokens that it is to predict: {_HINT}.")
 
 # %% ../../nbs/03f_tasks.causal_lm.ipynb #93137564

@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['Masking', 'BertMasking', 'WholeWordMasking', 'SpanMasking', 'all_maskings', 'get_masking', 'MaskedLM']
 
-# %% ../../nbs/03g_tasks.masked_lm.ipynb #3c5f7d8e
+# %% ../../nbs/03g_tasks.masked_lm.ipynb #18592c4c
 import zlib
 from types import SimpleNamespace
 
 import numpy as np
 import torch
 from fastai.torch_basics import patch
-from transformers import AutoModelForMaskedLM, DataCollatorForLanguageModeling, FillMaskPipeline
+from transformers import AutoModelForMaskedLM, DataCollatorForLanguageModeling
 
 from ..loader import read_rows, row_reader
 from .base import named_subclasses
@@ -244,7 +244,7 @@ def row(self:MaskedLM,
     if target is None: return cells
     return cells | {k: o.runs(target.mask, ' | ') for k,o in (('target', target), ('prediction', pred)) if o is not None}
 
-# %% ../../nbs/03g_tasks.masked_lm.ipynb #c644c78d
+# %% ../../nbs/03g_tasks.masked_lm.ipynb #a1c17ee4
 @patch
 def sample(self:MaskedLM,
     text:str, # With a mask
@@ -277,6 +277,7 @@ def decode(self:MaskedLM,
     targets:str|list=None, # The words to choose from; None for the whole vocabulary
 ) -> list: # For each row a list of dicts; for several masks such a list for each
     "For each mask the likeliest tokens, each with its `score`, `token`, `token_str`, and the `sequence` that it makes"
+    from transformers import FillMaskPipeline # here, since it takes seconds
     pipe = SimpleNamespace(tokenizer=inputs.hf_block.hf_tokenizer)
     targets = None if targets is None else FillMaskPipeline.get_target_ids(pipe, targets)
     rows = zip(inputs['input_ids'], logits.float().cpu(), strict=True)

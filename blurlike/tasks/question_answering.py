@@ -8,7 +8,7 @@ __all__ = ['NO_ANSWER', 'Answer', 'as_answer', 'ReadAnswer', 'AnswerBlock', 'ans
            'answer_exact', 'answer_f1', 'AnswerMetric', 'row_answers', 'exact_match', 'squad_f1', 'MarkedText',
            'QuestionAnswering', 'question_problem']
 
-# %% ../../nbs/03d_tasks.question_answering.ipynb #fca8ed0f
+# %% ../../nbs/03d_tasks.question_answering.ipynb #18787e09
 import re
 import string
 from collections import Counter
@@ -25,10 +25,10 @@ from fastai.data.block import TransformBlock
 from fastai.data.transforms import Transform
 from fastai.learner import Metric
 from fastai.torch_basics import Tensor, is_listy, patch
-from transformers import AutoModelForQuestionAnswering, PreTrainedModel
+from transformers import AutoModelForQuestionAnswering
 
 from ..inputs import HFInputs, as_rows
-from ..objects import forward_args
+from ..objects import forward_args, is_hf_model
 from .base import Task, check_head, get_block, some
 
 # %% ../../nbs/03d_tasks.question_answering.ipynb #0d79cf12
@@ -172,7 +172,7 @@ def likeliest_spans(
     scores,idxs = scores.topk(min(n, scores.shape[-1]))
     return scores, idxs//length, idxs//length + idxs%length, probs[null].view(*null.shape[:2], 2).prod(-1)
 
-# %% ../../nbs/03d_tasks.question_answering.ipynb #95ab2b39
+# %% ../../nbs/03d_tasks.question_answering.ipynb #6912f49f
 def _word(place, words, offsets, context):
     "The characters of the word that token `place` is part of; None if the tokenizer knows no words"
     if words[place] < 0: return None
@@ -210,10 +210,12 @@ def read_answers(
     def one(text, spans, notes, nulls):
         answers = {}
         for *window,words,offsets,parts in zip(*spans, *notes, strict=True):
+            found = {}
             for score,start,end in zip(*window, strict=True):
                 if score < 0: break
                 a,b = _trimmed(*_characters(start, end, words, offsets, parts==1, align_to_words), text)
-                if a < b: answers.setdefault(text[a:b].lower(), dict(score=0., start=a, end=b, answer=text[a:b]))['score'] += score
+                if a < b: found.setdefault(text[a:b].lower(), dict(score=0., start=a, end=b, answer=text[a:b]))['score'] += score
+            for k,o in found.items(): answers[k] = max(answers.get(k, o), o, key=lambda o: o['score'])
         answers = list(answers.values())
         if handle_impossible_answer or not answers: answers.append(dict(score=min(nulls), start=0, end=0, answer=''))
         return sorted(answers, key=lambda o: o['score'], reverse=True)[:top_k]
@@ -311,7 +313,7 @@ class MarkedText:
         before,marked,after = map(escape, self._parts())
         return f'{before}<mark>{marked}</mark>{after}' if marked else before + after
 
-# %% ../../nbs/03d_tasks.question_answering.ipynb #fd871973
+# %% ../../nbs/03d_tasks.question_answering.ipynb #d8862eef
 class QuestionAnswering(Task):
     "The stretch of a context that answers a question, by cross-entropy for its start and its end"
     name = 'question-answering'
@@ -419,7 +421,7 @@ class QuestionAnswering(Task):
     ):
         "Raise `ValueError` if `model` does not give a start and an end; settle whether there may be no answer"
         self.handle_impossible_answer = bool(self.handle_impossible_answer)
-        if not isinstance(model, PreTrainedModel): return
+        if not is_hf_model(model): return
         if 'start_positions' not in forward_args(model):
             raise ValueError(f"The model is {type(model).__name__}, and {self.name} needs a start and an end of each token: load it with model_cls=AutoModelForQuestionAnswering.")
         check_head(model, dict(num_labels=2), 'an answer has a start and an end')
