@@ -162,7 +162,7 @@ def test_a_precision_that_the_device_cannot_do(monkeypatch):
 
 @pytest.mark.parametrize('bad', [None, 3, float('nan'), ['a', 3], [None]])
 def test_predicting_what_is_no_text(learn, bad):
-    with pytest.raises(ValueError, match='cannot be used; the first is number'): learn.hf_predict(bad)
+    with pytest.raises(ValueError, match='cannot be used'): learn.hf_predict(bad)
 
 
 def test_a_dataset_of_another_kind(df):

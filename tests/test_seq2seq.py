@@ -408,7 +408,7 @@ def test_models_that_do_not_write_texts_for_texts_are_named(pairs, tmp_path):
 def test_wrong_arguments_of_generate_are_named(learn):
     with pytest.raises(TypeError, match="did you mean 'num_beams'"): learn.hf_generate('red', num_beam=2)
     with pytest.raises(ValueError, match="first is number 1: the text is '', and there is nothing to read"): learn.hf_generate(['red', ''])
-    with pytest.raises(ValueError, match="first is number 0: the text is 3, not a string"): learn.hf_generate([3])
+    with pytest.raises(ValueError, match="The text cannot be used: the text is 3, not a string"): learn.hf_generate([3])
 
 
 def test_a_missing_package_is_named_with_what_to_install(monkeypatch, pairs):
