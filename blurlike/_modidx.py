@@ -168,6 +168,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                               'blurlike.hub._of_a_model': ('hub.html#_of_a_model', 'blurlike/hub.py'),
                               'blurlike.hub._operations': ('hub.html#_operations', 'blurlike/hub.py'),
                               'blurlike.hub._why': ('hub.html#_why', 'blurlike/hub.py'),
+                              'blurlike.hub.check_repo_id': ('hub.html#check_repo_id', 'blurlike/hub.py'),
                               'blurlike.hub.find_model': ('hub.html#find_model', 'blurlike/hub.py'),
                               'blurlike.hub.push_folder': ('hub.html#push_folder', 'blurlike/hub.py'),
                               'blurlike.hub.reaching_hub': ('hub.html#reaching_hub', 'blurlike/hub.py')},

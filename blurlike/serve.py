@@ -6,7 +6,7 @@
 __all__ = ['Page', 'ClassesPage', 'LabelsPage', 'NumbersPage', 'EntitiesPage', 'AnswersPage', 'MaskPage', 'stream_generate',
            'WritingPage', 'ContinuationPage', 'LimitBody', 'gradio_page', 'serve']
 
-# %% ../nbs/12d_serve.ipynb #ae67302e
+# %% ../nbs/12d_serve.ipynb #835750b3
 import inspect
 import socket
 import tempfile
@@ -23,7 +23,7 @@ from transformers import TextIteratorStreamer
 import blurlike
 from .card import GENERATED
 from .export import preparation
-from .hub import push_folder
+from .hub import check_repo_id, push_folder
 from .load import load_hf_learner
 from .objects import first_line, needs
 from .predict import stop_when
@@ -284,7 +284,7 @@ def serve(
     if wait or (wait is None and not IN_NOTEBOOK): app.block_thread()
     return app
 
-# %% ../nbs/12d_serve.ipynb #5a6b36dc
+# %% ../nbs/12d_serve.ipynb #85a3d2d0
 _APP = """from blurlike.serve import serve
 
 serve('model', host='0.0.0.0', port=7860, title={title!r})
@@ -301,6 +301,7 @@ def push_to_space(self:Learner,
     **kwargs # Passed to `save_pretrained`, such as `max_shard_size`
 ) -> CommitInfo: # With `commit_url` and `pr_url`
     "Push the model and the page for it to a Space on the Hub, in one commit; raises `OSError` where that is not possible, and leaves the Space as it was"
+    check_repo_id(repo_id)
     title = title or _title(get_block(self.dls).task)
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
