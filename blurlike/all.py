@@ -19,7 +19,7 @@ from blurlike.block import HFTextBlock
 from blurlike.callback import HFCallback, HFLoss
 from blurlike.dataloaders import HFTextDataLoaders
 from blurlike.inputs import HFInputs, padding_share, plot_token_lengths, token_lengths
-from blurlike.learner import HFMixedPrecision, best_precision, build_model, hf_adamw, hf_learner
+from blurlike.learner import HFMixedPrecision, build_model, hf_adamw, hf_learner
 from blurlike.load import load_hf_learner
 from blurlike.loader import HFDataLoader
 from blurlike.objects import (
@@ -33,6 +33,7 @@ from blurlike.objects import (
     position_limit,
     set_pad_token,
 )
+from blurlike.precision import best_precision
 from blurlike.samples import minilm, movie_reviews, smollm2
 from blurlike.serve import gradio_page, serve # and learn.push_to_space
 from blurlike.show import SampleTable, plot_top_losses

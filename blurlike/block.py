@@ -143,21 +143,22 @@ def settle_task(self:HFTextBlock,
     self.task,self.task_is_settled = self.task if cls is None else cls(),True
     self._take_from_task()
 
-# %% ../nbs/05_block.ipynb #3a4030bf
+# %% ../nbs/05_block.ipynb #db2f0bb9
 @patch
 def _tokenize(self:HFTextBlock, samples, truncation=None, stride=None):
     truncation = (truncation or self.truncation) if self.max_length else False
     if self.windows:
         truncation = 'only_second' if isinstance(samples[0], tuple) and truncation in (True, 'longest_first') else truncation
         windows = dict(return_overflowing_tokens=True, stride=self.stride if stride is None else stride)
-    try:
-        return self.hf_tokenizer(*text_columns(samples), padding=self.padding, truncation=truncation, max_length=self.max_length,
-            is_split_into_words=_are_words(samples), pad_to_multiple_of=self.pad_to_multiple_of, verbose=False,
-            **self.tok_kwargs, **(windows if self.windows else {}), return_tensors='pt')
+    enc = self.hf_tokenizer(*text_columns(samples), padding=self.padding, truncation=truncation, max_length=self.max_length,
+        is_split_into_words=_are_words(samples), pad_to_multiple_of=self.pad_to_multiple_of, verbose=False,
+        **self.tok_kwargs, **(windows if self.windows else {}))
+    try: enc.update({k: torch.from_numpy(np.array(v, dtype=np.int64)) for k,v in enc.items()})
     except ValueError as e:
-        if 'Unable to create tensor' not in str(e): raise
+        if 'inhomogeneous' not in str(e): raise
         raise ValueError(f"padding={self.padding!r} leaves the texts of a batch at different lengths, which cannot be one tensor: "
                          "use padding=True, or batches of one row.") from e
+    return enc
 
 @patch
 def encode(self:HFTextBlock,
@@ -214,7 +215,7 @@ def _non_empty(sample, token):
     if isinstance(sample, tuple): return (_non_empty(sample[0], token), *sample[1:])
     return token if isinstance(sample, str) else [token]
 
-# %% ../nbs/05_block.ipynb #987e1c32
+# %% ../nbs/05_block.ipynb #48a22600
 @patch
 def token_lengths(self:HFTextBlock,
     samples:list, # Texts, tuples of two texts, or lists of words
@@ -234,6 +235,14 @@ def cut(self:HFTextBlock,
 ): # Lengths after it
     "What truncation makes of `lengths`"
     return lengths if self.windows or self.length_limit is None else lengths.clip(max=self.length_limit)
+
+@patch
+def padded(self:HFTextBlock,
+    lengths, # Lengths after truncation, an array
+): # The least that a row of each takes in a batch
+    "What padding to a fixed length or to a multiple makes of `lengths`"
+    if self.padding=='max_length': return lengths.clip(min=self.max_length)
+    return lengths if self.pad_to_multiple_of is None else -(-lengths//self.pad_to_multiple_of)*self.pad_to_multiple_of
 
 @patch
 def decode(self:HFTextBlock,

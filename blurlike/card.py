@@ -70,7 +70,7 @@ def _results(learn, runs, tag, datasets):
     values = {'loss' if k=='valid_loss' else k: v for k,v in last.items() if k!='train_loss' and v is not None}
     return [EvalResult(task_type=tag, metric_type=k, metric_name=k, metric_value=round(v, 4) if isinstance(v, float) else v, **dataset) for k,v in values.items()]
 
-# %% ../nbs/11a_card.ipynb #5497ef9d
+# %% ../nbs/11a_card.ipynb #4a78a459
 def _use(task, block, tag, library):
     "Code that calls the model"
     from transformers.pipelines import SUPPORTED_TASKS # here, since it takes seconds
@@ -113,7 +113,7 @@ def model_card(self:Learner,
     block,config,runs = get_block(self.dls),get_model(self.model).config,training_runs(self)
     task,base = block.task,_base_model(block.hf_config)
     tag,library = task.pipeline_tag or task.name,getattr(get_model(self.model), 'library_name', 'transformers')
-    rounded = getattr(get_model(self.model), 'is_rounded', False)
+    rounded = getattr(get_model(self.model), 'precision', None)=='int8'
     results = [] if rounded else _results(self, runs, tag, datasets)
     model_name = model_name or f"{base or config.model_type}, {task.name}"
     meta = ModelCardData(library_name=library, pipeline_tag=tag, base_model=base, language=language, license=license, datasets=datasets, model_name=model_name,

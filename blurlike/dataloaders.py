@@ -5,25 +5,29 @@
 # %% auto #0
 __all__ = ['make_block', 'HFTextDataLoaders', 'DatasetItems']
 
-# %% ../nbs/10_dataloaders.ipynb #5a4d1301
+# %% ../nbs/10_dataloaders.ipynb #e109b989
 import inspect
+import itertools
+from functools import partial
+from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
+import torch
 from fastai.data.block import DataBlock
-from fastai.data.core import DataLoaders
+from fastai.data.core import DataLoaders, Datasets
 from fastai.data.transforms import ColSplitter, GrandparentSplitter, RandomSplitter, get_text_files, parent_label
 from fastai.torch_basics import delegates, is_listy, patch
 
 from .block import HFTextBlock
-from .loader import LOADER_OPTIONS, check_options
+from .loader import LOADER_OPTIONS, StreamSamples, check_options
 from .objects import HFObjects, load_hf_config, load_hf_tokenizer
 from .tasks.base import Task, all_tasks, get_task, infer_task, task_class, task_options
 from .tasks.sequence_classification import SequenceClassification
 
-if TYPE_CHECKING: from datasets import Dataset, DatasetDict # which takes half a second
+if TYPE_CHECKING: from datasets import Dataset, DatasetDict, IterableDatasetDict # which takes half a second
 
 # %% ../nbs/10_dataloaders.ipynb #ad9b5ef6
 def _check_columns(have, **wanted):
@@ -52,12 +56,20 @@ def _check_split(is_valid, valid_col):
         raise ValueError(f"valid_col={valid_col!r} is {bool(is_valid.all())} for all {len(is_valid)} rows: training and validation both need some; "
                          "mark some rows, or pass valid_pct and no valid_col.")
 
-# %% ../nbs/10_dataloaders.ipynb #60e36880
-def _random_splitter(valid_pct, seed):
-    "fastai's `RandomSplitter`, for a share between 0 and 1; None for 0.2"
+# %% ../nbs/10_dataloaders.ipynb #229354db
+def _valid_share(valid_pct):
+    "A share between 0 and 1; None for 0.2"
     valid_pct = 0.2 if valid_pct is None else valid_pct
     if not 0 < valid_pct < 1: raise ValueError(f"valid_pct={valid_pct!r} is not a share between 0 and 1, such as 0.2.")
-    return RandomSplitter(valid_pct, seed=seed)
+    return valid_pct
+
+def _random_splitter(valid_pct, seed): return RandomSplitter(_valid_share(valid_pct), seed=seed)
+
+def _random_split(n, valid_pct, seed):
+    "What `_random_splitter` makes of `n` rows, as arrays: a million rows are 8 MB, and as lists 40"
+    if seed is not None: torch.manual_seed(seed)
+    idxs,cut = torch.randperm(n).numpy(),int(_valid_share(valid_pct)*n)
+    return idxs[cut:],idxs[:cut]
 
 # %% ../nbs/10_dataloaders.ipynb #370a6840
 def _check_splits(splits, n):
@@ -69,7 +81,7 @@ def _check_splits(splits, n):
     if both := sets[0] & sets[1]: raise ValueError(f"splits: {len(both)} rows are in both lists, the first is {min(both)}.")
     return [list(map(int, o)) for o in splits]
 
-# %% ../nbs/10_dataloaders.ipynb #25296c87
+# %% ../nbs/10_dataloaders.ipynb #c81b1f16
 def _find_task(task, text_col, label_col, have, head, kwargs):
     "The task, made with its options out of `kwargs`, and its columns; `head` gives the first rows of some columns"
     cls = SequenceClassification if task is None else task_class(task)
@@ -90,7 +102,7 @@ def _labels(columns, label_col, train):
     def labels(missing=False):
         df = columns(_names(label_col))
         if not missing: _check_labels(df.isna().any(axis=1).to_numpy(), f"label_col={label_col!r}", len(df), df.index)
-        return df.iloc[list(train)]
+        return df.iloc[np.asarray(train)]
     return labels
 
 # %% ../nbs/10_dataloaders.ipynb #b5b56495
@@ -111,7 +123,13 @@ def make_block(
     config = load_hf_config(checkpoint, config_kwargs=config_kwargs)
     return HFTextBlock(config.model_type, config, load_hf_tokenizer(checkpoint, config, tokenizer_kwargs), **kwargs)
 
-# %% ../nbs/10_dataloaders.ipynb #466c94ea
+# %% ../nbs/10_dataloaders.ipynb #e0e3d0a7
+class _TextDataBlock(DataBlock):
+    "A `DataBlock` whose splits may be slices"
+    def datasets(self, source, verbose=False):
+        return Datasets(source, tfms=self._combine_type_tfms(), splits=self.splitter(source), dl_type=self.dl_type, n_inp=self.n_inp, verbose=verbose)
+
+# %% ../nbs/10_dataloaders.ipynb #fcd96e8c
 @delegates(HFTextBlock.__init__, but=['hf_arch', 'hf_config', 'hf_tokenizer', 'hf_model', 'task'])
 def _dataloaders(
     source, checkpoint, task, get_x, get_y, splits, y_block,
@@ -120,7 +138,9 @@ def _dataloaders(
     seed:int=None, # Fixes the shuffle
     val_bs:int=None, # Rows a validation batch; None for `bs`
     num_workers:int=0, # Processes that prepare batches
+    max_tokens:int=None, # Tokens a batch, padding included, in place of `bs`
     pool:int=50, # How many training batches are sorted by length together; 1 leaves them to chance
+    survey:bool=None, # Whether all rows are read beforehand; None for all but more than 100,000 rows to train on
     device=None, # Where the batches go; None for the GPU if there is one
     drop_last:bool=False, # Whether to leave out the last, partial training batch
     config_kwargs:dict=None, # Settings of the model's configuration to change, such as dropout
@@ -131,8 +151,9 @@ def _dataloaders(
     block_kwargs = {k: kwargs.pop(k) for k in _BLOCK_ARGS & set(kwargs)}
     block = make_block(checkpoint, config_kwargs, tokenizer_kwargs, task=task, **block_kwargs)
     targets = dict(blocks=(block,)) if y_block is None else dict(blocks=(block, y_block), get_y=get_y)
-    dblock = DataBlock(**targets, get_x=get_x, splitter=lambda _: splits)
-    return dblock.dataloaders(source, path=path, bs=bs, val_bs=val_bs, num_workers=num_workers, device=device, drop_last=drop_last, seed=seed, pool=pool, **kwargs)
+    dblock = _TextDataBlock(**targets, get_x=get_x, splitter=lambda _: splits)
+    return dblock.dataloaders(source, path=path, bs=bs, val_bs=val_bs, num_workers=num_workers, device=device, drop_last=drop_last, seed=seed,
+                             max_tokens=max_tokens, pool=pool, survey=survey, **kwargs)
 
 # %% ../nbs/10_dataloaders.ipynb #b129bfd8
 _LOADER_ARGS = set(inspect.signature(_dataloaders).parameters) - {'source', 'checkpoint', 'task', 'get_x', 'get_y', 'splits', 'y_block'}
@@ -204,7 +225,7 @@ def from_folder(cls:HFTextDataLoaders,
     y_block = task.y_block(_labels(labels.get, 'label', splits[0]))
     return _dataloaders(files, checkpoint, task, _read_text, parent_label, splits, y_block, path=path, seed=seed, **kwargs)
 
-# %% ../nbs/10_dataloaders.ipynb #82f46f38
+# %% ../nbs/10_dataloaders.ipynb #f7d165cd
 def _class_names(feature):
     "The names of the `ClassLabel` that `feature` is, or is a list of; None for other features"
     return getattr(getattr(feature, 'feature', feature), 'names', None)
@@ -214,66 +235,118 @@ def _named(value, names):
     if is_listy(value): return [_named(o, names) for o in value]
     return None if value is None or value < 0 else names[value]
 
-def _named_column(values, names):
-    "A column for pandas; names that are known become the categories of a categorical"
-    if names is None: return pd.Series(values)
-    values = [_named(o, names) for o in values]
-    return pd.Series(values) if values and is_listy(values[0]) else pd.Series(pd.Categorical(values, categories=names))
+def _all_class_names(features):
+    "The names of classes, by the columns that have some"
+    return {k: n for k,f in (features or {}).items() if (n := _class_names(f))}
 
-# %% ../nbs/10_dataloaders.ipynb #67fd4f96
+def _with_names(row, names):
+    "`row` with the names of its classes"
+    return row | {k: _named(row[k], n) for k,n in names.items() if k in row}
+
+def _column(ds, name, names):
+    "A column for pandas; names that are known become the categories of a categorical"
+    if not hasattr(ds.features[name], 'dtype'): return pd.Series([_named(o, names) if names else o for o in ds[name][:]]) # lists stay lists
+    column = ds.with_format('pandas')[name][:]
+    return column if names is None else pd.Series(pd.Categorical.from_codes(column.fillna(-1).astype(int).clip(lower=-1), names))
+
+def _columns(ds, cols):
+    "Some columns, with the names of classes"
+    names = _all_class_names(ds.features)
+    df = pd.DataFrame({c: _column(ds, c, names.get(c)) for c in cols})
+    df.attrs['names'] = {c: names[c] for c in cols if c in names}
+    return df
+
+# %% ../nbs/10_dataloaders.ipynb #af4e078c
 class DatasetItems:
     "A `datasets.Dataset` as fastai wants its items: an index gives a row, a list of them a selection"
     def __init__(self,
         ds:'Dataset', # Rows on disk
+        index=None, # The positions of those that are meant, in order; None for all
     ):
-        self.ds,self.names = ds,{k: n for k,f in ds.features.items() if (n := _class_names(f))}
+        self.ds,self.index = ds,np.arange(len(ds)) if index is None else np.asarray(index)
+        self._class_names,self._ahead = _all_class_names(ds.features),{}
 
     def _row(self, i):
-        row = self.ds[int(i)]
-        return row | {k: _named(row[k], n) for k,n in self.names.items()}
+        i = int(self.index[i])
+        return _with_names(self._ahead.pop(i, None) or self.ds[i], self._class_names)
+
+    def read_ahead(self, idxs):
+        "Read some rows at once, which will be asked for one by one"
+        idxs = self.index[np.asarray(idxs)].tolist()
+        columns = self.ds[idxs]
+        self._ahead = {i: dict(zip(columns, row, strict=True)) for i,row in zip(idxs, zip(*columns.values(), strict=True), strict=True)}
 
     @property
     def iloc(self): return self
-    def __len__(self): return len(self.ds)
+    def __len__(self): return len(self.index)
     def __iter__(self): return map(self._row, range(len(self)))
-    def __getitem__(self, i):
-        if isinstance(i, slice): i = range(len(self))[i]
-        return self._row(i) if np.ndim(i)==0 and not isinstance(i, range) else type(self)(self.ds.select(list(i)))
-    def columns(self,
-        cols:list, # Their names
-        n:int=None, # How many rows; None for all
-    ) -> pd.DataFrame:
-        "Some columns, with the names of classes"
-        ds = self.ds.select_columns(cols)
-        df = pd.DataFrame({c: _named_column(ds[c][:n], self.names.get(c)) for c in cols})
-        df.attrs['names'] = {c: self.names[c] for c in cols if c in self.names}
-        return df
+    def __getitem__(self, i): return type(self)(self.ds, self.index[i]) if isinstance(i, slice) or np.ndim(i) else self._row(i)
     def __repr__(self): return f"DatasetItems({self.ds!r})"
 
-# %% ../nbs/10_dataloaders.ipynb #700a0215
+# %% ../nbs/10_dataloaders.ipynb #f6bacece
 _VALID_NAMES = ('validation', 'valid', 'val', 'dev', 'test')
 
+def _joined(train, valid):
+    "Two splits as one dataset, and the rows of each"
+    from datasets import concatenate_datasets
+    return concatenate_datasets([train, valid]),(range(len(train)), range(len(train), len(train)+len(valid)))
+
 def _two_splits(dataset, train, valid, valid_pct, seed):
-    "The training and the validation rows of a `Dataset` or a `DatasetDict`"
+    "A `Dataset` with all rows of a `Dataset` or a `DatasetDict`, and the positions of those to train and to validate on"
     from datasets import Dataset, DatasetDict
     if isinstance(dataset, DatasetDict):
         if train not in dataset: raise ValueError(f"train={train!r} is not a split: there are {', '.join(map(repr, dataset))}.")
         if valid is None and valid_pct is None: valid = next((o for o in _VALID_NAMES if o in dataset), None)
         if valid is not None:
             if valid not in dataset: raise ValueError(f"valid={valid!r} is not a split: there are {', '.join(map(repr, dataset))}.")
-            return dataset[train],dataset[valid]
+            return _joined(dataset[train], dataset[valid])
         dataset = dataset[train]
     elif not isinstance(dataset, Dataset):
         raise ValueError(f"dataset={type(dataset).__name__}(...) is neither a datasets.Dataset nor a DatasetDict.")
     if not len(dataset): raise ValueError("dataset is empty: there is nothing to train on.")
-    idxs,valid_idxs = _random_splitter(valid_pct, seed)(range(len(dataset)))
-    return dataset.select(idxs),dataset.select(valid_idxs)
+    return dataset,_random_split(len(dataset), valid_pct, seed)
 
-# %% ../nbs/10_dataloaders.ipynb #39b1edba
+# %% ../nbs/10_dataloaders.ipynb #0b13b4ed
+def _streams(dataset, train, valid):
+    "The splits to train and to validate on where the first is a stream; else None"
+    from datasets import IterableDataset
+    if isinstance(dataset, IterableDataset):
+        raise ValueError("dataset is a lone stream, which cannot be split at random: pass a dict of two, such as dict(train=stream.skip(1000), valid=stream.take(1000)).")
+    if not isinstance(dataset, dict) or not isinstance(dataset.get(train), IterableDataset): return None
+    valid = valid or next((o for o in _VALID_NAMES if o in dataset), None)
+    if valid not in dataset: raise ValueError(f"valid={valid!r} is not a split: there are {', '.join(map(repr, dataset))}.")
+    return dataset[train],dataset[valid]
+
+def _rows_of(stream, n=None):
+    "A `Dataset` of the first `n` rows of a stream; of all for None"
+    from datasets import Dataset
+    return Dataset.from_list(list(itertools.islice(stream, n)), features=stream.features)
+
+class _NamedStream:
+    "The rows of a stream with the names of their classes"
+    def __init__(self, stream): self.stream,self.names = stream,_all_class_names(stream.features)
+    def __iter__(self): return (_with_names(o, self.names) for o in self.stream)
+    def set_epoch(self, epoch): self.stream.set_epoch(epoch)
+
+def _from_stream(cls, train, valid, checkpoint, n, kwargs):
+    "`DataLoaders` that train on the stream `train`"
+    from datasets import Dataset, DatasetDict
+    if n is None: n = getattr((train.info.splits or {}).get(str(train.split)), 'num_examples', None)
+    if not isinstance(n, Integral) or n < 1: raise ValueError(f"n={n!r}: say how many rows of the stream make an epoch, such as n=100_000.")
+    if unfit := {'max_tokens', 'survey'} & {k for k,v in kwargs.items() if v is not None}:
+        raise ValueError(f"{unfit.pop()} needs the lengths of all rows beforehand, which a stream does not give: pass bs.")
+    head = DatasetDict(train=_rows_of(train, 1000), valid=valid if isinstance(valid, Dataset) else _rows_of(valid))
+    dls = cls.from_dataset(head, checkpoint, **kwargs)
+    task = dls.hf_block.task
+    if type(task).prepare is not Task.prepare: raise ValueError(f"task={task.name!r} joins texts into blocks beforehand, which a stream does not allow: pass a Dataset, such as one of the rows of stream.take(100_000).")
+    dls.loaders[0] = dls.train.new(StreamSamples(_NamedStream(train), dls.train_ds, int(n)), prepared=True)
+    return dls
+
+# %% ../nbs/10_dataloaders.ipynb #39f5605d
 @patch(cls_method=True)
 @delegates(_dataloaders, but=['source', 'task', 'get_x', 'get_y', 'splits', 'y_block'])
 def from_dataset(cls:HFTextDataLoaders,
-    dataset:'Dataset|DatasetDict', # The data; it stays on disk
+    dataset:'Dataset|DatasetDict|IterableDatasetDict', # The data; it stays on disk, or comes as a stream
     checkpoint, # A name on the Hub, a local folder, or `HFObjects`
     text_col:str|tuple=None, # The column of texts, or two for pairs; None for what the task calls it, such as "text"
     label_col:str|tuple=None, # The column of targets, or several; None for what the task calls it, such as "label"
@@ -283,25 +356,30 @@ def from_dataset(cls:HFTextDataLoaders,
     valid_col:str=None, # For a single `Dataset`: a column that is True for validation rows
     valid_pct:float=None, # The share of rows to validate on, chosen at random; None for a split if there is one, else 0.2
     splits:tuple=None, # For a single `Dataset`, in place of these: the positions of the training rows, and of the validation rows
+    n:int=None, # How many rows an epoch has; None for all, where a stream knows how many that are
     seed:int=None, # Fixes the random split and the shuffle
     **kwargs
 ) -> DataLoaders:
     "From a `Dataset` or a `DatasetDict`, without copying it; raises `ValueError` for rows or columns that cannot be used"
-    from datasets import Dataset, DatasetDict, concatenate_datasets
+    from datasets import Dataset, DatasetDict
+    if (splits_of := _streams(dataset, train, valid)) is not None:
+        for k,v in dict(valid_col=valid_col, valid_pct=valid_pct, splits=splits).items():
+            if v is not None: raise ValueError(f"{k} is for rows that are all there: of streams, name the splits with train= and valid=.")
+        columns = dict(text_col=text_col, label_col=label_col, task=task, seed=seed)
+        return _from_stream(cls, *splits_of, checkpoint, n, columns | kwargs)
     if isinstance(dataset, DatasetDict) and (splits is not None or valid_col is not None):
         raise ValueError(f"{'valid_col' if splits is None else 'splits'} is for a single Dataset: of a DatasetDict, name the splits with train= and valid=.")
     if splits is not None and isinstance(dataset, Dataset):
-        parts = [dataset.select(o) for o in _check_splits(splits, len(dataset))]
+        splits = _check_splits(splits, len(dataset))
     elif valid_col is not None and isinstance(dataset, Dataset):
         _check_columns(dataset.column_names, valid_col=valid_col)
         is_valid = np.asarray(dataset[valid_col][:])
         _check_split(is_valid, valid_col)
-        parts = [dataset.select(np.flatnonzero(is_valid.astype(bool)==o)) for o in (False, True)]
-    else: parts = _two_splits(dataset, train, valid, valid_pct, seed)
-    first = DatasetItems(parts[0])
-    task,text_col,label_col = _find_task(task, text_col, label_col, parts[0].column_names, lambda cols: first.columns(cols, 1000), kwargs)
-    cols = list(dict.fromkeys([*_names(text_col), *_names(label_col)]))
-    items = DatasetItems(concatenate_datasets([o.select_columns(cols) for o in parts]))
-    n = len(parts[0])
-    y_block = None if label_col is None else task.y_block(_labels(items.columns, label_col, range(n)))
-    return _dataloaders(items, checkpoint, task, task.get_x(text_col), task.get_y(label_col), (range(n), range(n, len(items))), y_block, seed=seed, **kwargs)
+        splits = [np.flatnonzero(is_valid.astype(bool)==o) for o in (False, True)]
+    else: dataset,splits = _two_splits(dataset, train, valid, valid_pct, seed)
+    head = partial(_columns, dataset.select(splits[0][:1000]))
+    task,text_col,label_col = _find_task(task, text_col, label_col, dataset.column_names, head, kwargs)
+    dataset = dataset.select_columns(list(dict.fromkeys([*_names(text_col), *_names(label_col)])))
+    y_block = None if label_col is None else task.y_block(_labels(partial(_columns, dataset), label_col, splits[0]))
+    items,n_train = DatasetItems(dataset, np.concatenate(splits)),len(splits[0])
+    return _dataloaders(items, checkpoint, task, task.get_x(text_col), task.get_y(label_col), (slice(n_train), slice(n_train, None)), y_block, n=n, seed=seed, **kwargs)

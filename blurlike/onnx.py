@@ -29,7 +29,7 @@ from .inputs import check_options
 from .objects import first_line, forward_kwargs, needs
 from .tasks.base import get_block
 
-# %% ../nbs/12b_onnx.ipynb #5168eb3b
+# %% ../nbs/12b_onnx.ipynb #76d69578
 ONNX_FILES = ('onnx/model.onnx', 'onnx/model_quantized.onnx') # as other tools name them too, with weights of 32 bits and of 8
 
 class OnnxModel(nn.Module):
@@ -60,9 +60,9 @@ class OnnxModel(nn.Module):
     def extra_repr(self): return str(self.file)
 
     @property
-    def is_rounded(self) -> bool:
-        "Whether the weights have 8 bits"
-        return self.file.name==Path(ONNX_FILES[1]).name
+    def precision(self) -> str: # "fp32" or "int8"
+        "What the file computes in"
+        return 'int8' if self.file.name==Path(ONNX_FILES[1]).name else 'fp32'
 
     def save_pretrained(self,
         path:str|Path, # A folder

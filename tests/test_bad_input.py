@@ -19,7 +19,7 @@ from blurlike.all import (
     set_pad_token,
     token_lengths,
 )
-from blurlike.learner import check_precision
+from blurlike.precision import check_precision
 
 
 def from_df(df, hf=None, **kwargs): return HFTextDataLoaders.from_df(df, hf or make_objects(), **({'valid_col': 'is_valid'} | kwargs))

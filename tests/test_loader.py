@@ -5,14 +5,14 @@ import numpy as np
 import pytest
 import torch
 from conftest import make_objects, make_texts
-from datasets import Dataset
+from datasets import ClassLabel, Dataset
 from fastai.data.all import CategoryBlock, ColReader, ColSplitter, DataBlock
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from blurlike.all import HFInputs, HFTextBlock, HFTextDataLoaders, padding_share
-from blurlike.loader import bucketed_order
-from blurlike.predict import token_batches
+import blurlike.loader
+from blurlike.all import HFInputs, HFTextBlock, HFTextDataLoaders, hf_learner, padding_share
+from blurlike.loader import StreamSamples, bucketed_order, cut_batches, token_batches
 
 lengths = st.lists(st.integers(0, 300), max_size=400).map(np.array)
 
@@ -213,3 +213,134 @@ def test_a_batch_that_goes_between_processes_carries_tensors_alone(dls):
     assert isinstance(sent, HFInputs)
     assert {k: v.tolist() for k,v in sent.items()} == {k: v.tolist() for k,v in batch.items()}
     assert sent.hf_block is sent.encoding is None
+
+
+def batch_sizes(dl): return [tuple(x['input_ids'].shape) for x,_ in dl]
+
+
+@given(lengths, st.integers(300, 2000), st.integers(1, 60), st.integers(0, 2**32-1))
+def test_token_budgets_order_every_row_exactly_once_and_are_found_again_by_cutting(lengths, max_tokens, pool, seed):
+    order = bucketed_order(lengths, None, np.random.default_rng(seed), pool, max_tokens=max_tokens)
+    assert sorted(order) == list(range(len(lengths)))
+    batches = [lengths[order[o]] for o in cut_batches(lengths[order], max_tokens)]
+    assert all(len(b)*b.max() <= max_tokens for b in batches)
+    assert all((len(b)+1)*b.max() > max_tokens for b in batches[:-1]) or not any(b.max() for b in batches)
+
+
+@settings(max_examples=10, deadline=None)
+@given(n=st.integers(2, 60), max_tokens=st.integers(120, 600), seed=st.integers(0, 1000))
+def test_an_epoch_of_token_budgets_shows_every_row_once_and_knows_how_many_batches_it_has(n, max_tokens, seed):
+    df = make_texts(n+1, seed).assign(is_valid=[i==n for i in range(n+1)])
+    df.loc[n, 'label'] = 'bad'
+    dls = HFTextDataLoaders.from_df(df, make_objects(), valid_col='is_valid', max_tokens=max_tokens, seed=seed, device='cpu')
+    for _ in range(2):
+        n_batches,batches = len(dls.train),list(dls.train)
+        assert sorted(t for x,_ in batches for t in dls.hf_block.decode(x)) == sorted(df.text[:n])
+        assert len(batches) == n_batches
+        assert all(x['input_ids'].numel() <= max_tokens for x,_ in batches)
+
+
+def test_token_budgets_are_the_same_with_the_same_seed_and_with_workers(df, hf):
+    def epochs(**kwargs):
+        dl = HFTextDataLoaders.from_df(df, hf, valid_col='is_valid', max_tokens=200, seed=3, **kwargs).train
+        return [rows(dl) for _ in range(2)]
+    assert epochs() == epochs() == epochs(num_workers=2)
+
+
+def test_predictions_of_token_budgets_come_in_the_callers_order(df, hf):
+    learn = hf_learner(HFTextDataLoaders.from_df(df, hf, valid_col='is_valid', max_tokens=150, seed=0), hf.model)
+    small = hf_learner(HFTextDataLoaders.from_df(df, hf, valid_col='is_valid', bs=1, seed=0), hf.model)
+    assert torch.allclose(learn.get_preds()[0], small.get_preds()[0], atol=1e-5)
+    learn.fit(1)
+    assert len(learn.recorder.losses) == sum(1 for _ in learn.recorder.lrs)
+
+
+def test_a_token_budget_below_the_longest_row_names_the_row(df, hf):
+    df = df.copy()
+    df.loc[7, 'text'] = 'word ' * 60
+    df.index = [f'row-{i}' for i in range(len(df))]
+    with pytest.raises(ValueError, match=r"max_tokens=30: row 'row-7' has \d+ tokens"):
+        HFTextDataLoaders.from_df(df, hf, splits=(range(40), range(40, 100)), max_tokens=30)
+    assert len(HFTextDataLoaders.from_df(df, hf, splits=(range(40), range(40, 100)), max_tokens=30, max_length=30).train)
+
+
+@pytest.mark.parametrize('options, problem', [(dict(max_tokens=0), 'max_tokens=0'), (dict(max_tokens=100, drop_last=True), 'drop_last=True'),
+                                              (dict(max_tokens=100, survey=False), 'max_tokens=100 needs the lengths'), (dict(bs=None), 'bs=None')])
+def test_loader_options_that_contradict_each_other_are_refused(options, problem, df, hf):
+    with pytest.raises(ValueError, match=problem): HFTextDataLoaders.from_df(df, hf, valid_col='is_valid', **options)
+
+
+@pytest.mark.parametrize('num_workers', [0, 2])
+def test_rows_that_are_read_pool_by_pool_come_once_and_by_similar_length(num_workers, hf):
+    df = make_texts(700).assign(is_valid=[i >= 680 for i in range(700)])
+    dls = HFTextDataLoaders.from_df(df, hf, valid_col='is_valid', bs=8, pool=20, survey=False, seed=1, num_workers=num_workers)
+    assert dls.train.token_lengths is None
+    epochs = [list(dls.train) for _ in range(2)]
+    for batches in epochs:
+        assert sorted(t for x,_ in batches for t in dls.hf_block.decode(x)) == sorted(df.text[:680])
+        assert len(batches) == len(dls.train) == 85
+        assert padding_share(batches) < padding_share(dls.train.new(survey=True, shuffle=False, sort=False))/2
+    assert [x['input_ids'].tolist() for x,_ in epochs[0]] != [x['input_ids'].tolist() for x,_ in epochs[1]]
+
+
+def test_a_wrong_row_is_named_when_its_pool_is_read(df, hf):
+    df = df.copy()
+    df.loc[5, 'text'] = None
+    dls = HFTextDataLoaders.from_df(df, hf, splits=(range(80), range(80, 100)), bs=8, survey=False)
+    with pytest.raises(ValueError, match='the first is row 5: the text is'): list(dls.train)
+
+
+def test_many_rows_are_not_read_beforehand(df, hf, monkeypatch):
+    monkeypatch.setattr(blurlike.loader, 'SURVEYED', 50)
+    dls = HFTextDataLoaders.from_df(df, hf, valid_col='is_valid', bs=8)
+    assert (dls.train.token_lengths is None, dls.valid.token_lengths is None) == (True, False)
+    assert dls.truncation_report().loc['train', 'rows'] == 80
+
+
+@pytest.fixture
+def streams(df):
+    ds = Dataset.from_pandas(df[['text', 'label']]).cast_column('label', ClassLabel(names=['good', 'bad']))
+    return ds.to_iterable_dataset(num_shards=4).skip(20), ds.select(range(20))
+
+
+def test_a_stream_shows_every_row_once_an_epoch(streams, hf, df):
+    dls = HFTextDataLoaders.from_dataset(dict(train=streams[0], valid=streams[1]), hf, n=100, bs=8, pool=3, seed=0)
+    for _ in range(2): assert sorted(t for x,_ in dls.train for t in dls.hf_block.decode(x)) == sorted(df.text[20:])
+    assert len(dls.train) == 13
+    assert dls.vocab == ['good', 'bad']
+    dls.one_batch()
+    dls.show_batch(show=False)
+
+
+def test_a_learner_trains_on_a_stream(streams, hf):
+    learn = hf_learner(HFTextDataLoaders.from_dataset(dict(train=streams[0], test=streams[1]), hf, n=80, bs=8, seed=0), hf.model)
+    learn.fit_one_cycle(2, 1e-3)
+    assert len(learn.recorder.losses) == 20
+    assert len(learn.hf_predict(['a text'])) == 1
+    pickle.loads(pickle.dumps(learn.dls.new_empty()))
+
+
+def test_a_stream_that_shuffles_itself_does_so_anew_each_epoch(streams, hf):
+    told = []
+    class Stream:
+        def __iter__(self): return iter([])
+        def set_epoch(self, epoch): told.append(epoch)
+    samples = StreamSamples(Stream(), type('Datasets', (), dict(tls=[]))(), 1)
+    samples.epoch(), samples.epoch(looking=True), samples.epoch()
+    assert told == [0, 1, 1]
+
+
+@pytest.mark.parametrize('options, problem', [(dict(), 'n=None: say how many rows'), (dict(n=110), r'the first is row 100: the stream ends'),
+                                              (dict(n=80, num_workers=2), 'num_workers=2: a stream is read in its order'), (dict(n=80, max_tokens=100), 'max_tokens needs the lengths'), (dict(n=80, valid_pct=.2), 'valid_pct is for rows that are all there'),
+                                              (dict(n=80, valid='dev'), "valid='dev' is not a split"), (dict(n=80, label_col=None, task='masked-lm'), "task='masked-lm' joins texts")])
+def test_what_a_stream_cannot_do_is_said(options, problem, streams, hf):
+    with pytest.raises(ValueError, match=problem): list(HFTextDataLoaders.from_dataset(dict(train=streams[0], valid=streams[1]), hf, bs=8, **options).train)
+
+
+def test_a_lone_stream_is_to_be_split(streams, hf):
+    with pytest.raises(ValueError, match='lone stream'): HFTextDataLoaders.from_dataset(streams[0], hf)
+
+
+def test_rows_on_disk_are_named_by_their_place_in_the_dataset(df, hf):
+    ds = Dataset.from_pandas(df[['text', 'label']].assign(text=[None if i==33 else o for i,o in enumerate(df.text)]))
+    with pytest.raises(ValueError, match='row 33'): HFTextDataLoaders.from_dataset(ds, hf, splits=([*range(20, 100)], [*range(20)]))

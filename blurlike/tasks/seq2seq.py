@@ -6,7 +6,7 @@
 __all__ = ['TextTarget', 'TextTargetize', 'TextTargetBlock', 'Seq2Seq', 'Summarization', 'Translation', 'check_generation',
            'Written', 'GenerationMetric', 'generated_texts', 'ExactMatch', 'Rouge', 'SacreBLEU', 'ChrF']
 
-# %% ../../nbs/03e_tasks.seq2seq.ipynb #275c13a6
+# %% ../../nbs/03e_tasks.seq2seq.ipynb #86aa9d5f
 import json
 from numbers import Integral
 
@@ -21,7 +21,7 @@ from transformers import AutoModelForSeq2SeqLM, GenerationConfig
 
 from ..inputs import HFInputs, check_options
 from ..objects import model_skeleton, position_limit, tokenizer_limit
-from ..predict import evaluating
+from ..precision import evaluating
 from .base import Task, TokenCrossEntropy, some
 
 # %% ../../nbs/03e_tasks.seq2seq.ipynb #9d3fc023

@@ -1,0 +1,68 @@
+"Fewer bits say nearly the same, and what a device or a model cannot do is said."
+import pytest
+import torch
+from conftest import make_objects
+
+from blurlike.all import HFTextDataLoaders, hf_learner
+from blurlike.precision import evaluating, in_int8
+
+TOLERANCE = dict(fp32=0, bf16=0.02, int8=0.1)
+
+
+def probs(learn, texts, precision=None): return torch.tensor([o['probs'] for o in learn.hf_predict(texts, precision=precision)])
+
+
+@pytest.mark.parametrize('precision', TOLERANCE)
+def test_fewer_bits_agree_with_the_weights(precision, learn, df):
+    learn.fit(3, 1e-3)
+    off = (probs(learn, df.text.tolist(), precision) - probs(learn, df.text.tolist())).abs().max()
+    assert off <= TOLERANCE[precision]
+    assert precision == 'fp32' or off > 0
+
+
+def test_the_model_is_as_it_was(learn, df):
+    before = {k: v.clone() for k,v in learn.model.state_dict().items()}
+    learn.model.train()
+    for o in TOLERANCE: learn.hf_predict(df.text.tolist(), precision=o)
+    assert learn.model.training
+    assert all(torch.equal(v, before[k]) for k,v in learn.model.state_dict().items())
+    learn.fit(1)
+
+
+def test_the_copy_in_8_bits_is_made_once_and_anew_for_other_weights(learn, df):
+    texts = df.text.tolist()
+    copy = in_int8(learn.model)
+    assert in_int8(learn.model) is copy
+    old = probs(learn, texts, 'int8')
+    learn.fit(2, 1e-2)
+    assert in_int8(learn.model) is not copy
+    assert (probs(learn, texts, 'int8') - probs(learn, texts)).abs().max() < (old - probs(learn, texts)).abs().max()
+
+
+@pytest.mark.parametrize('arch', ['distilbert', 'roberta', 'deberta-v2', 'albert', 'electra', 'mpnet', 'xlnet', 'opt', 'llama'])
+def test_architectures_predict_in_8_bits(arch, df):
+    hf = make_objects(arch)
+    learn = hf_learner(HFTextDataLoaders.from_df(df, hf, valid_col='is_valid', bs=8), hf.model)
+    assert (probs(learn, df.text.tolist(), 'int8') - probs(learn, df.text.tolist())).abs().max() < 0.1
+
+
+def test_a_precision_that_does_not_exist_is_named(learn):
+    with pytest.raises(ValueError, match="precision='int4' is not one of 'fp32', 'bf16', 'fp16', 'int8'"): learn.hf_predict('a text', precision='int4')
+
+
+def test_8_bits_need_a_cpu_and_linear_layers(learn):
+    with pytest.raises(ValueError, match="Embedding has no linear layers"): in_int8(torch.nn.Embedding(2, 2))
+    with pytest.raises(ValueError, match="precision='int8' is for the CPU, and the model is on meta"): in_int8(torch.nn.Linear(2, 2, device='meta'))
+
+
+def test_a_precision_that_the_device_cannot_do_is_said(learn, monkeypatch):
+    def refuse(*args, **kwargs): raise RuntimeError('no such kernel')
+    monkeypatch.setattr(torch, 'autocast', refuse)
+    with pytest.raises(ValueError, match=r"precision='bf16' is not possible on cpu \(no such kernel\)"), evaluating(learn.model, 'bf16'): pass
+
+
+def test_a_model_of_a_precision_of_its_own_keeps_it():
+    model = torch.nn.Linear(2, 2)
+    model.precision = 'fp32'
+    with pytest.raises(ValueError, match="was exported in 'fp32'"), evaluating(model, 'int8'): pass
+    with evaluating(model, 'fp32') as m: assert m is model
