@@ -35,8 +35,8 @@ readme: $(STAMP)       ## Write README.md from nbs/index.ipynb
 docs: $(STAMP)         ## Build the site into _docs
 	$(BIN)/python tools/docs.py
 
-bench: $(STAMP)        ## Compare the speed of training with Trainer and a bare loop
-	HF_HUB_OFFLINE=1 $(BIN)/python -m blurlike.bench
+bench: $(STAMP)        ## Compare speeds with Trainer, pipeline and bare loops; FULL=1 for hours, ONLY=training,prediction for some
+	HF_HUB_OFFLINE=1 $(BIN)/python -m benchmarks.speed $(if $(FULL),--full) $(if $(ONLY),--only "$(ONLY)")
 
 lint: $(STAMP)         ## Check tests/, tools/, benchmarks/ and setup.py with ruff
 	$(BIN)/ruff check tests tools setup.py benchmarks

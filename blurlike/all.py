@@ -22,6 +22,7 @@ from blurlike.inputs import HFInputs, padding_share, plot_token_lengths, token_l
 from blurlike.learner import HFMixedPrecision, build_model, hf_adamw, hf_learner
 from blurlike.load import load_hf_learner
 from blurlike.loader import HFDataLoader
+from blurlike.memory import find_batch_size
 from blurlike.objects import (
     HFObjects,
     forward_args,

@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['resolve_max_length', 'HFTextBlock']
 
-# %% ../nbs/05_block.ipynb #c18c47b9
+# %% ../nbs/05_block.ipynb #e1571d57
 import inspect
+from contextlib import contextmanager
 from numbers import Integral
 from typing import TYPE_CHECKING
 
@@ -17,7 +18,7 @@ from fastai.torch_basics import is_listy, patch
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from . import export, hub, onnx, predict, show # noqa: F401  whoever has a block, unpickled ones included, can show, predict, save, export and push
-from .inputs import HFInputs, by_window, check_options, decode_texts, text_columns, token_lengths
+from .inputs import HFInputs, by_window, check_options, decode_texts, encoded_ahead, text_columns, token_lengths, without_offsets
 from .loader import HFDataLoader
 from .objects import forward_args, model_skeleton, position_limit, set_pad_token, tokenizer_limit
 from .tasks.base import Task, all_tasks, get_task, infer_task, task_options
@@ -143,14 +144,32 @@ def settle_task(self:HFTextBlock,
     self.task,self.task_is_settled = self.task if cls is None else cls(),True
     self._take_from_task()
 
-# %% ../nbs/05_block.ipynb #db2f0bb9
+# %% ../nbs/05_block.ipynb #03b6f76d
+HFTextBlock._ahead = None # Encodings of texts to come
+
+@patch(as_prop=True)
+def _ids_alone(self:HFTextBlock): return not self.task.needs_offsets and 'return_offsets_mapping' not in self.tok_kwargs
+
+@patch
+@contextmanager
+def tokenized_ahead(self:HFTextBlock,
+    samples:list, # `(x,)` or `(x, y)` tuples
+):
+    "Inside, `encode` knows the tokens of `samples`, which come from one call of the tokenizer"
+    if self._ids_alone and not self.windows:
+        truncation = self.truncation if self.max_length else False
+        self._ahead = encoded_ahead(self.task.texts_to_encode(samples), self.hf_tokenizer, truncation=truncation, max_length=self.max_length, verbose=False, **self.tok_kwargs)
+    try: yield
+    finally: self._ahead = None
+
 @patch
 def _tokenize(self:HFTextBlock, samples, truncation=None, stride=None):
     truncation = (truncation or self.truncation) if self.max_length else False
     if self.windows:
         truncation = 'only_second' if isinstance(samples[0], tuple) and truncation in (True, 'longest_first') else truncation
         windows = dict(return_overflowing_tokens=True, stride=self.stride if stride is None else stride)
-    enc = self.hf_tokenizer(*text_columns(samples), padding=self.padding, truncation=truncation, max_length=self.max_length,
+    tokenizer = without_offsets(self.hf_tokenizer, self._ahead) if self._ids_alone else self.hf_tokenizer
+    enc = tokenizer(*text_columns(samples), padding=self.padding, truncation=truncation, max_length=self.max_length,
         is_split_into_words=_are_words(samples), pad_to_multiple_of=self.pad_to_multiple_of, verbose=False,
         **self.tok_kwargs, **(windows if self.windows else {}))
     try: enc.update({k: torch.from_numpy(np.array(v, dtype=np.int64)) for k,v in enc.items()})

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['HFOptimWrapper', 'hf_adamw', 'HFMixedPrecision', 'build_model', 'hf_learner']
 
-# %% ../nbs/09_learner.ipynb #df05f9be
+# %% ../nbs/09_learner.ipynb #a6120ff4
 from functools import partial
 
 import fastai.callback.all # noqa: F401  `fit_one_cycle`, `lr_find`, `summary` and the progress bar
@@ -13,7 +13,7 @@ import torch
 from fastai.callback.fp16 import MixedPrecision
 from fastai.callback.training import GradientClip
 from fastai.learner import Learner
-from fastai.optimizer import OptimWrapper, set_item_pg
+from fastai.optimizer import OptimWrapper, detuplify_pg, set_item_pg
 from fastai.torch_basics import L, delegates
 from torch.amp import GradScaler, autocast
 
@@ -23,7 +23,7 @@ from .precision import DTYPES, check_precision
 from .splitter import hf_splitter
 from .tasks.base import get_block
 
-# %% ../nbs/09_learner.ipynb #cb58e4b8
+# %% ../nbs/09_learner.ipynb #312fada0
 class HFOptimWrapper(OptimWrapper):
     "An `OptimWrapper` whose groups each have a part that weight decay leaves alone"
     def __init__(self,
@@ -46,10 +46,16 @@ class HFOptimWrapper(OptimWrapper):
     def hypers(self): return [self._named(decayed) for decayed,_ in self._pairs()]
 
     def _named(self, pg):
-        "A group's settings by fastai's names; several times a step, so without `detuplify_pg`, which asks each for its type by `typing`"
-        cells = ((k, v) for k,v in pg.items() if k != 'params')
-        flat = (o for k,v in cells for o in ([(f'{k}__{i}', x) for i,x in enumerate(v)] if isinstance(v, (tuple, list)) else [(k, v)]))
-        return {self.fwd_map.get(k, k): v for k,v in flat}
+        "A group's settings by fastai's names"
+        return {name: pg[k] if i is None else pg[k][i] for name,k,i in self._places}
+
+    @property
+    def _places(self):
+        "Where each setting stands: looked up once, since every step asks for all of them several times"
+        if not hasattr(self, '_found'):
+            found = ((k, k.rsplit('__', 1)) for k in detuplify_pg(self.opt.param_groups[0]))
+            self._found = [(self.fwd_map[k], o[0], int(o[1]) if len(o) > 1 else None) for k,o in found]
+        return self._found
 
     def _set_hyper(self, k, v):
         for (decayed,plain),v_ in zip(self._pairs(), v, strict=True):

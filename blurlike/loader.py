@@ -6,13 +6,16 @@
 __all__ = ['LOADER_OPTIONS', 'SURVEYED', 'cut_batches', 'token_batches', 'bucketed_order', 'FrameRows', 'SampleReader',
            'StreamRows', 'StreamSamples', 'HFDataLoader', 'read_rows', 'row_reader']
 
-# %% ../nbs/04_loader.ipynb #2f9954bb
+# %% ../nbs/04_loader.ipynb #6bd04a7c
 import inspect
 import itertools
+import multiprocessing
 import os
 import random
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from copy import copy
+from inspect import isfunction
+from multiprocessing.reduction import ForkingPickler
 from numbers import Integral
 from operator import itemgetter
 
@@ -330,14 +333,23 @@ def __len__(self:HFDataLoader):
         return len(self._cut(self.get_idxs()))
     finally: self.rng = rng
 
-# %% ../nbs/04_loader.ipynb #d3417b9d
+# %% ../nbs/04_loader.ipynb #c65c22d8
 @patch
 def create_batches(self:HFDataLoader,
     groups, # From `sample`
 ): # Yields `(HFInputs, targets)`
     "The batches of each group of rows"
     batches = itertools.chain.from_iterable(map(self._of_pool, groups)) if self._pooled else map(self._samples, groups)
-    yield from map(self.do_batch, filter(None, batches))
+    for some in self._together(filter(None, batches)):
+        with self.hf_block.tokenized_ahead([o for b in some for o in b]) if len(some) > 1 else nullcontext(): yield from map(self.do_batch, some)
+
+@patch
+def _together(self:HFDataLoader, batches):
+    "One batch, then two, then four, up to a pool of them; one by one in worker processes, whose tokenizers have no threads"
+    n = 1
+    while some := list(itertools.islice(batches, n)):
+        yield some
+        if not self.fake_l.num_workers: n = min(2*n, self.pool)
 
 @patch
 def _samples(self:HFDataLoader, idxs):
@@ -426,7 +438,41 @@ def _one_pass(self:HFDataLoader):
     if self.n != 0: return super(HFDataLoader, self)._one_pass()
     self._n_inp,self._types = 1,{}
 
-# %% ../nbs/04_loader.ipynb #4dd3cb1d
+# %% ../nbs/04_loader.ipynb #b423e8a1
+def _can_pickle(o):
+    try: return bool(ForkingPickler.dumps(o))
+    except Exception: return False
+
+def _parts(o, path):
+    "What `o` is made of, by the path to it"
+    if isinstance(o, dict): return {f'{path}[{k!r}]': v for k,v in o.items()}
+    if isinstance(o, (list, tuple)): return {f'{path}[{i}]': v for i,v in enumerate(o)}
+    return {} if isfunction(o) else {f'{path}.{k}': v for k,v in getattr(o, '__dict__', {}).items()}
+
+def _unpicklable(o, path, seen=()):
+    "The path to the innermost part of `o` that cannot be pickled, and that part"
+    seen = (*seen, o)
+    for name,part in _parts(o, path).items():
+        if not any(getattr(part, '__self__', part) is x for x in seen) and not _can_pickle(part): return _unpicklable(part, name, seen)
+    return path,o
+
+@contextmanager
+def _told_what_cannot_be_sent(dl):
+    "Raise `ValueError` that names what keeps `dl` from worker processes"
+    try: yield
+    except Exception as e:
+        method = multiprocessing.get_start_method()
+        if not dl.fake_l.num_workers or method=='fork' or _can_pickle(dl.fake_l): raise
+        path,part = _unpicklable(dl, 'dl')
+        raise ValueError(f"num_workers={dl.fake_l.num_workers}: {path} is {_source(part)}, which cannot be sent to a process that {method} starts: "
+                         "use a function defined at the top level of a module, or num_workers=0.") from e
+
+def _source(o):
+    "The line that made a function, or what `o` looks like"
+    try: return f'`{inspect.getsource(o).strip().splitlines()[0]:.80}`'
+    except (OSError, TypeError): return f'{o!r:.80}'
+
+# %% ../nbs/04_loader.ipynb #f906fe8c
 @contextmanager
 def _tokenizers_may_fork(num_workers):
     "Let worker processes start without the threads of this process's tokenizer"
@@ -446,7 +492,7 @@ def _as_inputs(self:HFDataLoader, b):
 @patch
 def __iter__(self:HFDataLoader):
     batches = super(HFDataLoader, self).__iter__()
-    with _tokenizers_may_fork(self.fake_l.num_workers): b = next(batches, None)
+    with _tokenizers_may_fork(self.fake_l.num_workers),_told_what_cannot_be_sent(self): b = next(batches, None)
     if b is None: return
     yield self._as_inputs(b)
     yield from map(self._as_inputs, batches)

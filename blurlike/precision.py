@@ -40,8 +40,16 @@ def best_precision(
         device.type=='cpu' and torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported())
     return 'bf16' if fast else 'fp32'
 
-# %% ../nbs/08a_precision.ipynb #b831019e
+# %% ../nbs/08a_precision.ipynb #e48c63c7
 _COPIES = WeakKeyDictionary() # models, and the state of their weights with the copy that was made of them
+
+def _int8_linear():
+    "PyTorch's class of dynamically quantized layers, which uses all bits that the processor has instructions for"
+    from torch.ao.nn.quantized.dynamic import Linear # here, since it takes long and few need it
+    class Int8Linear(Linear):
+        reduce_range = not torch.cpu._is_vnni_supported()
+        def forward(self, x): return torch.ops.quantized.linear_dynamic(x.float(), self._packed_params._packed_params, reduce_range=self.reduce_range).to(x.dtype)
+    return Int8Linear
 
 def in_int8(
     model:nn.Module, # A model on the CPU
@@ -54,7 +62,7 @@ def in_int8(
         raise ValueError(f"precision='int8': {type(model).__name__} has no linear layers whose weights could be rounded: use precision='fp32'.")
     state = _glimpse(model)
     if model not in _COPIES or not torch.equal(_COPIES[model][0], state):
-        try: _COPIES[model] = state,quantize_dynamic(model.eval(), {nn.Linear: per_channel_dynamic_qconfig})
+        try: _COPIES[model] = state,quantize_dynamic(model.eval(), {nn.Linear: per_channel_dynamic_qconfig}, mapping={nn.Linear: _int8_linear()})
         except RuntimeError as e: raise ValueError(f"precision='int8' is not possible here ({first_line(e)}): use precision='fp32'.") from e
     return _COPIES[model][1]
 

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 import blurlike.loader
 from blurlike.all import HFInputs, HFTextBlock, HFTextDataLoaders, hf_learner, padding_share
+from blurlike.inputs import encoded_ahead, text_columns, without_offsets
 from blurlike.loader import StreamSamples, bucketed_order, cut_batches, token_batches
 
 lengths = st.lists(st.integers(0, 300), max_size=400).map(np.array)
@@ -344,3 +345,29 @@ def test_a_lone_stream_is_to_be_split(streams, hf):
 def test_rows_on_disk_are_named_by_their_place_in_the_dataset(df, hf):
     ds = Dataset.from_pandas(df[['text', 'label']].assign(text=[None if i==33 else o for i,o in enumerate(df.text)]))
     with pytest.raises(ValueError, match='row 33'): HFTextDataLoaders.from_dataset(ds, hf, splits=([*range(20, 100)], [*range(20)]))
+
+
+@settings(max_examples=20, deadline=None)
+@given(texts=st.lists(st.text(st.characters(categories=['L', 'P', 'Z']), max_size=60), min_size=1, max_size=12), pairs=st.booleans(), max_length=st.integers(6, 20), side=st.sampled_from(['left', 'right']))
+def test_texts_tokenized_ahead_are_those_tokenized_by_batch(texts, pairs, max_length, side):
+    tokenizer = make_objects().tokenizer
+    tokenizer.padding_side = side
+    if pairs: texts = list(zip(texts, texts[::-1], strict=True))
+    kwargs = dict(truncation=True, max_length=max_length)
+    ahead = encoded_ahead(texts, tokenizer, **kwargs)
+    for i in range(0, len(texts), 3):
+        columns = text_columns(texts[i:i+3])
+        assert without_offsets(tokenizer, ahead)(*columns, padding=True, **kwargs).data == tokenizer(*columns, padding=True, **kwargs).data
+
+
+def test_what_was_tokenized_ahead_in_another_way_is_not_used():
+    tokenizer,text = make_objects().tokenizer,'a much longer text than eight tokens can hold of it'
+    ahead = encoded_ahead([text], tokenizer, truncation=True, max_length=8)
+    assert without_offsets(tokenizer, ahead)([text]).data == tokenizer([text]).data
+    assert len(ahead) == 1
+
+
+def test_tasks_that_ask_where_tokens_stand_are_told(df, hf):
+    for task in ('token-classification', 'question-answering', 'sequence-classification'):
+        block = HFTextBlock(*hf[:3], task=task)
+        assert block._ids_alone == (task == 'sequence-classification')

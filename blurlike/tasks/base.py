@@ -121,12 +121,13 @@ def check_model(self:Task,
 ):
     "Raise `ValueError` if `model` does not fit the data"
 
-# %% ../../nbs/02_tasks.base.ipynb #aa6b0ed8
+# %% ../../nbs/02_tasks.base.ipynb #749234f0
 Task.windows = False # Whether a text that is longer than `max_length` becomes several windows, rather than being cut
 Task.stride = 0 # How many tokens neighbouring windows share
 Task.truncation = True # As the tokenizer's
 Task.is_split_into_words = False # Whether a text is a list of words
 Task.notes = () # What `encode` notes beside the model's inputs: "sequence_ids", "word_ids", "offsets"
+Task.needs_offsets = True # Whether predictions are decoded by where tokens stand in the text; without, tokenizing is faster
 
 # %% ../../nbs/02_tasks.base.ipynb #ba5a08be
 Task.text_col = 'text' # The column, or a tuple of columns, of the texts
@@ -189,7 +190,7 @@ def example(self:Task,
     "What `hf_predict` or `hf_generate` may be given"
     return 'Here stands a text.'
 
-# %% ../../nbs/02_tasks.base.ipynb #2663ace7
+# %% ../../nbs/02_tasks.base.ipynb #bd9a8a21
 @patch
 def set_up(self:Task,
     block, # The `HFTextBlock` that takes the task
@@ -219,6 +220,13 @@ def prepare(self:Task,
 ): # What batches are made of, with `len` and an index
     "The dataset to make batches of"
     return dataset
+
+@patch
+def texts_to_encode(self:Task,
+    samples:list, # `(x,)` or `(x, y)` tuples
+) -> list:
+    "What `collate` will encode, for those who tokenize ahead"
+    return [o[0] for o in samples]
 
 @patch
 def problem(self:Task,
@@ -536,9 +544,10 @@ def check_head(
         raise ValueError(f"The model has num_labels={model.config.num_labels}, but {why}: build it with config_kwargs={{'num_labels': {kwargs['num_labels']}}}.")
     for k in set(kwargs) - {'num_labels'}: setattr(model.config, k, kwargs[k])
 
-# %% ../../nbs/02_tasks.base.ipynb #36d2851e
+# %% ../../nbs/02_tasks.base.ipynb #dd35dd80
 class PooledWindows:
     "For tasks with one answer a text, however many windows it has"
+    needs_offsets = False
     def __init__(self,
         pooling:str='mean', # How the logits of a text's windows become one: "mean" or "max"
     ):

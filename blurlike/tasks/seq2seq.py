@@ -38,7 +38,7 @@ def TextTargetBlock(): # A fastai block
     "A `TransformBlock` for targets that are texts"
     return TransformBlock(type_tfms=TextTargetize)
 
-# %% ../../nbs/03e_tasks.seq2seq.ipynb #ac9de69b
+# %% ../../nbs/03e_tasks.seq2seq.ipynb #f75a9460
 class Seq2Seq(Task):
     "A text for each text, by cross-entropy over its tokens"
     name = 'text2text-generation'
@@ -46,6 +46,7 @@ class Seq2Seq(Task):
     auto_model = AutoModelForSeq2SeqLM
     label_col = 'target'
     generates = writes_answers = True
+    needs_offsets = False
     answer = 'generated_text' # The name of the text in what `hf_generate` returns
     longest = 0 # Tokens of the longest target that was read
 
@@ -208,7 +209,7 @@ def check_model(self:Seq2Seq,
         config.update(**{'forced_bos_token_id' if first else 'decoder_start_token_id': lang})
     config.update(**given)
 
-# %% ../../nbs/03e_tasks.seq2seq.ipynb #33bf63fd
+# %% ../../nbs/03e_tasks.seq2seq.ipynb #400855a6
 @patch
 def with_prefix(self:Seq2Seq,
     samples:list, # Texts, pairs or lists of words
@@ -216,6 +217,13 @@ def with_prefix(self:Seq2Seq,
     "`samples` with the task's prefix"
     def one(o): return (one(o[0]), *o[1:]) if isinstance(o, tuple) else self.prefix + o if isinstance(o, str) else [*self.prefix.split(), *o]
     return [one(o) for o in samples] if self.prefix else samples
+
+@patch
+def texts_to_encode(self:Seq2Seq,
+    samples:list, # `(x,)` or `(x, y)` tuples
+) -> list:
+    "What `collate` will encode, for those who tokenize ahead"
+    return self.with_prefix([o[0] for o in samples])
 
 @patch
 def target_ids(self:Seq2Seq,

@@ -1,0 +1,52 @@
+"""Measure, print and write down how fast blurlike is.
+
+    python -m benchmarks.speed
+    python -m benchmarks.speed --full --only training,prediction
+"""
+import sys
+from contextlib import redirect_stdout
+from types import ModuleType
+from typing import NamedTuple
+
+from fastcore.script import call_parse
+
+from . import data, fixed, generation, prediction, training
+from .common import section_text, write_section
+
+ROUNDS = 5
+
+class Section(NamedTuple):
+    "A module that measures, and how much of it"
+    module: ModuleType
+    quick: dict
+    full: dict
+
+SECTIONS = {
+    'training': Section(training, dict(short=320, mixed=160, held_out=200), dict(short=1000, mixed=500, held_out=400)),
+    'prediction': Section(prediction, dict(texts=120, train=320), dict(texts=400, train=4000)),
+    'data': Section(data, dict(rows=1000, sizes=(10_000, 100_000)), dict(rows=8000, sizes=(10_000, 100_000, 1_000_000))),
+    'fixed': Section(fixed, dict(calls=50, steps=50), dict(calls=200, steps=200)),
+    'generation': Section(generation, dict(texts=8, tokens=8), dict(texts=200, tokens=20))}
+
+def chosen(
+    only:str, # Names, with commas between; "" for all
+) -> list[str]:
+    "The sections to measure; raises `ValueError` for a name that is none"
+    names = only.split(',') if only else list(SECTIONS)
+    if wrong := [o for o in names if o not in SECTIONS]: raise ValueError(f"only={only!r}: {wrong[0]!r} is not one of {', '.join(SECTIONS)}.")
+    return names
+
+@call_parse
+def main(
+    full:bool=False, # Measure at full size, which takes an hour or two on two cores; quick figures take minutes and are rough
+    only:str='', # Sections, with commas between; all if not given
+    out:str='benchmarks/RESULTS.md', # Where to write, a section at a time
+):
+    "Compare blurlike's speed with what else one would use"
+    for name in chosen(only):
+        section = SECTIONS[name]
+        with redirect_stdout(sys.stderr): tables = section.module.measure(ROUNDS, **(section.full if full else section.quick))
+        command = f"python -m benchmarks.speed{' --full' if full else ''} --only {name}"
+        text = section_text(section.module.__doc__, tables, command)
+        write_section(out, name, text)
+        print(f'\n{text}')

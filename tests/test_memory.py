@@ -1,0 +1,430 @@
+"What fits is found by trying, what does not fit says so, and neither leaves a trace."
+import gc
+import multiprocessing
+import random
+import subprocess
+import sys
+import threading
+import weakref
+from copy import deepcopy
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import make_objects, make_texts
+from fastai.callback.training import GradientAccumulation
+from fastai.text.all import (
+    Adam,
+    Callback,
+    CancelTrainException,
+    CategoryBlock,
+    ColReader,
+    ColSplitter,
+    CSVLogger,
+    DataBlock,
+    SaveModelCallback,
+)
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from transformers import AutoModelForSeq2SeqLM
+
+from blurlike import memory
+from blurlike.all import HFDataLoader, HFLoss, HFTextBlock, HFTextDataLoaders, find_batch_size, hf_learner
+from blurlike.callback import _autocast_depth
+from blurlike.memory import available_memory, largest_size, longest_samples, with_room, worst_batch
+
+
+class Device:
+    "Refuses batches of more than `limit` tokens in the forward pass, the backward pass or the optimizer's step"
+    def __init__(self, learn, limit, at='forward', error=torch.OutOfMemoryError):
+        self.limit,self.error,self.seen,self.tokens = limit,error,[],0
+        module = learn.model.bert.encoder.layer[0]
+        module.register_forward_pre_hook(self.forward)
+        self.check_forward = at=='forward'
+        if at=='backward': module.register_full_backward_hook(lambda *_: self.check())
+        if at=='step':
+            if not learn.opt: learn.create_opt()
+            learn.opt.opt.register_step_pre_hook(lambda *_: self.check())
+
+    def forward(self, module, args):
+        self.tokens = args[0].shape[0]*args[0].shape[1]
+        self.seen.append(self.tokens)
+        if self.check_forward: self.check()
+
+    def check(self):
+        if self.tokens > self.limit: raise self.error("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes.")
+
+
+class Disturbance(Callback):
+    "Changes weights and its own state, and draws from every source of chance"
+    def __init__(self): self.seen,self.log,self.average = 0,[],torch.nn.Linear(2, 2)
+    def after_batch(self):
+        self.seen += 1
+        self.log.append(random.random() + np.random.rand() + self.learn.dls.train.rng.random() + torch.rand(1).item())
+        with torch.no_grad():
+            for p in (*self.learn.model.parameters(), *self.average.parameters()): p.add_(1.)
+
+
+def longest(dl): return worst_batch(dl, longest_samples(dl, 1)[0], 1)[0]['input_ids'].shape[1]
+
+
+def state(learn):
+    "All that a learner's next steps depend on"
+    moments = [t for o in learn.opt.opt.state.values() for t in o.values()] if learn.opt else []
+    weights = [*learn.model.parameters(), *learn.model.buffers()]
+    tensors = [*weights, *moments, torch.get_rng_state(), *(p.grad for p in learn.model.parameters() if p.grad is not None)]
+    recorder = {k: v for k,v in vars(learn.recorder).items() if k not in ('learn', 'loss', 'smooth_loss', 'start_epoch')}
+    rest = dict(modes=[m.training for m in learn.model.modules()], rng=(random.getstate(), np.random.get_state()[1].tolist()),
+                loader=learn.dls.train.rng.getstate(), dls=id(learn.dls), cbs=[id(o) for o in learn.cbs], names=sorted(vars(learn)),
+                hypers=str(learn.opt.hypers) if learn.opt else None, hooks=len(learn.model._forward_pre_hooks), recorder=str(recorder),
+                smooth=str(vars(learn.recorder.smooth_loss)), runs=deepcopy(learn.hf.runs), iters=vars(learn).get('train_iter'))
+    return [t.detach().clone() for t in tensors],rest
+
+
+def assert_same(a, b):
+    assert a[1] == b[1]
+    assert len(a[0]) == len(b[0])
+    assert all(torch.equal(x, y) for x,y in zip(a[0], b[0], strict=True))
+
+
+@given(limit=st.integers(0, 5000), most=st.integers(1, 5000))
+def test_the_largest_size_fits_and_one_an_eighth_larger_does_not(limit, most):
+    tried = []
+    found = largest_size(lambda n: tried.append(n) or n <= limit, most)
+    assert found <= min(limit, most)
+    assert found==most or found + max(1, found//8) > limit
+    assert max(tried) <= most
+    assert len(tried) <= 2*13
+
+
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(rows=st.integers(1, 36), at=st.sampled_from(['forward', 'backward', 'step']))
+def test_whatever_the_limit_the_size_keeps_it_and_uses_it(dls, rows, at):
+    learn = hf_learner(dls, make_objects().model, metrics=[])
+    width = longest(dls.train)
+    Device(learn, rows*width, at)
+    found = find_batch_size(learn, max_bs=30, show=False)
+    assert with_room(found) <= rows
+    assert found==30 or with_room(found + max(1, found//8)) > rows
+
+
+def test_a_row_that_does_not_fit_is_an_error_that_says_so(learn):
+    Device(learn, 3)
+    before = state(learn)
+    with pytest.raises(torch.OutOfMemoryError, match=r'in a batch of 1 row x \d+ tokens: set a smaller max_length.* or a smaller model\.$'):
+        find_batch_size(learn, show=False)
+    assert_same(state(learn), before)
+
+
+@pytest.mark.parametrize('precision', ['fp32', 'bf16'])
+@pytest.mark.parametrize('trained', [False, True])
+@pytest.mark.parametrize('limit', [None, 400])
+def test_the_learner_is_afterwards_as_it_was(dls, hf, precision, trained, limit):
+    learn = hf_learner(dls, hf.model, precision=precision, cbs=[GradientAccumulation(8), Disturbance()])
+    mine,average = learn.disturbance,learn.disturbance.average
+    def my_state(): return [mine.seen, list(mine.log), mine.average.weight.tolist()]
+    if trained:
+        with learn.no_bar(), learn.no_logging(): learn.fit(1, 1e-3)
+    learn.model.bert.embeddings.eval()
+    if limit: Device(learn, limit)
+    before,my_own,outputs = state(learn),my_state(),vars(learn).get('hf_outputs')
+    find_batch_size(learn, max_bs=16, show=False)
+    assert_same(state(learn), before)
+    assert my_state() == my_own
+    assert mine.average is average
+    assert vars(learn).get('hf_outputs') is outputs
+    assert (learn.opt is not None) == trained
+    with learn.no_bar(): assert learn.get_preds()[0].shape == (40, 2)
+    assert learn.progress in learn.cbs
+
+
+def test_gradients_and_other_optimizers_are_kept_too(dls, hf):
+    learn = hf_learner(dls, hf.model, opt_func=Adam)
+    with learn.no_bar(), learn.no_logging():
+        learn.fit(1, 1e-3)
+        for p in learn.model.parameters(): p.grad = torch.ones_like(p)
+        before = [{k: v.clone() if torch.is_tensor(v) else v for k,v in o.items()} for o in learn.opt.state_dict()['state']]
+        hypers = str(learn.opt.hypers)
+        find_batch_size(learn, max_bs=4, show=False)
+    assert all((p.grad==1).all() for p in learn.model.parameters())
+    after = learn.opt.state_dict()['state']
+    assert all(torch.equal(v, o[k]) if torch.is_tensor(v) else v==o[k] for o,b in zip(after, before, strict=True) for k,v in b.items())
+    assert str(learn.opt.hypers) == hypers
+
+
+def test_an_error_of_another_kind_is_raised_and_leaves_the_learner_as_it_was(learn):
+    learn.fit(1, 1e-3)
+    Device(learn, 400, 'backward', error=ZeroDivisionError)
+    before = state(learn)
+    with pytest.raises(ZeroDivisionError): find_batch_size(learn, show=False)
+    assert_same(state(learn), before)
+
+
+def test_what_follows_is_what_would_have_followed(dls):
+    def losses(find):
+        torch.manual_seed(0)
+        fresh = dls.train.new(seed=1)
+        learn = hf_learner(HFTextDataLoaders(fresh, dls.valid, device='cpu'), make_objects(hidden_dropout_prob=0.1).model)
+        with learn.no_bar(), learn.no_logging():
+            if find: find_batch_size(learn, show=False)
+            learn.fit(2, 1e-3)
+        return [float(o) for o in learn.recorder.losses]
+    assert losses(True) == losses(False)
+
+
+def test_callbacks_that_write_files_keep_still(learn, tmp_path):
+    learn.path = tmp_path
+    learn.add_cbs([SaveModelCallback(monitor='train_loss', every_epoch=True), CSVLogger()])
+    find_batch_size(learn, max_bs=4, show=False)
+    assert not [o for o in tmp_path.rglob('*') if o.is_file()]
+
+
+def test_the_rows_that_are_tried_are_the_longest(learn):
+    device,width = Device(learn, 10**9),longest(learn.dls.train)
+    find_batch_size(learn, max_bs=4, show=False)
+    assert device.seen == [o*width for o in (1, 1, 3, 3, 5, 5)]
+
+
+def test_the_longest_target_is_in_the_worst_batch(df):
+    hf = make_objects('bart', auto_model=AutoModelForSeq2SeqLM)
+    texts = make_texts(20).text.sort_values(key=lambda o: o.str.len()).tolist()
+    data = df[:20].assign(text=texts[::-1], target=texts) # the longest text has the shortest target
+    dls = HFTextDataLoaders.from_df(data, hf, label_col='target', task='summarization', valid_pct=0.1, bs=4, max_length=64, device='cpu')
+    samples,_ = longest_samples(dls.train, 3)
+    rows = [dls.train.do_item(i) for i in range(dls.train.n)]
+    assert samples[0][0] == max((o[0] for o in rows), key=lambda o: len(o.split()))
+    assert len(str(samples[1][1]).split()) == max(len(str(o[1]).split()) for o in rows)
+    learn = hf_learner(dls, hf.model)
+    with learn.no_bar(), learn.no_logging(): assert find_batch_size(learn, max_bs=2, show=False) == 2
+
+
+def test_a_stream_is_judged_by_its_first_rows(df, hf):
+    class Stream(torch.utils.data.IterableDataset):
+        def __iter__(self): return ((t, torch.tensor(int(l=='good'))) for t,l in zip(df.text, df.label, strict=True))
+    block = HFTextBlock(*hf, task='sequence-classification')
+    train = HFDataLoader(Stream(), hf_block=block, bs=8, device='cpu')
+    samples,longest_of_all = longest_samples(train, 3)
+    width = max(block.token_lengths(df.text.tolist()))
+    assert longest_of_all == width
+    assert worst_batch(train, samples, 5)[0]['input_ids'].shape == (5, width)
+    assert len(next(iter(train))[0]['input_ids']) == 8
+
+
+def test_a_budget_of_tokens_is_found_in_tokens(learn):
+    learn.dls.train.max_tokens = 100
+    width = longest(learn.dls.train)
+    Device(learn, 9*width)
+    assert find_batch_size(learn, show=False) == 8*width
+
+
+class SmallMachine:
+    "A CPU that has `there_are` bytes, on which a row takes a million, and the optimizer's state once and for all fifty"
+    asks_first = True
+    def __init__(self, learn, there_are):
+        self.there_are,self.rows,self.used = there_are,0,10**9
+        self.grads = sum(p.nbytes for p in learn.model.parameters())
+        learn.model.bert.register_forward_pre_hook(self.forward, with_kwargs=True)
+    def forward(self, model, args, kwargs): self.rows,self.used = len(kwargs['attention_mask']),10**9 + 5*10**7
+    def limit(self): return self.there_are
+    def reset(self): self.rows = 0
+    def peak(self):
+        peak = self.used + (self.rows and self.rows*10**6 + self.grads)
+        assert peak <= self.there_are, 'the kernel would have ended the process'
+        return peak
+
+
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(rows=st.integers(1, 36))
+def test_on_a_cpu_no_try_is_made_that_would_take_too_much(dls, rows):
+    learn = hf_learner(dls, make_objects().model, metrics=[])
+    machine = SmallMachine(learn, 0)
+    machine.there_are = 10**9 + 5*10**7 + machine.grads + rows*10**6
+    with pytest.MonkeyPatch.context() as m:
+        m.setattr(memory, 'gauge', lambda device: machine)
+        found = find_batch_size(learn, max_bs=30, show=False)
+    assert with_room(found) <= rows
+    assert found==30 or with_room(found + max(1, found//8)) > rows
+
+
+def test_bytes_are_kept_to_on_a_real_cpu(learn, capsys):
+    watch = memory.CPUGauge()
+    watch.reset()
+    allowed = watch.peak() + 60_000_000
+    found = find_batch_size(learn, memory=allowed)
+    lines = capsys.readouterr().out.splitlines()
+    assert f'{found:>12}{with_room(found):>12}' in '\n'.join(o for o in lines if o.endswith('yes'))
+    with pytest.raises(ValueError, match=r'takes \d\.\d\d GB, more than memory=1000: set a smaller max_length'):
+        find_batch_size(learn, memory=1000, show=False)
+
+
+@pytest.mark.parametrize(('options', 'message'), [(dict(max_bs=0), 'max_bs=0'), (dict(memory='8GB'), "memory='8GB' is not a number of bytes")])
+def test_options_that_make_no_sense(learn, options, message):
+    with pytest.raises(ValueError, match=message): find_batch_size(learn, **options)
+
+
+def test_control_groups_count_where_they_allow_less(tmp_path):
+    (tmp_path/'memory.max').write_text('1000\n')
+    (tmp_path/'memory.current').write_text('700\n')
+    (tmp_path/'memory.stat').write_text('anon 500\ninactive_file 100\n')
+    assert memory._group_leaves(tmp_path) == 400
+    (tmp_path/'memory.max').write_text('max\n')
+    assert memory._group_leaves(tmp_path) == float('inf')
+    old = tmp_path/'v1'
+    old.mkdir()
+    for name,text in (('memory.limit_in_bytes', '1000'), ('memory.usage_in_bytes', '600'), ('memory.stat', 'total_inactive_file 50')): (old/name).write_text(text)
+    assert memory._group_leaves(old) == 450
+    with pytest.MonkeyPatch.context() as m:
+        m.setattr(memory, '_groups', lambda: [old])
+        assert available_memory() == 450
+
+
+# What an out-of-memory error says, and leaves
+
+
+@pytest.mark.parametrize('at', ['forward', 'backward', 'step'])
+@pytest.mark.parametrize('error', [torch.OutOfMemoryError, RuntimeError])
+def test_an_out_of_memory_error_names_the_batch_and_what_helps(learn, at, error):
+    width = longest(learn.dls.train)
+    Device(learn, 100, at, error)
+    with pytest.raises(error) as e: learn.fit(1, 1e-3)
+    assert type(e.value) is error
+    assert str(e.value) == (f'Out of memory in a batch of 8 rows x {width} tokens: set a smaller bs (find_batch_size(learn) finds one) and GradientAccumulation '
+                            'to make up for it, a smaller max_length or precision="bf16".')
+    assert "can't allocate memory" in str(e.value.__cause__)
+
+
+def test_what_is_in_use_already_is_not_advised(dls, hf):
+    learn = hf_learner(dls, hf.model, precision='bf16', cbs=GradientAccumulation(8))
+    Device(learn, 100)
+    with learn.no_bar(), learn.no_logging(), pytest.raises(torch.OutOfMemoryError) as e: learn.fit(1)
+    assert str(e.value).endswith('set a smaller bs (find_batch_size(learn) finds one) or a smaller max_length.')
+    dls.train.max_tokens = 500
+    with learn.no_bar(), learn.no_logging(), pytest.raises(torch.OutOfMemoryError, match='set a smaller max_tokens than 500'): learn.fit(1)
+
+
+@pytest.mark.parametrize('act', [lambda learn: learn.validate(), lambda learn: learn.get_preds(with_input=True)])
+def test_validation_and_prediction_say_so_too(learn, act):
+    Device(learn, 100)
+    with pytest.raises(torch.OutOfMemoryError, match=r'in a batch of \d+ rows x \d+ tokens: set a smaller bs, a smaller max_length or'): act(learn)
+
+
+def test_windows_are_counted(df):
+    hf = make_objects()
+    dls = HFTextDataLoaders.from_df(df, hf, valid_col='is_valid', bs=8, max_length=16, windows=True, device='cpu')
+    learn = hf_learner(dls, hf.model)
+    Device(learn, 100)
+    with learn.no_bar(), learn.no_logging(), pytest.raises(torch.OutOfMemoryError, match=r'in a batch of 8 rows in \d\d windows x 16 tokens:'): learn.fit(1)
+
+
+@pytest.mark.parametrize('precision', ['fp32', 'bf16'])
+@pytest.mark.parametrize('at', ['forward', 'backward', 'step'])
+@pytest.mark.parametrize('error', [torch.OutOfMemoryError, ZeroDivisionError, KeyboardInterrupt])
+def test_a_failed_batch_leaves_nothing_behind(dls, hf, precision, at, error):
+    learn = hf_learner(dls, hf.model, HFLoss(), precision=precision)
+    device = Device(learn, 100, at, error)
+    with learn.no_bar(), learn.no_logging():
+        with pytest.raises(error): learn.fit(1, 1e-3)
+        assert not learn.model._forward_pre_hooks
+        assert all(p.grad is None for p in learn.model.parameters())
+        assert _autocast_depth() == 0
+        assert not torch.is_autocast_enabled('cpu')
+        assert 'all_batches' not in vars(learn)
+        assert learn.loss is learn.pred is learn.loss_grad is learn.loss_func.model_loss is None
+        device.limit = 10**9
+        learn.fit_one_cycle(4, 1e-2)
+    assert learn.validate()[0] < 0.3
+
+
+def test_the_memory_of_a_failed_batch_is_let_go_while_its_error_is_kept(learn):
+    held = []
+    def keep(module, args, output): held.append(weakref.ref(output))
+    def refuse(module, args): raise torch.OutOfMemoryError('CUDA out of memory.')
+    learn.model.bert.pooler.register_forward_hook(keep)
+    learn.model.classifier.register_forward_pre_hook(refuse)
+    with pytest.raises(torch.OutOfMemoryError) as e: learn.fit(1)
+    gc.collect()
+    assert e.value.__cause__.__traceback__
+    assert held[0]() is None
+
+
+def test_a_callback_that_ends_an_epoch_is_no_failure(learn):
+    class Enough(Callback):
+        def after_batch(self):
+            if self.training: raise CancelTrainException
+    learn.fit(1, cbs=Enough())
+    assert len(learn.recorder.values) == 1
+    assert learn.recorder.values[0][-1] > 0 # it went on to validate
+
+
+REAL = """
+import resource, sys
+sys.path.insert(0, {tests!r})
+from conftest import make_objects, make_texts
+from blurlike.all import HFTextDataLoaders, find_batch_size, hf_learner
+df = make_texts(40)
+df['text'] = df.text*10
+df['is_valid'] = df.index >= 20
+hf = make_objects(max_position_embeddings=512)
+dls = HFTextDataLoaders.from_df(df, hf, valid_col='is_valid', bs=20, max_length=256, device='cpu')
+learn = hf_learner(dls, hf.model)
+with learn.no_bar(), learn.no_logging():
+    learn.fit(1)
+    used = int(open('/proc/self/statm').read().split()[0])*resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + 3_000_000, -1))
+    hungry = learn.model.bert.encoder.layer[0].register_forward_hook(lambda m, i, o: hold.append(o.repeat(40, 1, 1)))
+    hold = []
+    try: learn.fit(1)
+    except RuntimeError as e: print(type(e).__name__, '|', e, '|', e.__cause__)
+    hungry.remove()
+    hold.clear()
+    resource.setrlimit(resource.RLIMIT_AS, (-1, -1))
+    learn.fit(1)
+    print('went on')
+"""
+
+
+def test_a_real_lack_of_memory_is_told_and_got_over():
+    code = REAL.format(tests=str(Path(__file__).parent))
+    run = subprocess.run([sys.executable, '-W', 'ignore', '-c', code], capture_output=True, text=True)
+    assert 'RuntimeError | Out of memory in a batch of 20 rows x 256 tokens: set a smaller bs' in run.stdout, run.stderr
+    assert "can't allocate memory" in run.stdout
+    assert run.stdout.rstrip().endswith('went on')
+
+
+# What worker processes cannot be given
+
+
+@pytest.fixture
+def spawn():
+    old = multiprocessing.get_start_method()
+    multiprocessing.set_start_method('spawn', force=True)
+    yield
+    multiprocessing.set_start_method(old, force=True)
+
+
+def loaders(df, hf, get_x, **kwargs):
+    block = DataBlock(blocks=(HFTextBlock(*hf), CategoryBlock), get_x=get_x, get_y=ColReader('label'), splitter=ColSplitter(), **kwargs)
+    return block.dataloaders(df, bs=8, num_workers=1, device='cpu')
+
+
+@pytest.mark.parametrize(('options', 'where', 'line'), [
+    (dict(get_x=lambda o: o['text']), r'dl\.dataset\.tls\S+', r"\(dict\(get_x=lambda o: o\['text'\]\)"),
+    (dict(get_x=ColReader('text'), item_tfms=[lambda o: o]), r'dl\.after_item\S+', r"\(dict\(get_x=ColReader\('text'\), item_tfms=\[lambda o: o\]\)"),
+])
+def test_a_lambda_that_spawned_workers_cannot_have_is_named(df, hf, spawn, options, where, line):
+    with pytest.raises(ValueError, match=f'num_workers=1: {where} is `{line}.*, which cannot be sent to a process that spawn starts: use a function'):
+        next(iter(loaders(df, hf, **options).train))
+
+
+def test_what_else_cannot_be_pickled_is_named_too(df, hf, spawn):
+    dl = loaders(df, hf, ColReader('text')).train
+    dl.dataset.handle = threading.Lock()
+    with pytest.raises(ValueError, match=r'dl\.dataset\.handle is <unlocked _thread\.lock'): next(iter(dl))
+
+
+def test_forked_workers_take_lambdas_and_their_errors_are_their_own(df, hf):
+    dl = loaders(df, hf, lambda o: o['text'], item_tfms=[lambda o: o]).train
+    assert sum(len(b[0]['input_ids']) for b in dl) == 80
+    dl.rows,dl.create_item = None,lambda i: i.nothing
+    with pytest.raises(AttributeError, match='nothing'): next(iter(dl))
