@@ -123,7 +123,7 @@ def _plain(o):
     "A tensor without fastai's kind"
     return o.as_subclass(torch.Tensor) if isinstance(o, torch.Tensor) else o
 
-# %% ../nbs/07_callback.ipynb #472f53fd
+# %% ../nbs/07_callback.ipynb #bbb39e3b
 class HFCallback(Callback):
     "Give the model its inputs by name, and the learner its logits"
     order = 9 # before mixed precision, which expects `learn.pred` to be a tensor
@@ -207,7 +207,7 @@ class HFCallback(Callback):
         if not getattr(recorder, 'lrs', None): return # nothing was trained
         columns = [o for o in recorder.metric_names if o not in ('epoch', 'time')]
         rows = [[float(v) if isinstance(v, Number) and math.isfinite(v) else None for v in o] for o in recorder.values]
-        self.runs.append(dict(epochs=len(rows), lr=max(recorder.lrs), bs=getattr(self.dls.train, 'bs', None), frozen=self.opt.frozen_idx, groups=len(self.opt.param_lists),
+        self.runs.append(dict(epochs=len(rows), lr=max(recorder.lrs), bs=getattr(self.dls.train, 'bs', None), max_tokens=getattr(self.dls.train, 'max_tokens', None), frozen=self.opt.frozen_idx, groups=len(self.opt.param_lists),
                               columns=columns, rows=rows))
 
     def clean_up(self,

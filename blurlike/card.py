@@ -22,10 +22,10 @@ import blurlike
 from .callback import HFCallback
 from .tasks.base import get_block, some
 
-# %% ../nbs/11a_card.ipynb #d3e44909
+# %% ../nbs/11a_card.ipynb #335f55e4
 def training_runs(
     learn, # A `Learner` with an `HFCallback`
-) -> list[dict]: # `epochs`, the highest `lr`, `bs`, `frozen` groups of parameters, `columns` and `rows` of the table by epoch
+) -> list[dict]: # `epochs`, the highest `lr`, `bs` or `max_tokens`, `frozen` groups of parameters, `columns` and `rows` of the table by epoch
     "What has been done to the model, a dict a fit"
     return next((o.runs for o in learn.cbs if isinstance(o, HFCallback)), [])
 
@@ -41,7 +41,8 @@ def _training(learn, runs):
     if not runs: return 'The model was not trained here.'
     def settings(o):
         frozen = f", all but the last of {o['groups']} groups of layers frozen" if o['frozen']==o['groups']-1 else f", the first {o['frozen']} groups of layers frozen" if o['frozen'] else ''
-        batches = f", batches of {o['bs']}" if o['bs'] else ''
+        tokens = o.get('max_tokens')
+        batches = f', batches of at most {tokens} tokens' if tokens else f", batches of {o['bs']}" if o['bs'] else ''
         return f"{o['epochs']} epoch{'s'*(o['epochs'] != 1)}, learning rate at most {o['lr']:.3g}{batches}{frozen}"
     last = runs[-1]['columns']
     rows = [[str(i+1), str(j+1), *row] for i,o in enumerate(runs) if o['columns']==last for j,row in enumerate(o['rows'])]

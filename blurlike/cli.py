@@ -86,7 +86,7 @@ def train(
         learn.fit_one_cycle(epochs, slice(lr/10, lr))
     print(f"The model lies in {learn.save_pretrained(out)}.")
 
-# %% ../nbs/14a_cli.ipynb #593d38f2
+# %% ../nbs/14a_cli.ipynb #66386cba
 def _options(option):
     "What `--option name=value` says, the values as JSON has them where they are JSON"
     res = {}
@@ -108,7 +108,7 @@ def predict(
     file:str=None, # The file of texts, one a line; standard input if not given
     jsonl:bool=False, # Whether lines are JSON
     generate:bool=False, # Whether the model is to write on, rather than to score
-    option:str=None, # What predictions can be told, such as top_k=3 or max_new_tokens=40; several with commas between them
+    option:str=None, # What predictions can be told, such as top_k=3, precision=bf16 or max_new_tokens=40; several with commas between them
     chunk:int=512, # How many lines are predicted together
 ):
     "Predict the lines of a file, as JSON, a line each"

@@ -226,7 +226,7 @@ class StreamSamples(GetAttr):
         rows.n_epochs += not looking
         return range(self.n)
 
-# %% ../nbs/04_loader.ipynb #e2fc24fc
+# %% ../nbs/04_loader.ipynb #06ee86c9
 SURVEYED = 100_000 # More training rows than these are read pool by pool
 
 @delegates(TfmdDL.__init__)
@@ -278,9 +278,9 @@ class HFDataLoader(TfmdDL):
 @patch
 def _look_ahead(self:HFDataLoader, survey):
     "Learn the rows' lengths, if that is to be done beforehand"
-    streams = isinstance(self.dataset, StreamSamples)
+    streams = isinstance(self.dataset, StreamSamples) or not self.indexed
     if survey is None: survey = not streams and (self.max_tokens is not None or not self.shuffle or self.n <= SURVEYED)
-    if streams and self.fake_l.num_workers: raise ValueError(f"num_workers={self.fake_l.num_workers}: a stream is read in its order, by one process: use num_workers=0.")
+    if streams and self.indexed and self.fake_l.num_workers: raise ValueError(f"num_workers={self.fake_l.num_workers}: a stream is read in its order, by one process: use num_workers=0.")
     if streams and survey: raise ValueError("survey=True: a stream's rows are read when their turn comes.")
     if self.max_tokens and not survey: raise ValueError(f"max_tokens={self.max_tokens} needs the lengths of all rows beforehand, which {'a stream' if streams else 'survey=False'} does not give: pass bs.")
     if survey and self.token_lengths is None: self.token_lengths = self._survey()
@@ -295,11 +295,13 @@ def row_lengths(self:HFDataLoader) -> np.ndarray|None: # None where rows are rea
     "How many tokens each row has in a batch, before it is padded to the longest"
     return None if self.token_lengths is None else self.hf_block.padded(self.hf_block.cut(self.token_lengths)[:self.n])
 
-# %% ../nbs/04_loader.ipynb #4097cd60
+# %% ../nbs/04_loader.ipynb #273d4fee
 @patch
 def get_idxs(self:HFDataLoader):
     "The rows of this epoch, in order"
-    self._epoch,lengths,looking = self.rng.getrandbits(64),self.row_lengths,getattr(self, '_looking', False)
+    if not self.indexed: return super(HFDataLoader, self).get_idxs()
+    lengths,looking = self.row_lengths,getattr(self, '_looking', False)
+    if self.shuffle: self._epoch = self.rng.getrandbits(64)
     if isinstance(self.dataset, StreamSamples): return self.dataset.epoch(looking)
     if not self.shuffle: return list(range(self.n)) if lengths is None or not self.sort else np.argsort(-lengths, kind='stable').tolist()
     if (self._epoch, looking) not in self._drawn:
@@ -322,6 +324,7 @@ def _pooled(self:HFDataLoader): return self.shuffle and self.token_lengths is No
 @patch
 def sample(self:HFDataLoader):
     "The rows of each batch, or of each pool, that this process prepares"
+    if not self.indexed: return super(HFDataLoader, self).sample()
     return (o for i,o in enumerate(self._cut(self._DataLoader__idxs)) if i%self.num_workers==self.offs)
 
 @patch
@@ -333,12 +336,13 @@ def __len__(self:HFDataLoader):
         return len(self._cut(self.get_idxs()))
     finally: self.rng = rng
 
-# %% ../nbs/04_loader.ipynb #c65c22d8
+# %% ../nbs/04_loader.ipynb #b072ea95
 @patch
 def create_batches(self:HFDataLoader,
     groups, # From `sample`
 ): # Yields `(HFInputs, targets)`
     "The batches of each group of rows"
+    if not self.indexed: return (yield from super(HFDataLoader, self).create_batches(groups))
     batches = itertools.chain.from_iterable(map(self._of_pool, groups)) if self._pooled else map(self._samples, groups)
     for some in self._together(filter(None, batches)):
         with self.hf_block.tokenized_ahead([o for b in some for o in b]) if len(some) > 1 else nullcontext(): yield from map(self.do_batch, some)

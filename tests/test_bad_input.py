@@ -156,7 +156,7 @@ def test_a_precision_that_does_not_exist(df):
 def test_a_precision_that_the_device_cannot_do(monkeypatch):
     import torch
     def refuse(*args, **kwargs): raise RuntimeError('no such kernel')
-    monkeypatch.setattr('blurlike.learner.autocast', refuse)
+    monkeypatch.setattr(torch, 'autocast', refuse)
     with pytest.raises(ValueError, match=r"precision='bf16' is not possible on cpu \(no such kernel\)"): check_precision('bf16', torch.device('cpu'))
 
 
