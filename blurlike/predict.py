@@ -5,11 +5,10 @@
 # %% auto #0
 __all__ = ['as_samples', 'sample_batches', 'generate_options', 'stop_when']
 
-# %% ../nbs/11_predict.ipynb #de3fcd30
+# %% ../nbs/11_predict.ipynb #41ae10a3
 import inspect
 from numbers import Integral
 
-import numpy as np
 import torch
 from fastai.learner import Learner
 from fastai.torch_basics import L, patch, to_device

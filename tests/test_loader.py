@@ -265,7 +265,7 @@ def test_a_token_budget_below_the_longest_row_names_the_row(df, hf):
     assert len(HFTextDataLoaders.from_df(df, hf, splits=(range(40), range(40, 100)), max_tokens=30, max_length=30).train)
 
 
-@pytest.mark.parametrize('options, problem', [(dict(max_tokens=0), 'max_tokens=0'), (dict(max_tokens=100, drop_last=True), 'drop_last=True'),
+@pytest.mark.parametrize(('options', 'problem'), [(dict(max_tokens=0), 'max_tokens=0'), (dict(max_tokens=100, drop_last=True), 'drop_last=True'),
                                               (dict(max_tokens=100, survey=False), 'max_tokens=100 needs the lengths'), (dict(bs=None), 'bs=None')])
 def test_loader_options_that_contradict_each_other_are_refused(options, problem, df, hf):
     with pytest.raises(ValueError, match=problem): HFTextDataLoaders.from_df(df, hf, valid_col='is_valid', **options)
@@ -331,7 +331,7 @@ def test_a_stream_that_shuffles_itself_does_so_anew_each_epoch(streams, hf):
     assert told == [0, 1, 1]
 
 
-@pytest.mark.parametrize('options, problem', [(dict(), 'n=None: say how many rows'), (dict(n=110), r'the first is row 100: the stream ends'),
+@pytest.mark.parametrize(('options', 'problem'), [(dict(), 'n=None: say how many rows'), (dict(n=110), r'the first is row 100: the stream ends'),
                                               (dict(n=80, num_workers=2), 'num_workers=2: a stream is read in its order'), (dict(n=80, max_tokens=100), 'max_tokens needs the lengths'), (dict(n=80, valid_pct=.2), 'valid_pct is for rows that are all there'),
                                               (dict(n=80, valid='dev'), "valid='dev' is not a split"), (dict(n=80, label_col=None, task='masked-lm'), "task='masked-lm' joins texts")])
 def test_what_a_stream_cannot_do_is_said(options, problem, streams, hf):
