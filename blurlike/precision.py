@@ -70,7 +70,7 @@ def _glimpse(model):
     "A few numbers of each of the weights, to see that they have changed: fused optimizers do not raise a tensor's version"
     return torch.cat([o.detach().flatten()[::max(1, o.numel()//16)].double() for o in model.state_dict().values()])
 
-# %% ../nbs/08a_precision.ipynb #90981576
+# %% ../nbs/08a_precision.ipynb #3dc8fbba
 @contextmanager
 def evaluating(
     model, # A torch module
@@ -78,12 +78,14 @@ def evaluating(
 ): # A context that gives the model, or a copy in fewer bits; raises `ValueError` for a precision that is not possible
     "`model` in evaluation mode, without gradients; afterwards in the mode it was in"
     training,device = model.training,next(model.parameters()).device
+    switch = any(o.training for o in model.modules()) # it takes a large part of a millisecond, twice, which is much for a single text
     if precision not in (None, 'fp32', *DTYPES, 'int8'): raise ValueError(f"precision={precision!r} is not one of 'fp32', 'bf16', 'fp16', 'int8'.")
     if (own := getattr(model, 'precision', None)) and precision not in (None, own):
         raise ValueError(f"precision={precision!r}: the file that this model runs was exported in {own!r}.")
     if precision in DTYPES: check_precision(precision, device)
-    model.eval()
+    if switch: model.eval()
     try:
         m = in_int8(model) if precision=='int8' and not own else model
         with torch.inference_mode(), torch.autocast(device.type, DTYPES.get(precision), enabled=precision in DTYPES): yield m
-    finally: model.train(training)
+    finally:
+        if switch: model.train(training)

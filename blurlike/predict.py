@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['as_samples', 'sample_batches', 'generate_options', 'stop_when']
 
-# %% ../nbs/11_predict.ipynb #41ae10a3
+# %% ../nbs/11_predict.ipynb #220c67eb
 import inspect
+from functools import cache
 from numbers import Integral
 
 import torch
@@ -49,7 +50,7 @@ def sample_batches(
     lengths = block.cut(block.task.lengths([(o,) for o in samples], block)) + room if len(samples) != 1 else [1]
     return with_progress(token_batches(lengths, max_tokens, equal='attention_mask' not in block.input_names), 10)
 
-# %% ../nbs/11_predict.ipynb #e229ddc8
+# %% ../nbs/11_predict.ipynb #9a97059b
 @patch
 def hf_predict(self:Learner,
     texts, # A text, or a list or column of texts, of the form that the learner was trained on
@@ -77,9 +78,11 @@ def hf_predict(self:Learner,
             for i,pred in zip(idxs, decoded, strict=True): preds[i] = pred
     return preds
 
+_parameters = cache(lambda function: list(inspect.signature(function).parameters))
+
 def _options(method, n):
     "What `method` takes beside its first `n` arguments"
-    return list(inspect.signature(method).parameters)[n:]
+    return _parameters(method.__func__)[n+1:]
 
 # %% ../nbs/11_predict.ipynb #6084d081
 def generate_options(
