@@ -316,6 +316,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'blurlike.loader._by_rows': ('loader.html#_by_rows', 'blurlike/loader.py'),
                                  'blurlike.loader._by_tokens': ('loader.html#_by_tokens', 'blurlike/loader.py'),
                                  'blurlike.loader._can_pickle': ('loader.html#_can_pickle', 'blurlike/loader.py'),
+                                 'blurlike.loader._check_size': ('loader.html#_check_size', 'blurlike/loader.py'),
                                  'blurlike.loader._parts': ('loader.html#_parts', 'blurlike/loader.py'),
                                  'blurlike.loader._pipeline': ('loader.html#_pipeline', 'blurlike/loader.py'),
                                  'blurlike.loader._row_name': ('loader.html#_row_name', 'blurlike/loader.py'),

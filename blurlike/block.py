@@ -144,7 +144,7 @@ def settle_task(self:HFTextBlock,
     self.task,self.task_is_settled = self.task if cls is None else cls(),True
     self._take_from_task()
 
-# %% ../nbs/05_block.ipynb #03b6f76d
+# %% ../nbs/05_block.ipynb #c91aba16
 HFTextBlock._ahead = None # Encodings of texts to come
 
 @patch(as_prop=True)
@@ -156,9 +156,10 @@ def tokenized_ahead(self:HFTextBlock,
     samples:list, # `(x,)` or `(x, y)` tuples
 ):
     "Inside, `encode` knows the tokens of `samples`, which come from one call of the tokenizer"
-    if self._ids_alone and not self.windows:
+    texts = self.task.texts_to_encode(samples) if self._ids_alone and not self.windows else []
+    if texts and not _are_words(texts):
         truncation = self.truncation if self.max_length else False
-        self._ahead = encoded_ahead(self.task.texts_to_encode(samples), self.hf_tokenizer, truncation=truncation, max_length=self.max_length, verbose=False, **self.tok_kwargs)
+        self._ahead = encoded_ahead(texts, self.hf_tokenizer, truncation=truncation, max_length=self.max_length, verbose=False, **self.tok_kwargs)
     try: yield
     finally: self._ahead = None
 

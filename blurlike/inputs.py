@@ -143,7 +143,7 @@ def with_progress(
     "`steps`, with a progress bar if there are many"
     return progress_bar(steps, leave=False) if len(steps) >= at_least else steps
 
-# %% ../nbs/01_inputs.ipynb #a2f06dff
+# %% ../nbs/01_inputs.ipynb #866e6598
 class _OffsetFree:
     "A `tokenizers.Tokenizer` that does not note where in the text each token stands, and knows some texts already"
     def __init__(self, tokenizer, ahead): vars(self).update(_tokenizer=tokenizer, _ahead=ahead)
@@ -152,7 +152,7 @@ class _OffsetFree:
 
     def encode_batch(self, texts, **kwargs):
         how = _how(self._tokenizer, kwargs)
-        known = [self._ahead.pop((o, how), None) for o in texts] if self._ahead and not isinstance(texts[0], list) else [None]
+        known = [self._ahead.pop((o, how), None) for o in texts] if self._ahead and not kwargs['is_pretokenized'] else [None]
         return self._tokenizer.encode_batch_fast(texts, **kwargs) if None in known else _padded(known, self._tokenizer.padding)
 
 def _how(tokenizer, kwargs):
@@ -178,12 +178,12 @@ def without_offsets(
     return res
 
 def encoded_ahead(
-    texts:list, # Texts, or tuples of two
+    texts:list, # Texts, or tuples of two; not words
     tokenizer, # Any Hugging Face tokenizer
     **kwargs # Passed to it, as they will be for the batches
 ) -> dict: # For `without_offsets`
     "Encodings of the texts of several batches, in one call, which a fast tokenizer spreads over the cores"
-    if not tokenizer.is_fast or isinstance(texts[0], list): return {}
+    if not tokenizer.is_fast: return {}
     found = without_offsets(tokenizer)(*text_columns(texts), **kwargs | dict(padding=False)).encodings
     special = dict(add_special_tokens=kwargs.get('add_special_tokens', True), is_pretokenized=False) # as transformers calls it
     how = _how(tokenizer._tokenizer, special)

@@ -6,7 +6,7 @@
 __all__ = ['LOADER_OPTIONS', 'SURVEYED', 'cut_batches', 'token_batches', 'bucketed_order', 'FrameRows', 'SampleReader',
            'StreamRows', 'StreamSamples', 'HFDataLoader', 'read_rows', 'row_reader']
 
-# %% ../nbs/04_loader.ipynb #6bd04a7c
+# %% ../nbs/04_loader.ipynb #6b7a253e
 import inspect
 import itertools
 import multiprocessing
@@ -18,6 +18,7 @@ from inspect import isfunction
 from multiprocessing.reduction import ForkingPickler
 from numbers import Integral
 from operator import itemgetter
+from types import MethodType
 
 import numpy as np
 import pandas as pd
@@ -226,18 +227,21 @@ class StreamSamples(GetAttr):
         rows.n_epochs += not looking
         return range(self.n)
 
-# %% ../nbs/04_loader.ipynb #06ee86c9
+# %% ../nbs/04_loader.ipynb #d9c09597
 SURVEYED = 100_000 # More training rows than these are read pool by pool
+
+def _check_size(name, value, unit):
+    if not isinstance(value, Integral) or value < 1: raise ValueError(f"{name}={value!r}: a batch needs at least 1 {unit}.")
 
 @delegates(TfmdDL.__init__)
 class HFDataLoader(TfmdDL):
-    "A `TfmdDL` that batches texts of similar length and tokenizes a batch at a time"
+    "A `TfmdDL` that batches texts of similar length"
     def __init__(self,
         dataset, # Samples `(text,)` or `(text, target)`
         hf_block=None, # The `HFTextBlock` that encodes them
         bs:int=64, # Rows a batch
         shuffle:bool=False, # Whether to shuffle (in buckets of similar length); otherwise the longest row comes first
-        num_workers:int=0, # Processes that prepare batches; one tokenizer call a batch seldom needs any
+        num_workers:int=0, # Processes that prepare batches; a fast tokenizer seldom needs any
         seed:int=None, # Fixes the shuffle, and with it every epoch's batches
         sort:bool=True, # Whether rows that are not shuffled are sorted by length; False keeps their order
         pool:int=50, # How many batches of shuffled rows are sorted by length together; 1 leaves them to chance
@@ -248,8 +252,8 @@ class HFDataLoader(TfmdDL):
         **kwargs
     ):
         check_options(kwargs, LOADER_OPTIONS)
-        for k,v in dict(bs=bs, max_tokens=max_tokens).items():
-            if (v is not None or k=='bs') and (not isinstance(v, Integral) or v < 1): raise ValueError(f"{k}={v!r}: a batch needs at least 1 {'row' if k=='bs' else 'token'}.")
+        _check_size('bs', bs, 'row')
+        if max_tokens is not None: _check_size('max_tokens', max_tokens, 'token')
         if max_tokens and kwargs.get('drop_last'): raise ValueError("drop_last=True: with max_tokens every batch has as many rows as fit, so there is none to drop.")
         kwargs.pop('process', None) # what fastai's Interpretation says to every loader, see `new`
         if hf_block is None: raise ValueError("hf_block=None: HFDataLoader needs the HFTextBlock that encodes its texts.")
@@ -295,7 +299,7 @@ def row_lengths(self:HFDataLoader) -> np.ndarray|None: # None where rows are rea
     "How many tokens each row has in a batch, before it is padded to the longest"
     return None if self.token_lengths is None else self.hf_block.padded(self.hf_block.cut(self.token_lengths)[:self.n])
 
-# %% ../nbs/04_loader.ipynb #273d4fee
+# %% ../nbs/04_loader.ipynb #a750bab7
 @patch
 def get_idxs(self:HFDataLoader):
     "The rows of this epoch, in order"
@@ -319,7 +323,9 @@ def _cut(self:HFDataLoader, idxs):
     return [idxs[i:min(i+n, end)] for i in range(0, end, n)]
 
 @patch(as_prop=True)
-def _pooled(self:HFDataLoader): return self.shuffle and self.token_lengths is None
+def _pooled(self:HFDataLoader):
+    "Whether pools are sorted as they come; an order that someone else gives, as `get_preds` does, is kept"
+    return self.shuffle and self.token_lengths is None and isinstance(self.get_idxs, MethodType)
 
 @patch
 def sample(self:HFDataLoader):

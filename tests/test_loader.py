@@ -371,3 +371,18 @@ def test_tasks_that_ask_where_tokens_stand_are_told(df, hf):
     for task in ('token-classification', 'question-answering', 'sequence-classification'):
         block = HFTextBlock(*hf[:3], task=task)
         assert block._ids_alone == (task == 'sequence-classification')
+
+
+@pytest.mark.parametrize('options', [dict(survey=False), dict(max_tokens=200), {}])
+def test_predictions_of_a_shuffled_loader_are_put_back_in_order(options, df, hf):
+    learn = hf_learner(HFTextDataLoaders.from_df(df, hf, valid_col='is_valid', bs=8, seed=0, **options), hf.model)
+    targets = [learn.dls.vocab.o2i[o] for o in df.label[~df.is_valid]]
+    preds,found = learn.get_preds(dl=learn.dls.train)
+    assert found.tolist() == targets
+    assert torch.allclose(preds, torch.tensor([o['probs'] for o in learn.hf_predict(df.text[~df.is_valid].tolist())]), atol=1e-5)
+
+
+def test_pairs_of_lists_of_words_make_an_epoch(df, hf):
+    pairs = df.assign(text=[o.split() for o in df.text], other=[o.split()[::-1] for o in df.text])
+    dls = HFTextDataLoaders.from_df(pairs, hf, text_col=('text', 'other'), task='sequence-classification', valid_col='is_valid', bs=8, is_split_into_words=True)
+    assert sum(len(y) for _,y in dls.train) == (~df.is_valid).sum()

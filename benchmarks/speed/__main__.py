@@ -38,7 +38,7 @@ def chosen(
 
 @call_parse
 def main(
-    full:bool=False, # Measure at full size, which takes an hour or two on two cores; quick figures take minutes and are rough
+    full:bool=False, # Measure at full size, which takes hours on two cores; quick figures take half an hour and are rough
     only:str='', # Sections, with commas between; all if not given
     out:str='benchmarks/RESULTS.md', # Where to write, a section at a time
 ):
