@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['resolve_max_length', 'HFTextBlock']
 
-# %% ../nbs/05_block.ipynb #e1571d57
+# %% ../nbs/05_block.ipynb #ff153dbf
 import inspect
 from contextlib import contextmanager
 from numbers import Integral
@@ -18,7 +18,7 @@ from fastai.torch_basics import is_listy, patch
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from . import export, hub, onnx, predict, show # noqa: F401  whoever has a block, unpickled ones included, can show, predict, save, export and push
-from .inputs import HFInputs, by_window, check_options, decode_texts, encoded_ahead, text_columns, token_lengths, without_offsets
+from .inputs import HFInputs, by_window, check_options, decode_texts, padded_rows, text_columns, token_lengths, tokenized_rows, without_offsets
 from .loader import HFDataLoader
 from .objects import forward_args, model_skeleton, position_limit, set_pad_token, tokenizer_limit
 from .tasks.base import Task, all_tasks, get_task, infer_task, task_options
@@ -144,32 +144,58 @@ def settle_task(self:HFTextBlock,
     self.task,self.task_is_settled = self.task if cls is None else cls(),True
     self._take_from_task()
 
-# %% ../nbs/05_block.ipynb #c91aba16
-HFTextBlock._ahead = None # Encodings of texts to come
+# %% ../nbs/05_block.ipynb #bbf2525b
+HFTextBlock._ahead = {} # What the tokenizer made of texts that are to come
 
 @patch(as_prop=True)
 def _ids_alone(self:HFTextBlock): return not self.task.needs_offsets and 'return_offsets_mapping' not in self.tok_kwargs
 
+@patch(as_prop=True)
+def _pads_alone(self:HFTextBlock): return self._ids_alone and not self.windows and not self.task.notes and self.padding not in (False, 'do_not_pad')
+
+@patch
+def tokenize_ahead(self:HFTextBlock,
+    samples:list, # `(x,)` or `(x, y)` tuples
+) -> dict: # For `knowing`; empty where it would not do
+    "The tokens of the texts of several batches, found many at a time"
+    texts = self.task.texts_to_encode(samples) if self._pads_alone else []
+    if not texts or _are_words(texts): return {}
+    truncation = self.truncation if self.max_length else False
+    rows = tokenized_rows(texts, self.hf_tokenizer, truncation=truncation, max_length=self.max_length, verbose=False, **self.tok_kwargs)
+    return rows if not isinstance(texts[0], tuple) or self._tells_parts(rows.get(texts[0], {})) else {}
+
 @patch
 @contextmanager
-def tokenized_ahead(self:HFTextBlock,
-    samples:list, # `(x,)` or `(x, y)` tuples
+def knowing(self:HFTextBlock,
+    ahead:dict, # From `tokenize_ahead`
 ):
-    "Inside, `encode` knows the tokens of `samples`, which come from one call of the tokenizer"
-    texts = self.task.texts_to_encode(samples) if self._ids_alone and not self.windows else []
-    if texts and not _are_words(texts):
-        truncation = self.truncation if self.max_length else False
-        self._ahead = encoded_ahead(texts, self.hf_tokenizer, truncation=truncation, max_length=self.max_length, verbose=False, **self.tok_kwargs)
+    "Inside, `encode` and `token_lengths` need no tokenizer for what is known; its lengths are those after truncation"
+    before,self._ahead = self._ahead,ahead
     try: yield
-    finally: self._ahead = None
+    finally: self._ahead = before
+
+@patch
+def _tells_parts(self:HFTextBlock, inputs):
+    "Whether the model is told which of two texts a token belongs to"
+    types = inputs.get('token_type_ids') if 'token_type_ids' in self.input_names else None
+    return types is not None and bool((types==1).any())
+
+@patch
+def _known(self:HFTextBlock, samples):
+    "What is known of `samples` ahead; None if that is not all of them"
+    rows = [self._ahead.get(o) for o in samples] if self._ahead and not _are_words(samples) else [None]
+    return None if any(o is None for o in rows) else rows
 
 @patch
 def _tokenize(self:HFTextBlock, samples, truncation=None, stride=None):
+    if truncation is None and stride is None and (rows := self._known(samples)):
+        length = self.max_length if self.padding=='max_length' else None
+        return padded_rows(rows, self.hf_tokenizer, length, self.pad_to_multiple_of, self.tok_kwargs.get('padding_side'))
     truncation = (truncation or self.truncation) if self.max_length else False
     if self.windows:
         truncation = 'only_second' if isinstance(samples[0], tuple) and truncation in (True, 'longest_first') else truncation
         windows = dict(return_overflowing_tokens=True, stride=self.stride if stride is None else stride)
-    tokenizer = without_offsets(self.hf_tokenizer, self._ahead) if self._ids_alone else self.hf_tokenizer
+    tokenizer = without_offsets(self.hf_tokenizer) if self._ids_alone else self.hf_tokenizer
     enc = tokenizer(*text_columns(samples), padding=self.padding, truncation=truncation, max_length=self.max_length,
         is_split_into_words=_are_words(samples), pad_to_multiple_of=self.pad_to_multiple_of, verbose=False,
         **self.tok_kwargs, **(windows if self.windows else {}))
@@ -197,7 +223,7 @@ def encode(self:HFTextBlock,
     res.encoding,res.hf_block = enc,self
     return res
 
-# %% ../nbs/05_block.ipynb #c379e9f3
+# %% ../nbs/05_block.ipynb #ee77b978
 def _are_words(samples):
     "Whether a text is a list of words"
     text = samples[0][0] if isinstance(samples[0], tuple) else samples[0]
@@ -210,8 +236,7 @@ def _row_of(enc):
 @patch
 def _notes(self:HFTextBlock, enc, pairs):
     "What the task wants to know of each token: tensors of the shape of `input_ids`, -1 for none"
-    told = 'token_type_ids' in self.input_names and 'token_type_ids' in enc and bool((enc['token_type_ids']==1).any())
-    names = [*self.task.notes, *(['sequence_ids'] if pairs and not told else [])]
+    names = [*self.task.notes, *(['sequence_ids'] if pairs and not self._tells_parts(enc) else [])]
     if not names or not enc.is_fast: return {}
     return {o: torch.tensor([[-1 if i is None else i for i in getattr(e, o)] for e in enc.encodings]) for o in dict.fromkeys(names)}
 
@@ -235,13 +260,14 @@ def _non_empty(sample, token):
     if isinstance(sample, tuple): return (_non_empty(sample[0], token), *sample[1:])
     return token if isinstance(sample, str) else [token]
 
-# %% ../nbs/05_block.ipynb #48a22600
+# %% ../nbs/05_block.ipynb #1bdbd24f
 @patch
 def token_lengths(self:HFTextBlock,
     samples:list, # Texts, tuples of two texts, or lists of words
 ): # The number of tokens of each before truncation, as an array
     "How long `samples` are"
     if not samples: return np.zeros(0, dtype=np.int64)
+    if rows := self._known(samples): return np.array([len(o['input_ids']) for o in rows])
     return token_lengths(samples, self.hf_tokenizer, is_split_into_words=_are_words(samples), **self.tok_kwargs).to_numpy()
 
 @patch(as_prop=True)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['HFLoss', 'is_out_of_memory', 'HFCallback']
 
-# %% ../nbs/07_callback.ipynb #cf64a44c
+# %% ../nbs/07_callback.ipynb #b04cc2e6
 import math
 from functools import partial
 from numbers import Number
@@ -19,6 +19,7 @@ from fastai.callback.core import (
     CancelFitException,
     CancelTrainException,
     CancelValidException,
+    _inner_loop,
 )
 from fastai.torch_basics import L, getcallable, to_detach
 from fastai.torch_core import get_model
@@ -26,6 +27,7 @@ from transformers.utils import ModelOutput
 
 from .inputs import HFInputs, HFRows
 from .objects import forward_kwargs
+from .precision import without_cudnn_attention
 
 # %% ../nbs/07_callback.ipynb #13e39cce
 class HFLoss:
@@ -85,7 +87,7 @@ def _advice(learn):
     *first,last = [*([] if alone else [size]), 'a smaller max_length', *precision, *(['a smaller model'] if alone else [])]
     return f"{', '.join(first)} or {last}"
 
-# %% ../nbs/07_callback.ipynb #4cd38b0d
+# %% ../nbs/07_callback.ipynb #2336760c
 _CANCELS = (CancelBatchException, CancelEpochException, CancelFitException, CancelTrainException, CancelValidException)
 
 def _autocast_depth():
@@ -96,7 +98,8 @@ def _autocast_depth():
 def _all_batches(callback, learn):
     "fastai's loop over the batches, which cleans up when it fails"
     depth = _autocast_depth()
-    try: type(learn).all_batches(learn)
+    try:
+        with without_cudnn_attention(): type(learn).all_batches(learn)
     except _CANCELS: raise
     except BaseException as e:
         message = f"Out of memory in a batch of {_shape(learn.xb[0])}: set {_advice(learn)}." if is_out_of_memory(e) else None
@@ -104,6 +107,13 @@ def _all_batches(callback, learn):
         if message is None: raise
         clear_frames(e.__traceback__)
         raise type(e)(message) from e
+
+# %% ../nbs/07_callback.ipynb #c7c0ee4b
+def _tell_listeners(learn, event_name):
+    "Call the callbacks that listen to an event, in their order"
+    if event_name not in _inner_loop: return type(learn)._call_one(learn, event_name)
+    for cb in learn.cbs.sorted('order'):
+        if hasattr(type(cb), event_name) or event_name in vars(cb) or type(cb).__call__ is not Callback.__call__: cb(event_name)
 
 # %% ../nbs/07_callback.ipynb #8f848e9f
 def _by_name(kwargs, model, args, named):
@@ -123,7 +133,7 @@ def _plain(o):
     "A tensor without fastai's kind"
     return o.as_subclass(torch.Tensor) if isinstance(o, torch.Tensor) else o
 
-# %% ../nbs/07_callback.ipynb #bbb39e3b
+# %% ../nbs/07_callback.ipynb #f9b0e8ab
 class HFCallback(Callback):
     "Give the model its inputs by name, and the learner its logits"
     order = 9 # before mixed precision, which expects `learn.pred` to be a tensor
@@ -155,7 +165,7 @@ class HFCallback(Callback):
         model = get_model(self.model)
         hook = partial(_by_name, forward_kwargs(model) | self.kwargs)
         self.hook = model.register_forward_pre_hook(hook, with_kwargs=True)
-        self.learn.all_batches = partial(_all_batches, self, self.learn)
+        self.learn.all_batches,self.learn._call_one = partial(_all_batches, self, self.learn),partial(_tell_listeners, self.learn)
 
     def before_train(self):
         "Raise `ValueError` where there is nothing to train on"
@@ -228,4 +238,4 @@ class HFCallback(Callback):
     def _unhook(self):
         if self.hook is not None: self.hook.remove()
         self.hook = None
-        vars(self.learn).pop('all_batches', None)
+        for o in ('all_batches', '_call_one'): vars(self.learn).pop(o, None)

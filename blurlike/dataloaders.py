@@ -129,7 +129,7 @@ class _TextDataBlock(DataBlock):
     def datasets(self, source, verbose=False):
         return Datasets(source, tfms=self._combine_type_tfms(), splits=self.splitter(source), dl_type=self.dl_type, n_inp=self.n_inp, verbose=verbose)
 
-# %% ../nbs/10_dataloaders.ipynb #fcd96e8c
+# %% ../nbs/10_dataloaders.ipynb #210fbbf0
 @delegates(HFTextBlock.__init__, but=['hf_arch', 'hf_config', 'hf_tokenizer', 'hf_model', 'task'])
 def _dataloaders(
     source, checkpoint, task, get_x, get_y, splits, y_block,
@@ -139,7 +139,7 @@ def _dataloaders(
     val_bs:int=None, # Rows a validation batch; None for `bs`
     num_workers:int=0, # Processes that prepare batches
     max_tokens:int=None, # Tokens a batch, padding included, in place of `bs`
-    pool:int=50, # How many training batches are sorted by length together; 1 leaves them to chance
+    pool:int=100, # How many training batches are sorted by length together; 1 leaves them to chance
     survey:bool=None, # Whether all rows are read beforehand; None for all but more than 100,000 rows to train on
     device=None, # Where the batches go; None for the GPU if there is one
     drop_last:bool=False, # Whether to leave out the last, partial training batch
@@ -256,7 +256,7 @@ def _columns(ds, cols):
     df.attrs['names'] = {c: names[c] for c in cols if c in names}
     return df
 
-# %% ../nbs/10_dataloaders.ipynb #af4e078c
+# %% ../nbs/10_dataloaders.ipynb #23374a55
 class DatasetItems:
     "A `datasets.Dataset` as fastai wants its items: an index gives a row, a list of them a selection"
     def __init__(self,
@@ -264,11 +264,11 @@ class DatasetItems:
         index=None, # The positions of those that are meant, in order; None for all
     ):
         self.ds,self.index = ds,np.arange(len(ds)) if index is None else np.asarray(index)
-        self._class_names,self._ahead = _all_class_names(ds.features),{}
+        self.class_names,self._ahead = _all_class_names(ds.features),{}
 
     def _row(self, i):
         i = int(self.index[i])
-        return _with_names(self._ahead.pop(i, None) or self.ds[i], self._class_names)
+        return _with_names(self._ahead.pop(i, None) or self.ds[i], self.class_names)
 
     def read_ahead(self, idxs):
         "Read some rows at once, which will be asked for one by one"
@@ -283,7 +283,7 @@ class DatasetItems:
     def __getitem__(self, i): return type(self)(self.ds, self.index[i]) if isinstance(i, slice) or np.ndim(i) else self._row(i)
     def __repr__(self): return f"DatasetItems({self.ds!r})"
 
-# %% ../nbs/10_dataloaders.ipynb #f6bacece
+# %% ../nbs/10_dataloaders.ipynb #bf2d006b
 _VALID_NAMES = ('validation', 'valid', 'val', 'dev', 'test')
 
 def _joined(train, valid):
@@ -291,31 +291,35 @@ def _joined(train, valid):
     from datasets import concatenate_datasets
     return concatenate_datasets([train, valid]),(range(len(train)), range(len(train), len(train)+len(valid)))
 
+def _split(dataset, **named):
+    "The split that an argument names"
+    [(arg,name)] = named.items()
+    if name not in dataset: raise ValueError(f"{arg}={name!r} is not a split: there are {', '.join(map(repr, dataset))}.")
+    return dataset[name]
+
+def _valid_name(dataset): return next((o for o in _VALID_NAMES if o in dataset), None)
+
 def _two_splits(dataset, train, valid, valid_pct, seed):
     "A `Dataset` with all rows of a `Dataset` or a `DatasetDict`, and the positions of those to train and to validate on"
     from datasets import Dataset, DatasetDict
     if isinstance(dataset, DatasetDict):
-        if train not in dataset: raise ValueError(f"train={train!r} is not a split: there are {', '.join(map(repr, dataset))}.")
-        if valid is None and valid_pct is None: valid = next((o for o in _VALID_NAMES if o in dataset), None)
-        if valid is not None:
-            if valid not in dataset: raise ValueError(f"valid={valid!r} is not a split: there are {', '.join(map(repr, dataset))}.")
-            return _joined(dataset[train], dataset[valid])
-        dataset = dataset[train]
+        rows = _split(dataset, train=train)
+        if valid is None and valid_pct is None: valid = _valid_name(dataset)
+        if valid is not None: return _joined(rows, _split(dataset, valid=valid))
+        dataset = rows
     elif not isinstance(dataset, Dataset):
         raise ValueError(f"dataset={type(dataset).__name__}(...) is neither a datasets.Dataset nor a DatasetDict.")
     if not len(dataset): raise ValueError("dataset is empty: there is nothing to train on.")
     return dataset,_random_split(len(dataset), valid_pct, seed)
 
-# %% ../nbs/10_dataloaders.ipynb #0b13b4ed
+# %% ../nbs/10_dataloaders.ipynb #74b712cd
 def _streams(dataset, train, valid):
     "The splits to train and to validate on where the first is a stream; else None"
     from datasets import IterableDataset
     if isinstance(dataset, IterableDataset):
         raise ValueError("dataset is a lone stream, which cannot be split at random: pass a dict of two, such as dict(train=stream.skip(1000), valid=stream.take(1000)).")
     if not isinstance(dataset, dict) or not isinstance(dataset.get(train), IterableDataset): return None
-    valid = valid or next((o for o in _VALID_NAMES if o in dataset), None)
-    if valid not in dataset: raise ValueError(f"valid={valid!r} is not a split: there are {', '.join(map(repr, dataset))}.")
-    return dataset[train],dataset[valid]
+    return dataset[train],_split(dataset, valid=valid or _valid_name(dataset))
 
 def _rows_of(stream, n=None):
     "A `Dataset` of the first `n` rows of a stream; of all for None"

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['HFInputs', 'by_window', 'padding_share', 'decode_texts', 'HFRows', 'as_rows', 'text_columns', 'with_progress',
-           'without_offsets', 'encoded_ahead', 'token_lengths', 'plot_token_lengths', 'check_options']
+           'without_offsets', 'tokenized_rows', 'padded_rows', 'token_lengths', 'plot_token_lengths', 'check_options']
 
-# %% ../nbs/01_inputs.ipynb #1e14531f
+# %% ../nbs/01_inputs.ipynb #f9743858
 from difflib import get_close_matches
 
 import numpy as np
@@ -15,6 +15,7 @@ import torch
 from fastai.torch_basics import L, Tensor, patch, progress_bar
 from matplotlib import pyplot as plt
 from matplotlib.ticker import PercentFormatter
+from transformers import BatchEncoding
 
 # %% ../nbs/01_inputs.ipynb #a983929e
 class HFInputs(dict):
@@ -135,59 +136,71 @@ def text_columns(
     "Turn samples into the columns that a tokenizer takes"
     return [list(o) for o in zip(*samples, strict=True)] if isinstance(samples[0], tuple) else [list(samples)]
 
-# %% ../nbs/01_inputs.ipynb #fedd9b89
+# %% ../nbs/01_inputs.ipynb #f223cbec
 def with_progress(
     steps, # What to go through, with a length
     at_least:int, # Show a bar from so many steps on
+    parent=None, # A `master_bar` to show it under
 ):
     "`steps`, with a progress bar if there are many"
-    return progress_bar(steps, leave=False) if len(steps) >= at_least else steps
+    return progress_bar(steps, parent=parent, leave=False) if len(steps) >= at_least else steps
 
-# %% ../nbs/01_inputs.ipynb #866e6598
+# %% ../nbs/01_inputs.ipynb #c3db245d
 class _OffsetFree:
-    "A `tokenizers.Tokenizer` that does not note where in the text each token stands, and knows some texts already"
-    def __init__(self, tokenizer, ahead): vars(self).update(_tokenizer=tokenizer, _ahead=ahead)
+    "A `tokenizers.Tokenizer` that does not note where in the text each token stands"
+    def __init__(self, tokenizer): vars(self)['_tokenizer'] = tokenizer
     def __getattr__(self, k): return getattr(self._tokenizer, k)
     def __setattr__(self, k, v): setattr(self._tokenizer, k, v)
-
-    def encode_batch(self, texts, **kwargs):
-        how = _how(self._tokenizer, kwargs)
-        known = [self._ahead.pop((o, how), None) for o in texts] if self._ahead and not kwargs['is_pretokenized'] else [None]
-        return self._tokenizer.encode_batch_fast(texts, **kwargs) if None in known else _padded(known, self._tokenizer.padding)
-
-def _how(tokenizer, kwargs):
-    "What an unpadded encoding depends on beside the text"
-    return repr((tokenizer.truncation, sorted(kwargs.items())))
-
-def _padded(encodings, how):
-    "`encodings` padded as a tokenizer that is set to pad does it"
-    if how is None: return encodings
-    length = how['length'] or max(map(len, encodings))
-    if multiple := how['pad_to_multiple_of']: length = -(-length//multiple)*multiple
-    for o in encodings: o.pad(length, **{k: how[k] for k in ('direction', 'pad_id', 'pad_type_id', 'pad_token')})
-    return encodings
+    def encode_batch(self, texts, **kwargs): return self._tokenizer.encode_batch_fast(texts, **kwargs)
 
 def without_offsets(
     tokenizer, # Any Hugging Face tokenizer
-    ahead:dict=None, # From `encoded_ahead`; what is used is taken out
 ): # One to use at once and not to keep; it shares all that `tokenizer` knows
     "`tokenizer` for ids alone, which a fast one finds in about two thirds of the time"
     if not tokenizer.is_fast: return tokenizer
     res = object.__new__(type(tokenizer))
-    vars(res).update(vars(tokenizer), _tokenizer=_OffsetFree(tokenizer._tokenizer, {} if ahead is None else ahead))
+    vars(res).update(vars(tokenizer), _tokenizer=_OffsetFree(tokenizer._tokenizer))
     return res
 
-def encoded_ahead(
-    texts:list, # Texts, or tuples of two; not words
+# %% ../nbs/01_inputs.ipynb #3ce66902
+_KINDS = dict(input_ids=np.int32, token_type_ids=np.int8, special_tokens_mask=np.int8)
+
+def tokenized_rows(
+    texts:list, # Texts, or tuples of two
     tokenizer, # Any Hugging Face tokenizer
-    **kwargs # Passed to it, as they will be for the batches
-) -> dict: # For `without_offsets`
-    "Encodings of the texts of several batches, in one call, which a fast tokenizer spreads over the cores"
-    if not tokenizer.is_fast: return {}
-    found = without_offsets(tokenizer)(*text_columns(texts), **kwargs | dict(padding=False)).encodings
-    special = dict(add_special_tokens=kwargs.get('add_special_tokens', True), is_pretokenized=False) # as transformers calls it
-    how = _how(tokenizer._tokenizer, special)
-    return {(o, how): e for o,e in zip(texts, found, strict=True)}
+    chunk:int=1000, # How many texts a call of the tokenizer gets
+    **kwargs # Passed to it, as they would be for a batch
+) -> dict: # The arrays of each text by their names, by the text (1 for one that is all ones); empty where the tokenizer says more than can be padded here
+    "What `tokenizer` makes of each of many texts, without padding"
+    tokenizer,rows = without_offsets(tokenizer),{}
+    masked = kwargs.get('return_attention_mask')
+    ones = dict(attention_mask=1) if ('attention_mask' in tokenizer.model_input_names if masked is None else masked) else {} # all of them, before there is padding
+    for i in range(0, len(texts), chunk):
+        some = texts[i:i+chunk]
+        found = tokenizer(*text_columns(some), **kwargs | dict(padding=False, return_attention_mask=False))
+        if not found.keys() <= _KINDS.keys(): return {}
+        columns = [[np.array(o, dtype=_KINDS[k]) for o in v] for k,v in found.items()]
+        rows.update((o, dict(zip(found, row, strict=True)) | ones) for o,row in zip(some, zip(*columns, strict=True), strict=True))
+    return rows
+
+def padded_rows(
+    rows:list[dict], # From `tokenized_rows`
+    tokenizer, # Which knows what to pad with
+    length:int=None, # Pad to this length; None for the longest of `rows`
+    pad_to_multiple_of:int=None, # Round the length up
+    padding_side:str=None, # "left" or "right"; None for the tokenizer's
+) -> BatchEncoding: # Of tensors
+    "A batch of `rows`, padded as `tokenizer` would have done it"
+    lengths = [len(o['input_ids']) for o in rows]
+    length = length or max(lengths)
+    if pad_to_multiple_of: length = -(-length//pad_to_multiple_of)*pad_to_multiple_of
+    pad = dict(input_ids=tokenizer.pad_token_id, attention_mask=0, token_type_ids=tokenizer.pad_token_type_id, special_tokens_mask=1)
+    left = (padding_side or tokenizer.padding_side)=='left'
+    columns = {k: np.full((len(rows), length), pad[k], dtype=np.int64) for k in rows[0]}
+    for i,(row,n) in enumerate(zip(rows, lengths, strict=True)):
+        where = slice(length-n, length) if left else slice(n)
+        for k,v in row.items(): columns[k][i,where] = v
+    return BatchEncoding({k: torch.from_numpy(v) for k,v in columns.items()})
 
 # %% ../nbs/01_inputs.ipynb #6c86300c
 def token_lengths(

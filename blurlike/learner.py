@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['HFOptimWrapper', 'hf_adamw', 'HFMixedPrecision', 'build_model', 'hf_learner']
 
-# %% ../nbs/09_learner.ipynb #a6120ff4
-from functools import partial
+# %% ../nbs/09_learner.ipynb #6b61133e
+from functools import cached_property, partial
 
 import fastai.callback.all # noqa: F401  `fit_one_cycle`, `lr_find`, `summary` and the progress bar
 import torch
@@ -23,7 +23,7 @@ from .precision import DTYPES, check_precision
 from .splitter import hf_splitter
 from .tasks.base import get_block
 
-# %% ../nbs/09_learner.ipynb #312fada0
+# %% ../nbs/09_learner.ipynb #2052346d
 class HFOptimWrapper(OptimWrapper):
     "An `OptimWrapper` whose groups each have a part that weight decay leaves alone"
     def __init__(self,
@@ -49,17 +49,32 @@ class HFOptimWrapper(OptimWrapper):
         "A group's settings by fastai's names"
         return {name: pg[k] if i is None else pg[k][i] for name,k,i in self._places}
 
-    @property
+    @cached_property
     def _places(self):
         "Where each setting stands: looked up once, since every step asks for all of them several times"
-        if not hasattr(self, '_found'):
-            found = ((k, k.rsplit('__', 1)) for k in detuplify_pg(self.opt.param_groups[0]))
-            self._found = [(self.fwd_map[k], o[0], int(o[1]) if len(o) > 1 else None) for k,o in found]
-        return self._found
+        found = ((k, k.rsplit('__', 1)) for k in detuplify_pg(self.opt.param_groups[0]))
+        return [(self.fwd_map[k], o[0], int(o[1]) if len(o) > 1 else None) for k,o in found]
+
+    def step(self, closure=None):
+        "A step for all groups with the same settings at once, since each call costs as much as what it does"
+        groups,alike = self.opt.param_groups,[]
+        for pg in groups:
+            members = next((o for o in alike if _settings(o[0])==_settings(pg)), None)
+            if members is None: alike.append(members := [])
+            members.append(pg)
+        merged = [o[0] | dict(params=[p for pg in o for p in pg['params']]) for o in alike]
+        self.opt.param_groups = merged
+        try: return self.opt.step(closure)
+        finally:
+            self.opt.param_groups = groups
+            for members,one in zip(alike, merged, strict=True):
+                for pg in members: pg.update(_settings(one)) # where an optimizer keeps notes of its own
 
     def _set_hyper(self, k, v):
         for (decayed,plain),v_ in zip(self._pairs(), v, strict=True):
             for pg in (decayed,) if k=='wd' else (decayed, plain): set_item_pg(pg, self.bwd_map[k], v_)
+
+def _settings(pg): return {k: v for k,v in pg.items() if k!='params'}
 
 # %% ../nbs/09_learner.ipynb #6bbeb85e
 def hf_adamw(

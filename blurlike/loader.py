@@ -6,13 +6,13 @@
 __all__ = ['LOADER_OPTIONS', 'SURVEYED', 'cut_batches', 'token_batches', 'bucketed_order', 'FrameRows', 'SampleReader',
            'StreamRows', 'StreamSamples', 'HFDataLoader', 'read_rows', 'row_reader']
 
-# %% ../nbs/04_loader.ipynb #6b7a253e
+# %% ../nbs/04_loader.ipynb #0d2e49a4
 import inspect
 import itertools
 import multiprocessing
 import os
 import random
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from copy import copy
 from inspect import isfunction
 from multiprocessing.reduction import ForkingPickler
@@ -23,7 +23,7 @@ from types import MethodType
 import numpy as np
 import pandas as pd
 from fastai.data.core import DataLoaders, TfmdDL
-from fastai.data.load import DataLoader
+from fastai.data.load import DataLoader, SkipItemException
 from fastai.data.transforms import Categorize, ColReader, ToTensor
 from fastai.torch_basics import GetAttr, L, delegates, detuplify, noop, patch, to_cpu
 from fastcore.imports import equals
@@ -56,7 +56,7 @@ def token_batches(
     order = np.argsort(-lengths, kind='stable')
     return [order[o] for o in cut_batches(lengths[order], max_tokens, equal)]
 
-# %% ../nbs/04_loader.ipynb #c8ce6047
+# %% ../nbs/04_loader.ipynb #ba57d598
 def _starts(lengths, bs):
     "Where the rows of the partial batch may begin: at any full batch that would not lose the longest row to it"
     starts,longest = np.arange(0, len(lengths)+1, bs),lengths.argmax()
@@ -87,7 +87,7 @@ def bucketed_order(
     lengths:np.ndarray, # The length of each row
     bs:int, # Rows a batch
     rng:np.random.Generator, # Where the shuffle comes from
-    pool:int=50, # Batches that are sorted together
+    pool:int=100, # Batches that are sorted together
     longest_first:bool=True, # Whether the full batch with the longest row comes first
     max_tokens:int=None, # Tokens a batch, padding included, in place of `bs`
 ) -> np.ndarray: # A permutation of the rows; every `bs` of them make a batch, or as many as `cut_batches` puts into one
@@ -123,7 +123,7 @@ class _FrameRow:
         if name.startswith('_') or name not in self._rows.df: raise AttributeError(name)
         return self[name]
 
-# %% ../nbs/04_loader.ipynb #1cf6c2af
+# %% ../nbs/04_loader.ipynb #e7408730
 class SampleReader:
     "Samples of a table's rows: what `tls` make of them, each row read once"
     def __init__(self,
@@ -133,11 +133,11 @@ class SampleReader:
         self.tls,self.rows = tls,rows
         self.readers = [_pipeline(o) for o in tls]
 
-    def of(self, row):
-        "The sample that the pipelines make of `row`"
+    def __call__(self, i):
+        "The sample that the pipelines make of row `i`"
+        row = self.rows[i]
         return tuple(o(row) for o in self.readers)
 
-    def __call__(self, i): return self.of(self.rows[i])
     def __reduce__(self): return type(self),(self.tls,self.rows)
 
     def ahead(self, idxs):
@@ -227,7 +227,7 @@ class StreamSamples(GetAttr):
         rows.n_epochs += not looking
         return range(self.n)
 
-# %% ../nbs/04_loader.ipynb #d9c09597
+# %% ../nbs/04_loader.ipynb #6fdef15f
 SURVEYED = 100_000 # More training rows than these are read pool by pool
 
 def _check_size(name, value, unit):
@@ -244,7 +244,7 @@ class HFDataLoader(TfmdDL):
         num_workers:int=0, # Processes that prepare batches; a fast tokenizer seldom needs any
         seed:int=None, # Fixes the shuffle, and with it every epoch's batches
         sort:bool=True, # Whether rows that are not shuffled are sorted by length; False keeps their order
-        pool:int=50, # How many batches of shuffled rows are sorted by length together; 1 leaves them to chance
+        pool:int=100, # How many batches of shuffled rows are sorted by length together; 1 leaves them to chance
         max_tokens:int=None, # Tokens a batch, padding included, in place of `bs`; what a decoder writes is not counted
         survey:bool=None, # Whether all rows are read beforehand; None for all but more than 100,000 rows to shuffle
         token_lengths:np.ndarray=None, # The rows' lengths before truncation, where they are known
@@ -278,6 +278,14 @@ class HFDataLoader(TfmdDL):
     ) -> tuple: # `(HFInputs, targets)`
         "Encode and stack `samples`"
         return self.hf_block.task.batch(samples, self)
+
+    def retain(self,
+        batch:tuple, # From `create_batch`
+        samples:list, # What it was made of
+    ) -> tuple: # `batch` with targets of the types of its samples' targets
+        "fastai's way to give targets their types back, where they have lost them"
+        kept = all(type(o) is type(y) for o,y in zip(batch[1:], samples[0][1:], strict=False))
+        return batch if kept else super().retain(batch, samples)
 
 @patch
 def _look_ahead(self:HFDataLoader, survey):
@@ -342,35 +350,43 @@ def __len__(self:HFDataLoader):
         return len(self._cut(self.get_idxs()))
     finally: self.rng = rng
 
-# %% ../nbs/04_loader.ipynb #b072ea95
+# %% ../nbs/04_loader.ipynb #c4bc7cbe
 @patch
 def create_batches(self:HFDataLoader,
     groups, # From `sample`
 ): # Yields `(HFInputs, targets)`
     "The batches of each group of rows"
     if not self.indexed: return (yield from super(HFDataLoader, self).create_batches(groups))
-    batches = itertools.chain.from_iterable(map(self._of_pool, groups)) if self._pooled else map(self._samples, groups)
-    for some in self._together(filter(None, batches)):
-        with self.hf_block.tokenized_ahead([o for b in some for o in b]) if len(some) > 1 else nullcontext(): yield from map(self.do_batch, some)
+    block,pooled = self.hf_block,self._pooled
+    for group in groups if pooled else self._together(filter(None, map(self._samples, groups))):
+        samples = [o for some in (self._read(group) if pooled else group) for o in some]
+        ahead = block.tokenize_ahead(samples) if pooled or len(group) > 1 else {}
+        with block.knowing(ahead): batches = self._of_pool(samples, group) if pooled else group
+        for b in batches:
+            with block.knowing(ahead): batch = self.do_batch(b)
+            yield batch
 
 @patch
 def _together(self:HFDataLoader, batches):
-    "One batch, then two, then four, up to a pool of them; one by one in worker processes, whose tokenizers have no threads"
+    "One batch, then two, then four, up to a thousand rows; one by one in worker processes, whose tokenizers have no threads"
     n = 1
     while some := list(itertools.islice(batches, n)):
         yield some
-        if not self.fake_l.num_workers: n = min(2*n, self.pool)
+        if not self.fake_l.num_workers and n*len(some[0]) < 1000: n *= 2
 
 @patch
 def _samples(self:HFDataLoader, idxs):
     "The samples of some rows; what a transform skips is left out"
-    if self.reader is not None: self.reader.ahead(idxs)
+    if self.reader is not None:
+        self.reader.ahead(idxs)
+        if not self.after_item.fs:
+            try: return list(map(self.reader, idxs))
+            except SkipItemException: pass # by one of the getters: the long way leaves it out
     return [o for o in map(self.do_item, idxs) if o is not None]
 
 @patch
-def _of_pool(self:HFDataLoader, rows):
+def _of_pool(self:HFDataLoader, samples, rows):
     "The samples of each batch of a pool"
-    samples = [o for some in self._read(rows) for o in some]
     lengths = self.hf_block.cut(np.asarray(self.hf_block.task.lengths(samples, self.hf_block)))
     rng = np.random.default_rng([self._epoch, rows[0]])
     order = bucketed_order(lengths, self.bs, rng, self.pool, longest_first=False)

@@ -50,7 +50,7 @@ def with_room(
     "`size` and an eighth more; 1 stays 1, for a model that nothing smaller could be given"
     return size + math.ceil(size/8) if size > 1 else 1
 
-# %% ../nbs/09a_memory.ipynb #96487087
+# %% ../nbs/09a_memory.ipynb #c691a51b
 def _first_pool(dl):
     "The first samples of a stream, as many as are sorted together"
     samples = map(dl.after_item, islice(dl.dataset, dl.pool*(dl.bs or 1)))
@@ -64,7 +64,7 @@ def longest_samples(
     block = dl.hf_block
     if dl.token_lengths is None: read = (pool := _first_pool(dl)).__getitem__; lengths = np.asarray(block.task.lengths(pool, block))
     else: read,lengths = dl.do_item,dl.token_lengths[:dl.n]
-    lengths = block.cut(lengths)
+    lengths = block.padded(block.cut(lengths))
     order = np.argsort(-lengths, kind='stable').tolist()
     if block.task.target_lengths([], block) is not None:
         targets = block.task.target_lengths([read(i) for i in order], block)[0]
@@ -229,7 +229,7 @@ def expected_peak(
     (a,low),(b,high) = sorted(peaks.items())[-2:]
     return high + max(0, high-low)/(b-a)*(rows-b)
 
-# %% ../nbs/09a_memory.ipynb #fdefad2d
+# %% ../nbs/09a_memory.ipynb #4eb3c275
 class _Search:
     "Tries of one learner, each a line of a table"
     def __init__(self, learn, most, memory, show):
@@ -292,4 +292,4 @@ def find_batch_size(
     if not size:
         raise ValueError(f"One row of {search.length} tokens takes {search.peaks[1]/1e9:.2f} GB, more than {f'{memory=}' if memory else 'there is'}: "
                          "set a smaller max_length or take a smaller model.")
-    return size if getattr(learn.dls.train, 'max_tokens', None) is None else size*search.length
+    return size if learn.dls.train.max_tokens is None else size*search.length

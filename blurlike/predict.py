@@ -5,14 +5,16 @@
 # %% auto #0
 __all__ = ['as_samples', 'sample_batches', 'generate_options', 'stop_when']
 
-# %% ../nbs/11_predict.ipynb #220c67eb
+# %% ../nbs/11_predict.ipynb #0f052f28
 import inspect
+from contextlib import closing
 from functools import cache
+from itertools import chain, pairwise
 from numbers import Integral
 
 import torch
 from fastai.learner import Learner
-from fastai.torch_basics import L, patch, to_device
+from fastai.torch_basics import L, master_bar, patch, to_device
 from fastai.torch_core import get_model
 from transformers import GenerationConfig
 
@@ -22,7 +24,7 @@ from .objects import forward_args, forward_kwargs, position_limit
 from .precision import evaluating
 from .tasks.base import get_block
 
-# %% ../nbs/11_predict.ipynb #da0b15cd
+# %% ../nbs/11_predict.ipynb #357518fc
 def as_samples(
     block, # An `HFTextBlock`
     texts, # Several texts, of the form that the block's task takes
@@ -45,12 +47,19 @@ def sample_batches(
     samples:list, # What `block.encode` takes
     max_tokens:int, # At most so many tokens a batch, padding included
     room:int=0, # How many tokens each sample needs beside its own
-) -> list: # Which samples are in each batch
+    pool:int=10_000, # How many samples are tokenized and sorted together
+): # Yields which samples are in each batch
     "Batches of similar length, with a progress bar if there are many"
-    lengths = block.cut(block.task.lengths([(o,) for o in samples], block)) + room if len(samples) != 1 else [1]
-    return with_progress(token_batches(lengths, max_tokens, equal='attention_mask' not in block.input_names), 10)
+    if len(samples)==1: yield [0]; return # not worth a look at its length
+    starts,equal = range(0, len(samples), pool),'attention_mask' not in block.input_names
+    pools = master_bar(starts) if len(starts) > 1 else starts
+    for start in pools:
+        some = [(o,) for o in samples[start:start+pool]]
+        with block.knowing(block.tokenize_ahead(some)):
+            lengths = block.cut(block.task.lengths(some, block)) + room
+            yield from (start + o for o in with_progress(token_batches(lengths, max_tokens, equal), 10, pools if pools is not starts else None))
 
-# %% ../nbs/11_predict.ipynb #9a97059b
+# %% ../nbs/11_predict.ipynb #bf338843
 @patch
 def hf_predict(self:Learner,
     texts, # A text, or a list or column of texts, of the form that the learner was trained on
@@ -69,14 +78,19 @@ def hf_predict(self:Learner,
     samples = as_samples(block, texts)
     encode_options = {k: options.pop(k) for k in _options(task.encode, 2) if k in options}
     device,kwargs,preds = next(model.parameters()).device,forward_kwargs(model),[None]*len(samples)
-    with evaluating(model, precision) as model:
-        for idxs in sample_batches(block, samples, max_tokens):
-            chosen = [samples[i] for i in idxs]
-            inputs = task.encode(chosen, block, **encode_options)
-            outputs = model(**kwargs, **to_device(inputs.for_model(), device))
-            decoded = task.decode(task.pred(outputs, inputs), model.config, inputs, chosen, **options)
-            for i,pred in zip(idxs, decoded, strict=True): preds[i] = pred
+    def computed(idxs):
+        chosen = [samples[i] for i in idxs]
+        inputs = task.encode(chosen, block, **encode_options)
+        outputs = model(**kwargs, **to_device(inputs.for_model(), device))
+        return idxs,(task.pred(outputs, inputs), model.config, inputs, chosen)
+    with evaluating(model, precision) as model, closing(sample_batches(block, samples, max_tokens)) as batches:
+        for idxs,args in _one_behind(map(computed, batches)):
+            for i,pred in zip(idxs, task.decode(*args, **options), strict=True): preds[i] = pred
     return preds
+
+def _one_behind(items):
+    "`items`, each once the next is there: a GPU is given a batch before anyone waits for what it says of the last"
+    return (o for o,_ in pairwise(chain(items, [None])))
 
 _parameters = cache(lambda function: list(inspect.signature(function).parameters))
 
@@ -84,7 +98,7 @@ def _options(method, n):
     "What `method` takes beside its first `n` arguments"
     return _parameters(method.__func__)[n+1:]
 
-# %% ../nbs/11_predict.ipynb #6084d081
+# %% ../nbs/11_predict.ipynb #4665c82d
 def generate_options(
     model, # A model that can generate
 ) -> set[str]:
@@ -129,8 +143,8 @@ def hf_generate(self:Learner,
     n,copies,room = _copies_and_room(model, kwargs)
     if limit := position_limit(model): kwargs['stopping_criteria'] = [*(kwargs.get('stopping_criteria') or []), stop_when(lambda ids: ids.shape[1] >= limit)]
     device,preds = next(model.parameters()).device,[None]*len(samples)
-    with evaluating(model, precision) as model:
-        for idxs in sample_batches(block, samples, max_tokens//copies, room):
+    with evaluating(model, precision) as model, closing(sample_batches(block, samples, max_tokens//copies, room)) as batches:
+        for idxs in batches:
             inputs = task.generate_inputs([samples[i] for i in idxs], block)
             ids = model.generate(**to_device(inputs.for_model(), device), **kwargs)
             written = task.decode_generated(getattr(ids, 'sequences', ids).cpu(), inputs, block)

@@ -1,4 +1,7 @@
 "Pairs, several labels, numbers, long texts: what the tasks with one answer a text promise."
+from functools import partial
+from unittest.mock import patch
+
 import datasets
 import numpy as np
 import pandas as pd
@@ -25,6 +28,7 @@ from transformers import pipeline
 
 from blurlike.all import HFLoss, HFTextBlock, HFTextDataLoaders, SampleTable, hf_learner
 from blurlike.inputs import HFInputs
+from blurlike.predict import sample_batches
 
 TEXTS = ['the film warm', 'the plot dull the cast sour the script stale', 'zebra 🎬']
 
@@ -321,3 +325,20 @@ def test_fastais_own_interpretation_is_as_it_was():
     interp = ClassificationInterpretation(Model(), Loader(), None)
     interp.vocab = ['a', 'b']
     assert interp.confusion_matrix().tolist() == [[1, 0], [1, 1]]
+
+
+def test_many_texts_are_predicted_pool_by_pool_in_their_order(learn, df, monkeypatch):
+    texts = (df.text.tolist() + ['', 'warm warm'])*3
+    whole = learn.hf_predict(texts)
+    batches = partial(sample_batches, pool=50)
+    monkeypatch.setattr('blurlike.predict.sample_batches', batches)
+    assert sorted(i for o in batches(learn.dls.hf_block, texts, 200) for i in o) == list(range(len(texts)))
+    again = learn.hf_predict(texts, max_tokens=200)
+    assert [o['label'] for o in again] == [o['label'] for o in whole]
+    assert [o['score'] for o in again] == pytest.approx([o['score'] for o in whole], abs=1e-5)
+
+
+def test_nothing_is_known_ahead_after_a_prediction_that_fails(learn, df):
+    def fail(*args, **kwargs): raise RuntimeError('no')
+    with pytest.raises(RuntimeError, match='no'), patch.object(learn.model, 'forward', fail): learn.hf_predict(df.text.tolist())
+    assert not learn.dls.hf_block._ahead

@@ -2,6 +2,7 @@
 import pickle
 import subprocess
 import sys
+from copy import deepcopy
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ import torch
 from conftest import make_objects
 from fastai.text.all import (
     Adam,
+    Callback,
     ClassificationInterpretation,
     CrossEntropyLossFlat,
     Interpretation,
@@ -22,7 +24,7 @@ from transformers import BatchEncoding
 
 from blurlike.all import HFCallback, HFLoss, hf_learner, hf_splitter
 from blurlike.inputs import HFRows
-from blurlike.learner import HFMixedPrecision, hf_adamw
+from blurlike.learner import HFMixedPrecision, HFOptimWrapper, hf_adamw
 
 
 @pytest.fixture
@@ -276,3 +278,51 @@ def test_an_exported_learner_brings_everything_along(learn, tmp_path):
 def test_train_bn_is_the_users_to_set(dls, hf):
     assert not hf_learner(dls, hf.model).train_bn
     assert hf_learner(dls, hf.model, train_bn=True).train_bn
+
+
+@pytest.mark.parametrize('lr', [1e-3, slice(1e-5, 1e-3)])
+def test_groups_that_are_stepped_together_move_as_they_would_alone(dls, hf, lr):
+    model,alone = deepcopy(hf.model),deepcopy(hf.model)
+    learn = hf_learner(dls, model)
+    learn.create_opt()
+    learn.opt.set_hypers(lr=lr, wd=0.1)
+    names = {id(p): n for n,p in model.named_parameters()}
+    theirs = torch.optim.AdamW([pg | dict(params=[dict(alone.named_parameters())[names[id(p)]] for p in pg['params']]) for pg in learn.opt.opt.param_groups])
+    groups,calls = learn.opt.opt.param_groups,[]
+    learn.opt.opt.register_step_pre_hook(lambda opt, *_: calls.append(len(opt.param_groups)))
+    for i in range(3):
+        for m in (model, alone):
+            for j,p in enumerate(m.parameters()): p.grad = torch.full_like(p, (-1)**(i+j)*1e-2*(j+1))
+        learn.opt.step()
+        theirs.step()
+    assert all(torch.equal(a, b) for a,b in zip(model.parameters(), alone.parameters(), strict=True))
+    assert learn.opt.opt.param_groups is groups
+    assert calls == [2 if lr==1e-3 else len(groups)]*3
+
+
+def test_what_an_optimizer_notes_in_its_groups_is_kept(hf):
+    class Counting(torch.optim.AdamW):
+        def step(self, closure=None):
+            for o in self.param_groups: o['steps'] = o.get('steps', 0) + 1
+            return super().step(closure)
+    opt = HFOptimWrapper([[o] for o in hf.model.parameters()], Counting, lr=1e-3)
+    for p in hf.model.parameters(): p.grad = torch.zeros_like(p)
+    opt.step()
+    opt.step()
+    assert {o['steps'] for o in opt.opt.param_groups} == {2}
+
+
+def test_callbacks_are_told_of_all_events_they_listen_to(learn):
+    told = []
+    class Listening(Callback):
+        order = 5
+        def before_batch(self): told.append('before_batch')
+    class Hearing(Callback):
+        def __call__(self, event_name): told.append(event_name)
+    with learn.added_cbs([Listening(), Hearing(), Callback(after_step=lambda self: told.append('by hand'))]): learn.fit(1)
+    steps = len(learn.recorder.losses)
+    assert told.count('by hand') == steps
+    assert told.count('before_batch') == 2*(steps + len(learn.dls.valid))
+    assert told.count('after_step') == steps
+    assert told.count('after_fit') == 1
+    assert '_call_one' not in vars(learn)

@@ -4,7 +4,7 @@ import torch
 from conftest import make_objects
 
 from blurlike.all import HFTextDataLoaders, hf_learner
-from blurlike.precision import evaluating, in_int8
+from blurlike.precision import evaluating, in_int8, without_cudnn_attention
 
 TOLERANCE = dict(fp32=0, bf16=0.02, int8=0.1)
 
@@ -42,7 +42,7 @@ def test_the_copy_in_8_bits_is_made_once_and_anew_for_other_weights(learn, df):
 @pytest.mark.parametrize('arch', ['distilbert', 'roberta', 'deberta-v2', 'albert', 'electra', 'mpnet', 'xlnet', 'opt', 'llama'])
 def test_architectures_predict_in_8_bits(arch, df):
     hf = make_objects(arch)
-    learn = hf_learner(HFTextDataLoaders.from_df(df, hf, valid_col='is_valid', bs=8), hf.model)
+    learn = hf_learner(HFTextDataLoaders.from_df(df, hf, valid_col='is_valid', bs=8, device='cpu'), hf.model)
     assert (probs(learn, df.text.tolist(), 'int8') - probs(learn, df.text.tolist())).abs().max() < 0.1
 
 
@@ -66,3 +66,20 @@ def test_a_model_of_a_precision_of_its_own_keeps_it():
     model.precision = 'fp32'
     with pytest.raises(ValueError, match="was exported in 'fp32'"), evaluating(model, 'int8'): pass
     with evaluating(model, 'fp32') as m: assert m is model
+
+
+def test_texts_are_attended_to_by_kernels_that_need_no_plan(learn):
+    cuda,seen = torch.backends.cuda,[]
+    learn.model.register_forward_hook(lambda *_: seen.append(cuda.cudnn_sdp_enabled()))
+    learn.fit(1)
+    learn.validate()
+    learn.hf_predict('a text')
+    assert seen
+    assert not any(seen)
+    assert cuda.cudnn_sdp_enabled()
+
+
+def test_who_allows_no_other_kernels_keeps_cudnns(monkeypatch):
+    cuda = torch.backends.cuda
+    for o in ('flash_sdp_enabled', 'mem_efficient_sdp_enabled'): monkeypatch.setattr(cuda, o, lambda: False)
+    with without_cudnn_attention(): assert cuda.cudnn_sdp_enabled()
