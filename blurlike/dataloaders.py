@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['make_block', 'HFTextDataLoaders', 'DatasetItems']
 
-# %% ../nbs/10_dataloaders.ipynb #e109b989
+# %% ../nbs/10_dataloaders.ipynb #a9a8db02
 import inspect
 import itertools
 from functools import partial
@@ -19,10 +19,10 @@ import torch
 from fastai.data.block import DataBlock
 from fastai.data.core import DataLoaders, Datasets
 from fastai.data.transforms import ColSplitter, GrandparentSplitter, RandomSplitter, get_text_files, parent_label
-from fastai.torch_basics import delegates, is_listy, patch
+from fastai.torch_basics import delegates, get_first, is_listy, patch
 
 from .block import HFTextBlock
-from .loader import LOADER_OPTIONS, StreamSamples, check_options
+from .loader import LOADER_OPTIONS, HFDataLoader, StreamSamples, check_options
 from .objects import HFObjects, load_hf_config, load_hf_tokenizer
 from .tasks.base import Task, all_tasks, get_task, infer_task, task_class, task_options
 from .tasks.sequence_classification import SequenceClassification
@@ -283,7 +283,7 @@ class DatasetItems:
     def __getitem__(self, i): return type(self)(self.ds, self.index[i]) if isinstance(i, slice) or np.ndim(i) else self._row(i)
     def __repr__(self): return f"DatasetItems({self.ds!r})"
 
-# %% ../nbs/10_dataloaders.ipynb #bf2d006b
+# %% ../nbs/10_dataloaders.ipynb #1f1557a9
 _VALID_NAMES = ('validation', 'valid', 'val', 'dev', 'test')
 
 def _joined(train, valid):
@@ -294,7 +294,7 @@ def _joined(train, valid):
 def _split(dataset, **named):
     "The split that an argument names"
     [(arg,name)] = named.items()
-    if name not in dataset: raise ValueError(f"{arg}={name!r} is not a split: there are {', '.join(map(repr, dataset))}.")
+    if name not in dataset: raise ValueError(f"{arg}={name!r} is not {'given, and none of the splits is for it' if name is None else 'a split'}: there are {', '.join(map(repr, dataset))}.")
     return dataset[name]
 
 def _valid_name(dataset): return next((o for o in _VALID_NAMES if o in dataset), None)
@@ -308,7 +308,7 @@ def _two_splits(dataset, train, valid, valid_pct, seed):
         if valid is not None: return _joined(rows, _split(dataset, valid=valid))
         dataset = rows
     elif not isinstance(dataset, Dataset):
-        raise ValueError(f"dataset={type(dataset).__name__}(...) is neither a datasets.Dataset nor a DatasetDict.")
+        raise ValueError(f"dataset={type(dataset).__name__}(...) is neither a datasets.Dataset nor a DatasetDict{': a DataFrame goes to from_df' if isinstance(dataset, pd.DataFrame) else ''}.")
     if not len(dataset): raise ValueError("dataset is empty: there is nothing to train on.")
     return dataset,_random_split(len(dataset), valid_pct, seed)
 
@@ -346,7 +346,7 @@ def _from_stream(cls, train, valid, checkpoint, n, kwargs):
     dls.loaders[0] = dls.train.new(StreamSamples(_NamedStream(train), dls.train_ds, int(n)), prepared=True)
     return dls
 
-# %% ../nbs/10_dataloaders.ipynb #39f5605d
+# %% ../nbs/10_dataloaders.ipynb #26cea960
 @patch(cls_method=True)
 @delegates(_dataloaders, but=['source', 'task', 'get_x', 'get_y', 'splits', 'y_block'])
 def from_dataset(cls:HFTextDataLoaders,
@@ -360,7 +360,7 @@ def from_dataset(cls:HFTextDataLoaders,
     valid_col:str=None, # For a single `Dataset`: a column that is True for validation rows
     valid_pct:float=None, # The share of rows to validate on, chosen at random; None for a split if there is one, else 0.2
     splits:tuple=None, # For a single `Dataset`, in place of these: the positions of the training rows, and of the validation rows
-    n:int=None, # How many rows an epoch has; None for all, where a stream knows how many that are
+    n:int=None, # How many rows of a stream make an epoch, the first of them each time unless it shuffles; None for all, where the stream knows how many that are
     seed:int=None, # Fixes the random split and the shuffle
     **kwargs
 ) -> DataLoaders:
@@ -387,3 +387,26 @@ def from_dataset(cls:HFTextDataLoaders,
     y_block = None if label_col is None else task.y_block(_labels(partial(_columns, dataset), label_col, splits[0]))
     items,n_train = DatasetItems(dataset, np.concatenate(splits)),len(splits[0])
     return _dataloaders(items, checkpoint, task, task.get_x(text_col), task.get_y(label_col), (slice(n_train), slice(n_train, None)), y_block, n=n, seed=seed, **kwargs)
+
+# %% ../nbs/10_dataloaders.ipynb #d61d457b
+_fastai_test_dl = getattr(DataLoaders.test_dl, 'of_fastai', DataLoaders.test_dl)
+_ROWS = (dict, pd.Series)
+
+@patch
+@delegates(_fastai_test_dl)
+def test_dl(self:DataLoaders,
+    test_items, # Rows of any kind, or texts
+    rm_type_tfms=None, # How many transforms to leave out, where the items have been through them; None to see it
+    with_labels:bool=False, # Whether the rows have targets
+    **kwargs
+):
+    "A loader of new rows, in their order; raises `ValueError` for a stream"
+    if isinstance(self.train, HFDataLoader):
+        from datasets import Dataset, IterableDataset # here, since it takes half a second
+        if isinstance(test_items, IterableDataset): raise ValueError("test_items is a stream: pass rows that are all there, such as Dataset.from_list(list(stream.take(1000)), features=stream.features).")
+        if isinstance(test_items, Dataset): test_items = DatasetItems(test_items)
+        seen = next((tl.types[:1] for tl in getattr(self.valid_ds, 'tls', [])), [])
+        if rm_type_tfms is None and any(o in _ROWS for o in seen) and isinstance(get_first(test_items), _ROWS): rm_type_tfms = 0
+    return _fastai_test_dl(self, test_items, rm_type_tfms, with_labels, **kwargs)
+
+DataLoaders.test_dl.of_fastai = _fastai_test_dl

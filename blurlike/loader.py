@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LOADER_OPTIONS', 'SURVEYED', 'cut_batches', 'token_batches', 'bucketed_order', 'FrameRows', 'SampleReader',
-           'StreamRows', 'StreamSamples', 'HFDataLoader', 'read_rows', 'row_reader']
+           'StreamRows', 'StreamSamples', 'check_size', 'HFDataLoader', 'read_rows', 'row_reader']
 
 # %% ../nbs/04_loader.ipynb #0d2e49a4
 import inspect
@@ -227,11 +227,17 @@ class StreamSamples(GetAttr):
         rows.n_epochs += not looking
         return range(self.n)
 
-# %% ../nbs/04_loader.ipynb #6fdef15f
+# %% ../nbs/04_loader.ipynb #bd6e0169
 SURVEYED = 100_000 # More training rows than these are read pool by pool
 
-def _check_size(name, value, unit):
-    if not isinstance(value, Integral) or value < 1: raise ValueError(f"{name}={value!r}: a batch needs at least 1 {unit}.")
+def check_size(
+    name:str, # The argument
+    value, # What was given for it
+    unit:str, # What it counts: "row" or "token"
+):
+    "Raise `ValueError` if `value` is no size of a batch"
+    if not isinstance(value, Integral): raise ValueError(f"{name}={value!r} is not a number of {unit}s.")
+    if value < 1: raise ValueError(f"{name}={value!r}: a batch needs at least 1 {unit}.")
 
 @delegates(TfmdDL.__init__)
 class HFDataLoader(TfmdDL):
@@ -252,8 +258,8 @@ class HFDataLoader(TfmdDL):
         **kwargs
     ):
         check_options(kwargs, LOADER_OPTIONS)
-        _check_size('bs', bs, 'row')
-        if max_tokens is not None: _check_size('max_tokens', max_tokens, 'token')
+        check_size('bs', bs, 'row')
+        if max_tokens is not None: check_size('max_tokens', max_tokens, 'token')
         if max_tokens and kwargs.get('drop_last'): raise ValueError("drop_last=True: with max_tokens every batch has as many rows as fit, so there is none to drop.")
         kwargs.pop('process', None) # what fastai's Interpretation says to every loader, see `new`
         if hf_block is None: raise ValueError("hf_block=None: HFDataLoader needs the HFTextBlock that encodes its texts.")

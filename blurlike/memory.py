@@ -6,11 +6,12 @@
 __all__ = ['largest_size', 'with_room', 'longest_samples', 'worst_batch', 'train_twice', 'kept', 'available_memory', 'CPUGauge',
            'GPUGauge', 'gauge', 'expected_peak', 'find_batch_size']
 
-# %% ../nbs/09a_memory.ipynb #caaeb9dd
+# %% ../nbs/09a_memory.ipynb #77de8c62
 import ctypes
 import gc
 import math
 import random
+import sys
 from contextlib import contextmanager
 from copy import deepcopy
 from functools import partial
@@ -21,6 +22,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from fastai.callback.core import Callback, CancelFitException
+from fastai.learner import Learner
 from fastai.torch_basics import L, to_device
 from torch import nn
 
@@ -50,10 +52,10 @@ def with_room(
     "`size` and an eighth more; 1 stays 1, for a model that nothing smaller could be given"
     return size + math.ceil(size/8) if size > 1 else 1
 
-# %% ../nbs/09a_memory.ipynb #c691a51b
+# %% ../nbs/09a_memory.ipynb #b754a934
 def _first_pool(dl):
     "The first samples of a stream, as many as are sorted together"
-    samples = map(dl.after_item, islice(dl.dataset, dl.pool*(dl.bs or 1)))
+    samples = map(dl.after_item, islice(dl.dataset, min(dl.pool*(dl.bs or 1), sys.maxsize if dl.n is None else dl.n)))
     return [o for o in samples if o is not None]
 
 def longest_samples(
@@ -229,7 +231,7 @@ def expected_peak(
     (a,low),(b,high) = sorted(peaks.items())[-2:]
     return high + max(0, high-low)/(b-a)*(rows-b)
 
-# %% ../nbs/09a_memory.ipynb #4eb3c275
+# %% ../nbs/09a_memory.ipynb #d5a71b91
 class _Search:
     "Tries of one learner, each a line of a table"
     def __init__(self, learn, most, memory, show):
@@ -280,6 +282,7 @@ def find_batch_size(
     show:bool=True, # Whether to print the tries
 ) -> int: # Rows a batch; for a loader with `max_tokens`, tokens a batch
     "The largest batch that fits, with an eighth to spare, found by training steps that `learn` forgets"
+    if not isinstance(learn, Learner): raise ValueError(f"learn={type(learn).__name__}(...) is not a Learner.")
     if not isinstance(max_bs, Integral) or max_bs < 1: raise ValueError(f"max_bs={max_bs!r}: a batch needs at least 1 row.")
     if memory is not None and not isinstance(memory, Real): raise ValueError(f"memory={memory!r} is not a number of bytes, such as 8e9.")
     n = learn.dls.train.n

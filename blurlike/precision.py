@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['DTYPES', 'check_precision', 'best_precision', 'in_int8', 'without_cudnn_attention', 'evaluating']
 
-# %% ../nbs/08a_precision.ipynb #b3634b64
+# %% ../nbs/08a_precision.ipynb #a81b1555
+import warnings
 from contextlib import contextmanager
 from weakref import WeakKeyDictionary
 
@@ -40,7 +41,7 @@ def best_precision(
         device.type=='cpu' and torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported())
     return 'bf16' if fast else 'fp32'
 
-# %% ../nbs/08a_precision.ipynb #e48c63c7
+# %% ../nbs/08a_precision.ipynb #dd3fb5e0
 _COPIES = WeakKeyDictionary() # models, and the state of their weights with the copy that was made of them
 
 def _int8_linear():
@@ -62,7 +63,10 @@ def in_int8(
         raise ValueError(f"precision='int8': {type(model).__name__} has no linear layers whose weights could be rounded: use precision='fp32'.")
     state = _glimpse(model)
     if model not in _COPIES or not torch.equal(_COPIES[model][0], state):
-        try: _COPIES[model] = state,quantize_dynamic(model.eval(), {nn.Linear: per_channel_dynamic_qconfig}, mapping={nn.Linear: _int8_linear()})
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter('ignore') # that torch will move these functions elsewhere
+                _COPIES[model] = state,quantize_dynamic(model.eval(), {nn.Linear: per_channel_dynamic_qconfig}, mapping={nn.Linear: _int8_linear()})
         except RuntimeError as e: raise ValueError(f"precision='int8' is not possible here ({first_line(e)}): use precision='fp32'.") from e
     return _COPIES[model][1]
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['as_samples', 'sample_batches', 'generate_options', 'stop_when']
 
-# %% ../nbs/11_predict.ipynb #0f052f28
+# %% ../nbs/11_predict.ipynb #4010cbef
 import inspect
 from contextlib import closing
 from functools import cache
@@ -19,7 +19,7 @@ from fastai.torch_core import get_model
 from transformers import GenerationConfig
 
 from .inputs import HFInputs, check_options, with_progress
-from .loader import token_batches
+from .loader import check_size, token_batches
 from .objects import forward_args, forward_kwargs, position_limit
 from .precision import evaluating
 from .tasks.base import get_block
@@ -59,7 +59,7 @@ def sample_batches(
             lengths = block.cut(block.task.lengths(some, block)) + room
             yield from (start + o for o in with_progress(token_batches(lengths, max_tokens, equal), 10, pools if pools is not starts else None))
 
-# %% ../nbs/11_predict.ipynb #bf338843
+# %% ../nbs/11_predict.ipynb #6e3737c6
 @patch
 def hf_predict(self:Learner,
     texts, # A text, or a list or column of texts, of the form that the learner was trained on
@@ -73,7 +73,8 @@ def hf_predict(self:Learner,
     block,model = get_block(self.dls),get_model(self.model)
     task = block.task
     if task.writes_answers: return self.hf_generate(texts, max_tokens, precision, **options)
-    check_options(options, [*_options(task.encode, 2), *_options(task.decode, 4)])
+    check_size('max_tokens', max_tokens, 'token')
+    check_options(options, ['max_tokens', 'precision', *_options(task.encode, 2), *_options(task.decode, 4)])
     if not many and (many is False or task.is_one(texts, block)): return self.hf_predict([texts], max_tokens, True, precision, **options)[0]
     samples = as_samples(block, texts)
     encode_options = {k: options.pop(k) for k in _options(task.encode, 2) if k in options}

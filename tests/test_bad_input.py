@@ -83,7 +83,7 @@ def test_a_split_with_one_side(df, value):
 
 @pytest.mark.parametrize('bs', [0, -1, 2.5, None])
 def test_an_impossible_batch_size(df, bs):
-    with pytest.raises(ValueError, match=f'bs={bs}: a batch needs at least 1 row'): from_df(df, bs=bs)
+    with pytest.raises(ValueError, match=f'bs={bs}: a batch needs at least 1 row|bs={bs} is not a number of rows'): from_df(df, bs=bs)
 
 
 def test_wrong_rows_are_met_in_a_datablock_too(df, hf):
@@ -324,3 +324,10 @@ def test_a_tokenizer_that_cannot_pad_learns_it(df):
     learn = hf_learner(dls, hf.model)
     with learn.no_bar(), learn.no_logging(): learn.fit(1)
     assert hf.model.config.pad_token_id == dls.hf_block.hf_tokenizer.pad_token_id == 0
+
+
+def test_options_of_hf_predict_are_suggested(learn):
+    with pytest.raises(TypeError, match="'precison' is no option here: did you mean 'precision'?"): learn.hf_predict('the film', precison='bf16')
+    with pytest.raises(TypeError, match="'bs' is no option here; there are max_tokens, precision"): learn.hf_predict('the film', bs=4)
+    with pytest.raises(ValueError, match='max_tokens=0: a batch needs at least 1 token'): learn.hf_predict('the film', max_tokens=0)
+    with pytest.raises(ValueError, match="max_tokens='512' is not a number of tokens"): learn.dls.train.new(max_tokens='512')

@@ -401,3 +401,20 @@ def test_pairs_of_lists_of_words_make_an_epoch(df, hf):
     pairs = df.assign(text=[o.split() for o in df.text], other=[o.split()[::-1] for o in df.text])
     dls = HFTextDataLoaders.from_df(pairs, hf, text_col=('text', 'other'), task='sequence-classification', valid_col='is_valid', bs=8, is_split_into_words=True)
     assert sum(len(y) for _,y in dls.train) == (~df.is_valid).sum()
+
+
+@pytest.mark.parametrize('trained_on', ['frame', 'dataset', 'stream'])
+def test_new_rows_may_come_in_any_form(trained_on, df, hf, streams):
+    frame = df[['text', 'label']]
+    named = Dataset.from_pandas(frame).cast_column('label', ClassLabel(names=['good', 'bad']))
+    dls = (HFTextDataLoaders.from_df(frame, hf, bs=8, seed=0) if trained_on=='frame' else
+           HFTextDataLoaders.from_dataset(*((named, hf) if trained_on=='dataset' else (dict(train=streams[0], valid=streams[1]), hf)), bs=8, seed=0, n=80))
+    labels = [dls.vocab.o2i[o] for o in frame.label]
+    for rows in (frame, named, Dataset.from_pandas(frame), frame.to_dict('records')):
+        dl = dls.test_dl(rows, with_labels=True, sort=False)
+        texts,found = zip(*((t, y) for x,ys in dl for t,y in zip(dls.hf_block.decode(x), ys.tolist(), strict=True)), strict=True)
+        assert list(texts) == frame.text.tolist()
+        assert list(found) == labels
+        assert len(dls.test_dl(rows).one_batch()) == 1
+    assert len(dls.test_dl(frame.text.tolist()).one_batch()) == 1
+    with pytest.raises(ValueError, match='test_items is a stream'): dls.test_dl(streams[0])

@@ -9,6 +9,7 @@ import weakref
 from copy import deepcopy
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -428,3 +429,13 @@ def test_forked_workers_take_lambdas_and_their_errors_are_their_own(df, hf):
     assert sum(len(b[0]['input_ids']) for b in dl) == 80
     dl.rows,dl.create_item = None,lambda i: i.nothing
     with pytest.raises(AttributeError, match='nothing'): next(iter(dl))
+
+
+def test_a_stream_shorter_than_a_pool_is_judged_whole(df, hf):
+    stream = datasets.Dataset.from_pandas(df[['text', 'label']]).to_iterable_dataset()
+    learn = hf_learner(HFTextDataLoaders.from_dataset(dict(train=stream.skip(40), valid=stream.take(40)), hf, n=60, bs=8, device='cpu'), hf.model)
+    assert find_batch_size(learn, max_bs=4, memory=10**12, show=False) == 4
+
+
+def test_what_is_no_learner_is_named(dls):
+    with pytest.raises(ValueError, match=r'learn=DataLoaders\(\.\.\.\) is not a Learner'): find_batch_size(dls)

@@ -1,7 +1,8 @@
 """Prediction: the same texts, sentences and whole reviews mixed, by the same MiniLM, cut at 512 tokens.
 
 The limit is the model alone, in fp32, on batches that are made beforehand: sorted by length, at most 4096 tokens each. `pipeline` gets the texts as they
-come, and once sorted by hand. `difference` is the largest between a probability and the limit's; `other label` counts the texts whose label is not the limit's."""
+come, and once sorted by hand. `difference` is the largest between a probability and the limit's; `other label` counts the texts whose label is not the limit's.
+`int8` is for CPUs; on a GPU `fp16` has its place."""
 import tempfile
 from functools import partial
 
