@@ -144,21 +144,19 @@ def settle_task(self:HFTextBlock,
     self.task,self.task_is_settled = self.task if cls is None else cls(),True
     self._take_from_task()
 
-# %% ../nbs/05_block.ipynb #bbf2525b
+# %% ../nbs/05_block.ipynb #160050f3
 HFTextBlock._ahead = {} # What the tokenizer made of texts that are to come
 
 @patch(as_prop=True)
 def _ids_alone(self:HFTextBlock): return not self.task.needs_offsets and 'return_offsets_mapping' not in self.tok_kwargs
-
-@patch(as_prop=True)
-def _pads_alone(self:HFTextBlock): return self._ids_alone and not self.windows and not self.task.notes and self.padding not in (False, 'do_not_pad')
 
 @patch
 def tokenize_ahead(self:HFTextBlock,
     samples:list, # `(x,)` or `(x, y)` tuples
 ) -> dict: # For `knowing`; empty where it would not do
     "The tokens of the texts of several batches, found many at a time"
-    texts = self.task.texts_to_encode(samples) if self._pads_alone else []
+    if not self._ids_alone or self.windows or self.task.notes or self.padding in (False, 'do_not_pad'): return {}
+    texts = self.task.texts_to_encode(samples)
     if not texts or _are_words(texts): return {}
     truncation = self.truncation if self.max_length else False
     rows = tokenized_rows(texts, self.hf_tokenizer, truncation=truncation, max_length=self.max_length, verbose=False, **self.tok_kwargs)

@@ -178,7 +178,7 @@ def _pipeline(tl):
 LOADER_OPTIONS = {*inspect.signature(TfmdDL.__init__).parameters, *inspect.signature(DataLoader.__init__).parameters, *DataLoader._methods,
                   'before_batch', 'after_item', 'after_batch', 'process'} - {'self', 'kwargs'}
 
-# %% ../nbs/04_loader.ipynb #9cf4c0e8
+# %% ../nbs/04_loader.ipynb #50392d7e
 class StreamRows:
     "Rows of a stream by their number; only those last read ahead are there"
     def __init__(self,
@@ -216,6 +216,7 @@ class StreamSamples(GetAttr):
 
     def __len__(self): return self.n
     def __getitem__(self, i): return self.reader(i)
+    def __iter__(self): return map(self.reader, range(self.n)) # what is asked for by numbers alone would not end with them
 
     def epoch(self,
         looking:bool=False, # Whether only to look at a batch

@@ -6,12 +6,11 @@
 __all__ = ['largest_size', 'with_room', 'longest_samples', 'worst_batch', 'train_twice', 'kept', 'available_memory', 'CPUGauge',
            'GPUGauge', 'gauge', 'expected_peak', 'find_batch_size']
 
-# %% ../nbs/09a_memory.ipynb #77de8c62
+# %% ../nbs/09a_memory.ipynb #1f958685
 import ctypes
 import gc
 import math
 import random
-import sys
 from contextlib import contextmanager
 from copy import deepcopy
 from functools import partial
@@ -52,10 +51,10 @@ def with_room(
     "`size` and an eighth more; 1 stays 1, for a model that nothing smaller could be given"
     return size + math.ceil(size/8) if size > 1 else 1
 
-# %% ../nbs/09a_memory.ipynb #b754a934
+# %% ../nbs/09a_memory.ipynb #c691a51b
 def _first_pool(dl):
     "The first samples of a stream, as many as are sorted together"
-    samples = map(dl.after_item, islice(dl.dataset, min(dl.pool*(dl.bs or 1), sys.maxsize if dl.n is None else dl.n)))
+    samples = map(dl.after_item, islice(dl.dataset, dl.pool*(dl.bs or 1)))
     return [o for o in samples if o is not None]
 
 def longest_samples(

@@ -24,7 +24,7 @@ from .objects import forward_args, forward_kwargs, position_limit
 from .precision import evaluating
 from .tasks.base import get_block
 
-# %% ../nbs/11_predict.ipynb #357518fc
+# %% ../nbs/11_predict.ipynb #f65befe5
 def as_samples(
     block, # An `HFTextBlock`
     texts, # Several texts, of the form that the block's task takes
@@ -52,12 +52,12 @@ def sample_batches(
     "Batches of similar length, with a progress bar if there are many"
     if len(samples)==1: yield [0]; return # not worth a look at its length
     starts,equal = range(0, len(samples), pool),'attention_mask' not in block.input_names
-    pools = master_bar(starts) if len(starts) > 1 else starts
-    for start in pools:
+    bar = master_bar(starts) if len(starts) > 1 else None
+    for start in starts if bar is None else bar:
         some = [(o,) for o in samples[start:start+pool]]
         with block.knowing(block.tokenize_ahead(some)):
             lengths = block.cut(block.task.lengths(some, block)) + room
-            yield from (start + o for o in with_progress(token_batches(lengths, max_tokens, equal), 10, pools if pools is not starts else None))
+            yield from (start + o for o in with_progress(token_batches(lengths, max_tokens, equal), 10, bar))
 
 # %% ../nbs/11_predict.ipynb #6e3737c6
 @patch
