@@ -5,16 +5,18 @@
 # %% auto #0
 __all__ = ['HFOptimWrapper', 'hf_adamw', 'HFMixedPrecision', 'build_model', 'hf_learner']
 
-# %% ../nbs/09_learner.ipynb #6b61133e
+# %% ../nbs/09_learner.ipynb #94abaf57
 from functools import cached_property, partial
 
 import fastai.callback.all # noqa: F401  `fit_one_cycle`, `lr_find`, `summary` and the progress bar
+import numpy as np
 import torch
 from fastai.callback.fp16 import MixedPrecision
+from fastai.callback.schedule import ParamScheduler, SchedLin, combine_scheds
 from fastai.callback.training import GradientClip
 from fastai.learner import Learner
 from fastai.optimizer import OptimWrapper, detuplify_pg, set_item_pg
-from fastai.torch_basics import L, delegates
+from fastai.torch_basics import L, delegates, patch
 from torch.amp import GradScaler, autocast
 
 from .callback import HFCallback
@@ -146,3 +148,22 @@ def hf_learner(
 def _has(cbs, cls):
     "Whether the user brings a callback of this class"
     return any(o is cls or isinstance(o, cls) for o in L(cbs))
+
+# %% ../nbs/09_learner.ipynb #68c139aa
+@patch
+def fit_linear(self:Learner,
+    n_epoch:int, # How many epochs
+    lr_max:float|slice=None, # The highest learning rate, or those of the groups; None for the learner's own
+    pct_start:float=0., # The share of all steps to warm up
+    wd:float=None, # Weight decay; None for the learner's own
+    cbs=None, # More callbacks
+    reset_opt:bool=False, # Whether to begin with a new optimizer
+    start_epoch:int=0, # The first epoch to train; those before it are skipped
+):
+    "Train while the learning rate falls to zero in a line, as `transformers.Trainer` does; raises `ValueError` for a `pct_start` that is no share"
+    if not 0 <= pct_start < 1: raise ValueError(f"pct_start={pct_start!r} is not a share of the steps from 0 to below 1, such as 0.1.")
+    if self.opt is None: self.create_opt()
+    self.opt.set_hyper('lr', self.lr if lr_max is None else lr_max)
+    highest = np.array([o['lr'] for o in self.opt.hypers])
+    lr = combine_scheds([pct_start, 1-pct_start], [SchedLin(0*highest, highest), SchedLin(highest, 0*highest)])
+    self.fit(n_epoch, cbs=ParamScheduler({'lr': lr})+L(cbs), reset_opt=reset_opt, wd=wd, start_epoch=start_epoch)

@@ -59,7 +59,7 @@ def sample_batches(
             lengths = block.cut(block.task.lengths(some, block)) + room
             yield from (start + o for o in with_progress(token_batches(lengths, max_tokens, equal), 10, bar))
 
-# %% ../nbs/11_predict.ipynb #6e3737c6
+# %% ../nbs/11_predict.ipynb #1a32fe0c
 @patch
 def hf_predict(self:Learner,
     texts, # A text, or a list or column of texts, of the form that the learner was trained on
@@ -69,11 +69,10 @@ def hf_predict(self:Learner,
     **options # What the task's predictions can be told: `threshold` (several labels), `top_k` (answers, masked words), `aggregation_strategy` (words), and more that its `decode` names
 ) -> dict|list[dict]: # For a list a list, in the same order
     "What the model says of `texts`; raises `ValueError` for what is not a text"
-    if not isinstance(max_tokens, Integral): raise ValueError(f"max_tokens={max_tokens!r:.40} is not a number of tokens; two texts that belong together are one tuple, (a, b).")
+    _check_max_tokens(max_tokens)
     block,model = get_block(self.dls),get_model(self.model)
     task = block.task
     if task.writes_answers: return self.hf_generate(texts, max_tokens, precision, **options)
-    check_size('max_tokens', max_tokens, 'token')
     check_options(options, ['max_tokens', 'precision', *_options(task.encode, 2), *_options(task.decode, 4)])
     if not many and (many is False or task.is_one(texts, block)): return self.hf_predict([texts], max_tokens, True, precision, **options)[0]
     samples = as_samples(block, texts)
@@ -89,6 +88,11 @@ def hf_predict(self:Learner,
             for i,pred in zip(idxs, task.decode(*args, **options), strict=True): preds[i] = pred
     return preds
 
+def _check_max_tokens(max_tokens):
+    "Raise `ValueError` if `max_tokens` is no size of a batch, such as a second text"
+    if not isinstance(max_tokens, Integral): raise ValueError(f"max_tokens={max_tokens!r:.40} is not a number of tokens; two texts that belong together are one tuple, (a, b).")
+    check_size('max_tokens', max_tokens, 'token')
+
 def _one_behind(items):
     "`items`, each once the next is there: a GPU is given a batch before anyone waits for what it says of the last"
     return (o for o,_ in pairwise(chain(items, [None])))
@@ -99,7 +103,7 @@ def _options(method, n):
     "What `method` takes beside its first `n` arguments"
     return _parameters(method.__func__)[n+1:]
 
-# %% ../nbs/11_predict.ipynb #4665c82d
+# %% ../nbs/11_predict.ipynb #85f1e930
 def generate_options(
     model, # A model that can generate
 ) -> set[str]:
@@ -135,6 +139,7 @@ def hf_generate(self:Learner,
     **generate_kwargs # Passed to the model's `generate`, such as `num_beams`, `max_new_tokens`, `do_sample`
 ) -> dict|list: # For a list a list, in the same order; for `num_return_sequences` above 1 a list for each text
     "What the model writes for `texts`; raises `ValueError` for what is not a text, or a task whose answer is none"
+    _check_max_tokens(max_tokens)
     block,model = get_block(self.dls),get_model(self.model)
     task = block.task
     if not task.generates: raise ValueError(f"task={task.name!r} does not generate texts: use hf_predict.")

@@ -329,5 +329,6 @@ def test_a_tokenizer_that_cannot_pad_learns_it(df):
 def test_options_of_hf_predict_are_suggested(learn):
     with pytest.raises(TypeError, match="'precison' is no option here: did you mean 'precision'?"): learn.hf_predict('the film', precison='bf16')
     with pytest.raises(TypeError, match="'bs' is no option here; there are max_tokens, precision"): learn.hf_predict('the film', bs=4)
-    with pytest.raises(ValueError, match='max_tokens=0: a batch needs at least 1 token'): learn.hf_predict('the film', max_tokens=0)
+    for f in (learn.hf_predict, learn.hf_generate):
+        with pytest.raises(ValueError, match='max_tokens=0: a batch needs at least 1 token'): f('the film', max_tokens=0)
     with pytest.raises(ValueError, match="max_tokens='512' is not a number of tokens"): learn.dls.train.new(max_tokens='512')

@@ -20,7 +20,7 @@ from fastai.text.all import (
     accuracy,
     load_learner,
 )
-from transformers import BatchEncoding
+from transformers import BatchEncoding, get_linear_schedule_with_warmup
 
 from blurlike.all import HFCallback, HFLoss, hf_learner, hf_splitter
 from blurlike.inputs import HFRows
@@ -53,6 +53,34 @@ def test_get_preds_gives_inputs_losses_and_decisions_in_order(trained, df):
     assert trained.dls.hf_block.decode(inputs) == df.text[80:].tolist()
     assert (decoded == preds.argmax(1)).all()
     assert torch.allclose(losses, -preds[range(40), targs].log(), atol=1e-5)
+
+
+@pytest.mark.parametrize('warm', [0, 1, 4])
+def test_fit_linear_is_the_schedule_of_trainer(learn, warm):
+    steps,rates = 2*len(learn.dls.train),[]
+    class Watch(Callback):
+        def before_step(self): rates.append([o['lr'] for o in self.opt.hypers])
+    learn.fit_linear(2, slice(1e-5, 1e-2), pct_start=warm/steps, cbs=Watch())
+    assert len(rates)==steps
+    for of_group,highest in ((0, 1e-5), (-1, 1e-2)):
+        opt = torch.optim.AdamW(learn.model.parameters(), lr=highest)
+        sched,theirs = get_linear_schedule_with_warmup(opt, warm, steps),[]
+        for _ in range(steps):
+            theirs.append(sched.get_last_lr()[0])
+            opt.step()
+            sched.step()
+        assert [o[of_group] for o in rates] == pytest.approx(theirs, rel=1e-5, abs=1e-9) # fastai counts in 32 bits
+    assert {round(o['wd'], 5) for o in learn.opt.hypers} == {0.01}
+
+
+def test_fit_linear_takes_what_fit_one_cycle_takes(learn):
+    learn.lr = 3e-3
+    learn.fit_linear(2, wd=0.3, start_epoch=1, reset_opt=True)
+    steps = len(learn.dls.train)
+    assert learn.recorder.hps['lr'] == pytest.approx([3e-3*(1 - i/(2*steps)) for i in range(steps, 2*steps)])
+    assert learn.opt.hypers[0]['wd'] == 0.3
+    for wrong in (1., -0.1, 5):
+        with pytest.raises(ValueError, match=f'pct_start={wrong} is not a share of the steps from 0 to below 1, such as 0.1'): learn.fit_linear(1, pct_start=wrong)
 
 
 @pytest.mark.parametrize('loss_func', [HFLoss, CrossEntropyLossFlat])

@@ -13,7 +13,6 @@ from types import SimpleNamespace
 import pandas as pd
 import torch
 from datasets import Dataset, disable_progress_bars
-from fastai.callback.schedule import ParamScheduler, SchedLin, combine_scheds
 from huggingface_hub import snapshot_download
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast, PrinterCallback, Trainer, TrainingArguments, set_seed
@@ -93,9 +92,7 @@ def train_blurlike(
         if s.one_cycle: learn.fit_one_cycle(s.epochs, s.lr, wd=WEIGHT_DECAY)
         else:
             steps = s.epochs*len(learn.dls.train)
-            warm = math.ceil(WARMUP*steps)/steps # in whole steps, as `Trainer` counts them
-            lr = combine_scheds([warm, 1-warm], [SchedLin(0., s.lr), SchedLin(s.lr, 0.)])
-            learn.fit(s.epochs, s.lr, wd=WEIGHT_DECAY, cbs=ParamScheduler({'lr': lr}))
+            learn.fit_linear(s.epochs, s.lr, math.ceil(WARMUP*steps)/steps, WEIGHT_DECAY) # in whole steps, as `Trainer` counts them
     s.model = learn.model
     return learn
 

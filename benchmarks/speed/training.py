@@ -1,9 +1,10 @@
-"""Training: an epoch of MiniLM on the same rows, in batches of the same size, with the same learning rate and clipping.
+"""Training: an epoch of MiniLM on the same rows, in batches of the same size, with the same clipping, and a learning rate that begins as high and falls in a line.
 
-The bare loop is the limit: everything by hand, tokenized beforehand, sorted by length, fused AdamW, the one-cycle schedule. `Trainer` and `hf_learner`
-show their progress as they do by default; `Trainer` keeps its own schedule, and writes no checkpoints. Ratios are of training alone; what comes
-before it is counted as `preparation`: tokenizing for the bare loop and `Trainer`, building `DataLoaders` and the learner for `hf_learner`, which
-tokenizes while it trains. Accuracies are of the same held-out rows by the same function, means of the rounds, each of which has a seed of its own."""
+The bare loop is the limit: everything by hand, tokenized beforehand, sorted by length, fused AdamW. `Trainer` and `hf_learner` show their progress as they
+do by default; `Trainer` writes no checkpoints. The schedule is `Trainer`'s own, `fit_linear` for `hf_learner`, which once trains with `fit_one_cycle` to
+show what that makes of one epoch. Ratios are of training alone; what comes before it is counted as `preparation`: tokenizing for the bare loop and
+`Trainer`, building `DataLoaders` and the learner for `hf_learner`, which tokenizes while it trains. Accuracies are of the same held-out rows by the same
+function, means of the rounds, each of which has a seed of its own."""
 import tempfile
 from copy import deepcopy
 from functools import partial
@@ -38,16 +39,16 @@ def length_batches(
     batch = lambda o: s.tokenizer.pad({k: [v[i] for i in o] for k,v in enc.items()}, return_tensors='pt').to(device())
     return [(batch(idxs[i]), labels[idxs[i]].to(device())) for i in rng.permutation(len(idxs))]
 
-def adamw_one_cycle(
+def adamw_linear(
     model, # What to train
     lr:float, # The highest learning rate
     steps:int, # How many there will be
 ) -> tuple: # An optimizer and a scheduler
-    "Fused AdamW whose weight decay is for matrices only, and a schedule with the numbers of `fit_one_cycle`"
+    "Fused AdamW whose weight decay is for matrices only, and a line from `lr` to zero"
     groups = [dict(params=[p for p in model.parameters() if p.ndim > 1], weight_decay=0.01),
               dict(params=[p for p in model.parameters() if p.ndim < 2], weight_decay=0.)]
     opt = torch.optim.AdamW(groups, lr, fused=True)
-    return opt,torch.optim.lr_scheduler.OneCycleLR(opt, lr, steps+1, pct_start=0.25, final_div_factor=4000)
+    return opt,torch.optim.lr_scheduler.LinearLR(opt, 1., 0., steps)
 
 def train_bare(
     model, # What to train
@@ -58,7 +59,7 @@ def train_bare(
 ):
     "A PyTorch loop with nothing in it that is not needed"
     model.train()
-    opt,sched = adamw_one_cycle(model, lr, steps)
+    opt,sched = adamw_linear(model, lr, steps)
     for x,y in batches:
         with torch.autocast(device().type, torch.bfloat16, enabled=precision=='bf16'): logits = model(**x).logits
         torch.nn.functional.cross_entropy(logits.float(), y).backward()
@@ -80,10 +81,10 @@ def trainer(s, model, seed, **best):
                              save_strategy='no', **best)
     return Trainer(model, args, train_dataset=ds, processing_class=s.tokenizer).train
 
-def learner(s, model, seed, precision):
+def learner(s, model, seed, precision, fit='fit_linear'):
     "`hf_learner`, which also validates on the batch of rows that `DataLoaders` must have"
     dls = HFTextDataLoaders.from_df(s.df, minilm(), valid_col='is_valid', bs=s.bs, max_length=s.max_length, seed=seed)
-    return partial(hf_learner(dls, model, precision=precision).fit_one_cycle, 1, s.lr)
+    return partial(getattr(hf_learner(dls, model, precision=precision), fit), 1, s.lr)
 
 def contestants() -> dict:
     "All of them"
@@ -94,7 +95,8 @@ def contestants() -> dict:
         'Trainer, defaults': trainer,
         'Trainer, best': partial(trainer, **best),
         'hf_learner, fp32': partial(learner, precision='fp32'),
-        'hf_learner, bf16': partial(learner, precision='bf16')}
+        'hf_learner, bf16': partial(learner, precision='bf16'),
+        'hf_learner, bf16, fit_one_cycle': partial(learner, precision='bf16', fit='fit_one_cycle')}
 
 # --- The comparison
 
