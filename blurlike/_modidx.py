@@ -153,6 +153,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'blurlike.dataloaders._class_names': ('dataloaders.html#_class_names', 'blurlike/dataloaders.py'),
                                       'blurlike.dataloaders._column': ('dataloaders.html#_column', 'blurlike/dataloaders.py'),
                                       'blurlike.dataloaders._columns': ('dataloaders.html#_columns', 'blurlike/dataloaders.py'),
+                                      'blurlike.dataloaders._columns_of': ('dataloaders.html#_columns_of', 'blurlike/dataloaders.py'),
                                       'blurlike.dataloaders._dataloaders': ('dataloaders.html#_dataloaders', 'blurlike/dataloaders.py'),
                                       'blurlike.dataloaders._find_task': ('dataloaders.html#_find_task', 'blurlike/dataloaders.py'),
                                       'blurlike.dataloaders._from_stream': ('dataloaders.html#_from_stream', 'blurlike/dataloaders.py'),

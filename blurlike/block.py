@@ -43,7 +43,7 @@ def _check_vocab(tokenizer, model):
         raise ValueError(f"The tokenizer knows {len(tokenizer)} tokens and the model's embedding has {rows} rows: take both from "
                          "the same checkpoint, or call `model.resize_token_embeddings(len(tokenizer))` if you added tokens.")
 
-# %% ../nbs/05_block.ipynb #36d57ab1
+# %% ../nbs/05_block.ipynb #7e906510
 def resolve_max_length(
     max_length:int|None, # What the user asks for; None for the model's own limit
     tokenizer:PreTrainedTokenizerBase, # May know a limit
@@ -57,6 +57,8 @@ def resolve_max_length(
         return max_length//multiple*multiple if max_length and multiple else max_length
     if not isinstance(max_length, Integral) or max_length < 1: raise ValueError(f"max_length={max_length!r} is not a positive number of tokens.")
     max_length = int(max_length)
+    if max_length <= (own := tokenizer.num_special_tokens_to_add()):
+        raise ValueError(f"max_length={max_length} leaves no room for a text: {type(tokenizer).__name__} adds {own} tokens of its own, so use at least {own+1}.")
     if limit and max_length > limit:
         raise ValueError(f"max_length={max_length} is more than the {limit} tokens that {type(model).__name__} has positions for: use at most {limit}.")
     if multiple and max_length % multiple:

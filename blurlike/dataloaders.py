@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['make_block', 'HFTextDataLoaders', 'DatasetItems']
 
-# %% ../nbs/10_dataloaders.ipynb #a9a8db02
+# %% ../nbs/10_dataloaders.ipynb #8e2ce2ff
 import inspect
 import itertools
 from functools import partial
@@ -18,8 +18,8 @@ import pandas as pd
 import torch
 from fastai.data.block import DataBlock
 from fastai.data.core import DataLoaders, Datasets
-from fastai.data.transforms import ColSplitter, GrandparentSplitter, RandomSplitter, get_text_files, parent_label
-from fastai.torch_basics import delegates, get_first, is_listy, patch
+from fastai.data.transforms import ColReader, ColSplitter, GrandparentSplitter, RandomSplitter, get_text_files, parent_label
+from fastai.torch_basics import delegates, detuplify, first, get_first, is_listy, patch
 
 from .block import HFTextBlock
 from .loader import LOADER_OPTIONS, HFDataLoader, StreamSamples, check_options
@@ -81,10 +81,12 @@ def _check_splits(splits, n):
     if both := sets[0] & sets[1]: raise ValueError(f"splits: {len(both)} rows are in both lists, the first is {min(both)}.")
     return [list(map(int, o)) for o in splits]
 
-# %% ../nbs/10_dataloaders.ipynb #c81b1f16
+# %% ../nbs/10_dataloaders.ipynb #02efec3a
 def _find_task(task, text_col, label_col, have, head, kwargs):
     "The task, made with its options out of `kwargs`, and its columns; `head` gives the first rows of some columns"
     cls = SequenceClassification if task is None else task_class(task)
+    if task is None and text_col is None and cls.text_col not in have:
+        raise ValueError(f"text_col=None: there is no column {cls.text_col!r} but {', '.join(map(repr, have))}: say which holds the texts, or what all are for, as in task='question-answering'.")
     text_col,label_col = cls.text_col if text_col is None else text_col,cls.label_col if label_col is None else label_col
     _check_columns(have, text_col=text_col, label_col=label_col)
     if task is None:
@@ -93,7 +95,8 @@ def _find_task(task, text_col, label_col, have, head, kwargs):
         if task is None:
             raise ValueError(f"label_col={label_col!r} could serve several tasks, or none: say which with task=, one of {', '.join(map(repr, sorted(all_tasks())))}.")
         print(f"task={task.name!r}, as label_col={label_col!r} suggests; pass task= for another.")
-    check_options(kwargs, _BLOCK_ARGS | LOADER_OPTIONS | _LOADER_ARGS | {'dl_kwargs', 'dl_type', *task_options(cls)})
+    ours = {*_BLOCK_ARGS, *_LOADER_ARGS, *task_options(cls)}
+    check_options(kwargs, ours | LOADER_OPTIONS | {'dl_kwargs', 'dl_type'}, ours | _COLUMN_ARGS)
     task = get_task(task, **{k: kwargs.pop(k) for k in task_options(cls) if k in kwargs})
     return task,text_col,label_col
 
@@ -129,12 +132,12 @@ class _TextDataBlock(DataBlock):
     def datasets(self, source, verbose=False):
         return Datasets(source, tfms=self._combine_type_tfms(), splits=self.splitter(source), dl_type=self.dl_type, n_inp=self.n_inp, verbose=verbose)
 
-# %% ../nbs/10_dataloaders.ipynb #210fbbf0
+# %% ../nbs/10_dataloaders.ipynb #812b0d12
 @delegates(HFTextBlock.__init__, but=['hf_arch', 'hf_config', 'hf_tokenizer', 'hf_model', 'task'])
 def _dataloaders(
     source, checkpoint, task, get_x, get_y, splits, y_block,
     path:str|Path='.', # Where the learner keeps its files
-    bs:int=16, # Rows a training batch
+    bs:int=None, # Rows a training batch; None for 16
     seed:int=None, # Fixes the shuffle
     val_bs:int=None, # Rows a validation batch; None for `bs`
     num_workers:int=0, # Processes that prepare batches
@@ -148,14 +151,17 @@ def _dataloaders(
     **kwargs
 ):
     "What all constructors share"
+    for k,v in dict(bs=bs, val_bs=val_bs).items():
+        if max_tokens is not None and v is not None: raise ValueError(f"{k}={v} and max_tokens={max_tokens}: a batch has so many rows or so many tokens, so pass one of them.")
     block_kwargs = {k: kwargs.pop(k) for k in _BLOCK_ARGS & set(kwargs)}
     block = make_block(checkpoint, config_kwargs, tokenizer_kwargs, task=task, **block_kwargs)
     targets = dict(blocks=(block,)) if y_block is None else dict(blocks=(block, y_block), get_y=get_y)
     dblock = _TextDataBlock(**targets, get_x=get_x, splitter=lambda _: splits)
-    return dblock.dataloaders(source, path=path, bs=bs, val_bs=val_bs, num_workers=num_workers, device=device, drop_last=drop_last, seed=seed,
+    return dblock.dataloaders(source, path=path, bs=16 if bs is None else bs, val_bs=val_bs, num_workers=num_workers, device=device, drop_last=drop_last, seed=seed,
                              max_tokens=max_tokens, pool=pool, survey=survey, **kwargs)
 
-# %% ../nbs/10_dataloaders.ipynb #b129bfd8
+# %% ../nbs/10_dataloaders.ipynb #1b6c4b2d
+_COLUMN_ARGS = {'text_col', 'label_col', 'task', 'valid_col', 'valid_pct', 'splits'} # which the constructors name themselves
 _LOADER_ARGS = set(inspect.signature(_dataloaders).parameters) - {'source', 'checkpoint', 'task', 'get_x', 'get_y', 'splits', 'y_block'}
 
 # %% ../nbs/10_dataloaders.ipynb #7920b52c
@@ -283,7 +289,7 @@ class DatasetItems:
     def __getitem__(self, i): return type(self)(self.ds, self.index[i]) if isinstance(i, slice) or np.ndim(i) else self._row(i)
     def __repr__(self): return f"DatasetItems({self.ds!r})"
 
-# %% ../nbs/10_dataloaders.ipynb #1f1557a9
+# %% ../nbs/10_dataloaders.ipynb #5e75845f
 _VALID_NAMES = ('validation', 'valid', 'val', 'dev', 'test')
 
 def _joined(train, valid):
@@ -300,15 +306,16 @@ def _split(dataset, **named):
 def _valid_name(dataset): return next((o for o in _VALID_NAMES if o in dataset), None)
 
 def _two_splits(dataset, train, valid, valid_pct, seed):
-    "A `Dataset` with all rows of a `Dataset` or a `DatasetDict`, and the positions of those to train and to validate on"
-    from datasets import Dataset, DatasetDict
-    if isinstance(dataset, DatasetDict):
-        rows = _split(dataset, train=train)
+    "A `Dataset` with all rows of a `Dataset` or of a dict of them, and the positions of those to train and to validate on"
+    from datasets import Dataset
+    found = [dataset]
+    if isinstance(dataset, dict):
         if valid is None and valid_pct is None: valid = _valid_name(dataset)
-        if valid is not None: return _joined(rows, _split(dataset, valid=valid))
-        dataset = rows
-    elif not isinstance(dataset, Dataset):
-        raise ValueError(f"dataset={type(dataset).__name__}(...) is neither a datasets.Dataset nor a DatasetDict{': a DataFrame goes to from_df' if isinstance(dataset, pd.DataFrame) else ''}.")
+        found = [_split(dataset, train=train), *([] if valid is None else [_split(dataset, valid=valid)])]
+    for o in found:
+        if not isinstance(o, Dataset): raise ValueError(f"dataset={type(o).__name__}(...) is neither a datasets.Dataset nor a dict of them{': a DataFrame goes to from_df' if isinstance(o, pd.DataFrame) else ''}.")
+    if len(found)==2: return _joined(*found)
+    [dataset] = found
     if not len(dataset): raise ValueError("dataset is empty: there is nothing to train on.")
     return dataset,_random_split(len(dataset), valid_pct, seed)
 
@@ -346,7 +353,7 @@ def _from_stream(cls, train, valid, checkpoint, n, kwargs):
     dls.loaders[0] = dls.train.new(StreamSamples(_NamedStream(train), dls.train_ds, int(n)), prepared=True)
     return dls
 
-# %% ../nbs/10_dataloaders.ipynb #26cea960
+# %% ../nbs/10_dataloaders.ipynb #3f5b4c41
 @patch(cls_method=True)
 @delegates(_dataloaders, but=['source', 'task', 'get_x', 'get_y', 'splits', 'y_block'])
 def from_dataset(cls:HFTextDataLoaders,
@@ -364,14 +371,14 @@ def from_dataset(cls:HFTextDataLoaders,
     seed:int=None, # Fixes the random split and the shuffle
     **kwargs
 ) -> DataLoaders:
-    "From a `Dataset` or a `DatasetDict`, without copying it; raises `ValueError` for rows or columns that cannot be used"
-    from datasets import Dataset, DatasetDict
+    "From a `Dataset`, or a `DatasetDict` or another dict of them, without copying it; raises `ValueError` for rows or columns that cannot be used"
+    from datasets import Dataset
     if (splits_of := _streams(dataset, train, valid)) is not None:
         for k,v in dict(valid_col=valid_col, valid_pct=valid_pct, splits=splits).items():
             if v is not None: raise ValueError(f"{k} is for rows that are all there: of streams, name the splits with train= and valid=.")
         columns = dict(text_col=text_col, label_col=label_col, task=task, seed=seed)
         return _from_stream(cls, *splits_of, checkpoint, n, columns | kwargs)
-    if isinstance(dataset, DatasetDict) and (splits is not None or valid_col is not None):
+    if isinstance(dataset, dict) and (splits is not None or valid_col is not None):
         raise ValueError(f"{'valid_col' if splits is None else 'splits'} is for a single Dataset: of a DatasetDict, name the splits with train= and valid=.")
     if splits is not None and isinstance(dataset, Dataset):
         splits = _check_splits(splits, len(dataset))
@@ -388,9 +395,14 @@ def from_dataset(cls:HFTextDataLoaders,
     items,n_train = DatasetItems(dataset, np.concatenate(splits)),len(splits[0])
     return _dataloaders(items, checkpoint, task, task.get_x(text_col), task.get_y(label_col), (slice(n_train), slice(n_train, None)), y_block, n=n, seed=seed, **kwargs)
 
-# %% ../nbs/10_dataloaders.ipynb #d61d457b
+# %% ../nbs/10_dataloaders.ipynb #31406d1e
 _fastai_test_dl = getattr(DataLoaders.test_dl, 'of_fastai', DataLoaders.test_dl)
 _ROWS = (dict, pd.Series)
+
+def _columns_of(dataset, with_labels):
+    "The columns that fastai's `Datasets` read"
+    readers = [first(tl.tfms.fs) for tl in dataset.tls[:None if with_labels else dataset.n_inp]]
+    return {arg: detuplify(tuple(o.cols)) for arg,o in zip(('text_col', 'label_col'), readers, strict=False) if isinstance(o, ColReader)}
 
 @patch
 @delegates(_fastai_test_dl)
@@ -400,13 +412,16 @@ def test_dl(self:DataLoaders,
     with_labels:bool=False, # Whether the rows have targets
     **kwargs
 ):
-    "A loader of new rows, in their order; raises `ValueError` for a stream"
+    "A loader of new rows, in their order; raises `ValueError` for a stream, for no rows, and for rows without the columns that are read"
     if isinstance(self.train, HFDataLoader):
         from datasets import Dataset, IterableDataset # here, since it takes half a second
         if isinstance(test_items, IterableDataset): raise ValueError("test_items is a stream: pass rows that are all there, such as Dataset.from_list(list(stream.take(1000)), features=stream.features).")
         if isinstance(test_items, Dataset): test_items = DatasetItems(test_items)
         seen = next((tl.types[:1] for tl in getattr(self.valid_ds, 'tls', [])), [])
-        if rm_type_tfms is None and any(o in _ROWS for o in seen) and isinstance(get_first(test_items), _ROWS): rm_type_tfms = 0
+        if hasattr(test_items, '__len__') and not len(test_items): raise ValueError("test_items is empty: there is nothing to load.")
+        if rm_type_tfms is None and any(o in _ROWS for o in seen) and isinstance(get_first(test_items), _ROWS):
+            rm_type_tfms = 0
+            _check_columns(list(get_first(test_items).keys()), **_columns_of(self.valid_ds, with_labels))
     return _fastai_test_dl(self, test_items, rm_type_tfms, with_labels, **kwargs)
 
 DataLoaders.test_dl.of_fastai = _fastai_test_dl

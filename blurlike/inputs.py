@@ -240,13 +240,15 @@ def plot_token_lengths(
         ax.set_title(f"max_length={max_length} cuts {(lengths > max_length).mean():.1%} of {len(lengths)} texts")
     return ax
 
-# %% ../nbs/01_inputs.ipynb #8b8d10f5
+# %% ../nbs/01_inputs.ipynb #d0fb8d21
 def check_options(
     options, # The names that were given
     known, # The names that there are
+    told=None, # Those that a user should hear of; None for all
 ):
     "Raise `TypeError` for the first of `options` that is not `known`"
+    told = known if told is None else told
     for o in options:
         if o in known or o.startswith('val_'): continue
-        close = get_close_matches(o, known, 1)
-        raise TypeError(f"{o!r} is no option here" + (f": did you mean {close[0]!r}?" if close else f"; there are {', '.join(sorted(known))}." if known else ', and there are none.'))
+        close = get_close_matches(o, {*known, *told} - {o}, 1)
+        raise TypeError(f"{o!r} is no option here" + (f": did you mean {close[0]!r}?" if close else f"; there are {', '.join(sorted(told))}." if told else ', and there are none.'))

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['HFOptimWrapper', 'hf_adamw', 'HFMixedPrecision', 'build_model', 'hf_learner']
 
-# %% ../nbs/09_learner.ipynb #94abaf57
+# %% ../nbs/09_learner.ipynb #189838f8
+import inspect
 from functools import cached_property, partial
 
 import fastai.callback.all # noqa: F401  `fit_one_cycle`, `lr_find`, `summary` and the progress bar
@@ -20,6 +21,7 @@ from fastai.torch_basics import L, delegates, patch
 from torch.amp import GradScaler, autocast
 
 from .callback import HFCallback
+from .inputs import check_options
 from .objects import load_hf_config, load_hf_model
 from .precision import DTYPES, check_precision
 from .splitter import hf_splitter
@@ -113,7 +115,7 @@ def build_model(
     config = load_hf_config(checkpoint, block.hf_config, block.task.config_kwargs(dls) | (config_kwargs or {}))
     return load_hf_model(checkpoint, block.task.auto_model, config, model_kwargs)
 
-# %% ../nbs/09_learner.ipynb #57f1485b
+# %% ../nbs/09_learner.ipynb #9855ab3e
 @delegates(Learner.__init__, but=['wd_bn_bias'])
 def hf_learner(
     dls, # `DataLoaders` of an `HFTextBlock`
@@ -132,6 +134,7 @@ def hf_learner(
     **kwargs
 ) -> Learner:
     "A `Learner` for `dls`; raises `ValueError` if model and data do not fit or the device cannot do `precision`"
+    check_options(kwargs, _OPTIONS)
     task = get_block(dls).task
     check_precision(precision, torch.device(dls.device))
     if model is None: model = build_model(dls, config_kwargs, model_kwargs)
@@ -144,6 +147,8 @@ def hf_learner(
                     cbs=[o for o in ours if not _has(cbs, type(o))] + list(L(cbs)), **kwargs)
     learn.train_bn = train_bn
     return learn
+
+_OPTIONS = set(inspect.signature(hf_learner).parameters)
 
 def _has(cbs, cls):
     "Whether the user brings a callback of this class"

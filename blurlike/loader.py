@@ -178,7 +178,7 @@ def _pipeline(tl):
 LOADER_OPTIONS = {*inspect.signature(TfmdDL.__init__).parameters, *inspect.signature(DataLoader.__init__).parameters, *DataLoader._methods,
                   'before_batch', 'after_item', 'after_batch', 'process'} - {'self', 'kwargs'}
 
-# %% ../nbs/04_loader.ipynb #50392d7e
+# %% ../nbs/04_loader.ipynb #dc645d80
 class StreamRows:
     "Rows of a stream by their number; only those last read ahead are there"
     def __init__(self,
@@ -196,11 +196,11 @@ class StreamRows:
             self._rows = iter(self.stream)
         self._pool = dict(zip(idxs, itertools.islice(self._rows, idxs[0]-self._at, idxs[-1]+1-self._at)))
         self._at = idxs[-1]+1
+        if (end := idxs[0]+len(self._pool)) < self._at: raise ValueError(f"The stream ends before row {end}: pass n={end} or less.")
 
     def __getitem__(self, i):
         if i not in self._pool: self.read_ahead(range(i, i+1))
-        if i in self._pool: return self._pool[i]
-        raise ValueError("the stream ends before this row, so pass a smaller n")
+        return self._pool[i]
 
     def __getstate__(self): return dict(stream=self.stream, n_epochs=self.n_epochs, _rows=None, _at=0, _pool={})
 
@@ -451,7 +451,7 @@ def _survey(self:HFDataLoader):
     lengths = [np.asarray(task.lengths(o, block)) for o in self._read(range(self.n))]
     return np.concatenate(lengths) if lengths else np.zeros(0, dtype=np.int64)
 
-# %% ../nbs/04_loader.ipynb #e8b0ec6f
+# %% ../nbs/04_loader.ipynb #9c854b4a
 @patch
 @delegates(HFDataLoader.__init__)
 def new(self:HFDataLoader,
@@ -461,6 +461,9 @@ def new(self:HFDataLoader,
 ):
     "A copy with a few changes; rows that have been read are not read again"
     same = dataset is None or dataset is self.dataset
+    if 'shuffled' in kwargs: kwargs['shuffle'] = kwargs.pop('shuffled') # as fastai's `tta` calls it
+    if same and self.max_tokens and 'max_tokens' not in kwargs and kwargs.get('bs', self.bs) != self.bs:
+        raise ValueError(f"bs={kwargs['bs']}: the batches of this loader are measured in tokens: pass max_tokens=, or max_tokens=None too.")
     kept = dict(hf_block=self.hf_block, seed=self.seed, pool=self.pool, max_tokens=self.max_tokens, sort=self.sort and 'process' not in kwargs)
     if same: kept |= dict(token_lengths=self.token_lengths, survey=self.token_lengths is not None, prepared=True, n=self.n)
     return super(HFDataLoader, self).new(dataset, cls, **(kept | kwargs))

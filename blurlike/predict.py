@@ -24,15 +24,15 @@ from .objects import forward_args, forward_kwargs, position_limit
 from .precision import evaluating
 from .tasks.base import get_block
 
-# %% ../nbs/11_predict.ipynb #f65befe5
+# %% ../nbs/11_predict.ipynb #108e483b
 def as_samples(
     block, # An `HFTextBlock`
     texts, # Several texts, of the form that the block's task takes
     read=None, # A function of a text and the block that makes a sample; None for the task's `sample`
 ) -> list: # What `block.encode` takes
     "The samples for `texts`; raises `ValueError` for those that are none, all at once"
-    if hasattr(texts, 'columns') or isinstance(texts, dict):
-        raise ValueError(f"texts is a {type(texts).__name__}: pass its column of texts, or use `learn.dls.test_dl` with `learn.get_preds`.")
+    if hasattr(texts, 'columns') or hasattr(texts, 'column_names') or isinstance(texts, dict):
+        raise ValueError(f"texts is a {type(texts).__name__}: pass its column of texts, or its rows as dicts to a task that reads several columns.")
     samples,wrong,texts,read = [],[],list(texts),read or block.task.sample
     for i,o in enumerate(texts):
         try: samples.append(read(o, block))

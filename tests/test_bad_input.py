@@ -53,6 +53,11 @@ def test_a_missing_column(df, arg):
     with pytest.raises(ValueError, match=f"{arg}='nope' is not a column: there are 'text', 'label', 'is_valid'"): from_df(df, **{arg: 'nope'})
 
 
+def test_columns_of_another_task(df, hf):
+    with pytest.raises(ValueError, match=r"text_col=None: there is no column 'text' but 'review', 'label', 'is_valid': say which holds the texts, or what all are for, as in task="):
+        from_df(df.rename(columns={'text': 'review'}))
+
+
 @pytest.mark.parametrize(('value', 'shown'), [(None, 'nan|None'), (float('nan'), 'nan'), (3, '3'), (['a'], r"\['a'\]")])
 def test_texts_that_are_not_strings(df, value, shown):
     texts = df.text.astype(object).copy()
@@ -81,9 +86,9 @@ def test_a_split_with_one_side(df, value):
     with pytest.raises(ValueError, match=f"valid_col='is_valid' is {value} for all 120 rows"): from_df(df.assign(is_valid=value))
 
 
-@pytest.mark.parametrize('bs', [0, -1, 2.5, None])
+@pytest.mark.parametrize('bs', [0, -1, 2.5, '8'])
 def test_an_impossible_batch_size(df, bs):
-    with pytest.raises(ValueError, match=f'bs={bs}: a batch needs at least 1 row|bs={bs} is not a number of rows'): from_df(df, bs=bs)
+    with pytest.raises(ValueError, match=f"bs={bs!r}: a batch needs at least 1 row|bs={bs!r} is not a number of rows"): from_df(df, bs=bs)
 
 
 def test_wrong_rows_are_met_in_a_datablock_too(df, hf):
@@ -166,7 +171,7 @@ def test_predicting_what_is_no_text(learn, bad):
 
 
 def test_a_dataset_of_another_kind(df):
-    with pytest.raises(ValueError, match='neither a datasets.Dataset nor a DatasetDict'): HFTextDataLoaders.from_dataset(df, make_objects())
+    with pytest.raises(ValueError, match='neither a datasets.Dataset nor a dict of them'): HFTextDataLoaders.from_dataset(df, make_objects())
 
 
 @pytest.mark.parametrize(('kwargs', 'message'), [
@@ -269,6 +274,49 @@ def test_an_option_of_a_task_that_was_not_named(hf):
     with pytest.raises(TypeError, match="'threshold' is an option of multi-label-classification: say task= too"): HFTextBlock(*hf, threshold=0.3)
 
 
+def test_an_option_that_nothing_is_like_lists_what_a_user_may_say(df):
+    with pytest.raises(TypeError, match="'text_column' is no option here: did you mean 'text_col'"): from_df(df, text_column='text')
+    with pytest.raises(TypeError, match="'zzz' is no option here; there are .*label_col, .*max_length, .*task, ") as e: from_df(df, zzz=1)
+    assert 'create_batches' not in str(e.value)
+
+
+@pytest.mark.parametrize(('name', 'meant'), [('text-classification', 'sequence-classification'), ('ner', 'token-classification'), ('fill-mask', 'masked-lm'),
+                                             ('text-generation', 'causal-lm'), ('question_answerin', 'question-answering')])
+def test_a_task_by_another_name(df, name, meant):
+    with pytest.raises(ValueError, match=f"task='{name}' does not exist: .*; did you mean '{meant}'"): from_df(df, task=name)
+
+
+def test_a_misspelt_option_of_a_learner(dls, hf):
+    with pytest.raises(TypeError, match="'precison' is no option here: did you mean 'precision'"): hf_learner(dls, hf.model, precison='bf16')
+    assert hf_learner(dls, hf.model, moms=(0.9, 0.8, 0.9)).moms == (0.9, 0.8, 0.9)
+
+
+def test_a_length_without_room_for_a_text(df):
+    for wrong in (1, 2):
+        with pytest.raises(ValueError, match=f'max_length={wrong} leaves no room for a text: .* adds 2 tokens of its own, so use at least 3'): from_df(df, max_length=wrong)
+    assert from_df(df, max_length=3).one_batch()[0]['input_ids'].shape[1] == 3
+
+
+@pytest.mark.parametrize('size', ['bs', 'val_bs'])
+def test_rows_and_tokens_do_not_both_size_a_batch(df, size):
+    with pytest.raises(ValueError, match=f'{size}=4 and max_tokens=200: a batch has so many rows or so many tokens'): from_df(df, max_tokens=200, **{size: 4})
+    dl = from_df(df, max_tokens=200).train
+    with pytest.raises(ValueError, match='bs=4: the batches of this loader are measured in tokens'): dl.new(bs=4)
+    assert dl.new(bs=4, max_tokens=None).one_batch()[0].size == 4
+    assert dl.new(max_tokens=100).max_tokens == 100
+
+
+def test_new_rows_that_cannot_be_read(dls, df):
+    rows = df.to_dict('records')
+    for nothing in (df[:0], [], Dataset.from_pandas(df[:0])):
+        with pytest.raises(ValueError, match='test_items is empty'): dls.test_dl(nothing)
+    for make in (pd.DataFrame, list, lambda o: Dataset.from_list(list(o))):
+        without = make([{'text': o['text']} for o in rows])
+        assert dls.test_dl(without).n == len(df)
+        with pytest.raises(ValueError, match="label_col='label' is not a column: there are 'text'"): dls.test_dl(without, with_labels=True)
+        with pytest.raises(ValueError, match="text_col='text' is not a column: there are 'review'"): dls.test_dl(make([{'review': o['text']} for o in rows]))
+
+
 def test_two_texts_as_two_arguments(learn):
     with pytest.raises(ValueError, match=r"max_tokens='the plot' is not a number of tokens; two texts that belong together are one tuple"): learn.hf_predict('the film', 'the plot')
 
@@ -307,6 +355,7 @@ def test_targets_that_are_no_single_class(df, hf, block):
 
 def test_a_table_in_place_of_texts(learn, df, hf):
     with pytest.raises(ValueError, match='texts is a DataFrame: pass its column'): learn.hf_predict(df)
+    with pytest.raises(ValueError, match='texts is a Dataset: pass its column'): learn.hf_predict(Dataset.from_pandas(df))
     with pytest.raises(ValueError, match='texts is a DataFrame: pass its column'): token_lengths(df, hf.tokenizer)
     with pytest.raises(ValueError, match='tokenizer=None: texts need the tokenizer'): plot_token_lengths(df.text)
 

@@ -47,6 +47,14 @@ def test_predict_is_fastais_triple(trained, df):
     assert text == df.text[80]
 
 
+@pytest.mark.parametrize('ds_idx', [0, 1])
+def test_tta_of_texts_that_nothing_changes_is_get_preds(trained, ds_idx):
+    preds,targs = trained.tta(ds_idx, n=2)
+    expected = trained.get_preds(ds_idx)
+    assert torch.allclose(preds, expected[0], atol=1e-5)
+    assert (targs==expected[1]).all()
+
+
 def test_get_preds_gives_inputs_losses_and_decisions_in_order(trained, df):
     inputs,preds,targs,decoded,losses = trained.get_preds(with_input=True, with_loss=True, with_decoded=True)
     assert isinstance(inputs, HFRows)

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import make_objects, make_texts
-from datasets import ClassLabel, Dataset
+from datasets import ClassLabel, Dataset, DatasetDict
 from fastai.data.all import CategoryBlock, ColReader, ColSplitter, DataBlock
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -266,7 +266,7 @@ def test_a_token_budget_below_the_longest_row_names_the_row(df, hf):
 
 
 @pytest.mark.parametrize(('options', 'problem'), [(dict(max_tokens=0), 'max_tokens=0'), (dict(max_tokens=100, drop_last=True), 'drop_last=True'),
-                                              (dict(max_tokens=100, survey=False), 'max_tokens=100 needs the lengths'), (dict(bs=None), 'bs=None')])
+                                              (dict(max_tokens=100, survey=False), 'max_tokens=100 needs the lengths')])
 def test_loader_options_that_contradict_each_other_are_refused(options, problem, df, hf):
     with pytest.raises(ValueError, match=problem): HFTextDataLoaders.from_df(df, hf, valid_col='is_valid', **options)
 
@@ -331,7 +331,7 @@ def test_a_stream_that_shuffles_itself_does_so_anew_each_epoch(streams, hf):
     assert told == [0, 1, 1]
 
 
-@pytest.mark.parametrize(('options', 'problem'), [(dict(), 'n=None: say how many rows'), (dict(n=110), r'the first is row 100: the stream ends'),
+@pytest.mark.parametrize(('options', 'problem'), [(dict(), 'n=None: say how many rows'), (dict(n=110), '^The stream ends before row 100: pass n=100 or less'),
                                               (dict(n=80, num_workers=2), 'num_workers=2: a stream is read in its order'), (dict(n=80, max_tokens=100), 'max_tokens needs the lengths'), (dict(n=80, valid_pct=.2), 'valid_pct is for rows that are all there'),
                                               (dict(n=80, valid='dev'), "valid='dev' is not a split"), (dict(n=80, label_col=None, task='masked-lm'), "task='masked-lm' joins texts")])
 def test_what_a_stream_cannot_do_is_said(options, problem, streams, hf):
@@ -388,9 +388,9 @@ def test_tasks_that_ask_where_tokens_stand_are_told(df, hf):
         assert block._ids_alone == (task == 'sequence-classification')
 
 
-@pytest.mark.parametrize('options', [dict(survey=False), dict(max_tokens=200), {}])
+@pytest.mark.parametrize('options', [dict(bs=8, survey=False), dict(max_tokens=200), dict(bs=8)])
 def test_predictions_of_a_shuffled_loader_are_put_back_in_order(options, df, hf):
-    learn = hf_learner(HFTextDataLoaders.from_df(df, hf, valid_col='is_valid', bs=8, seed=0, **options), hf.model)
+    learn = hf_learner(HFTextDataLoaders.from_df(df, hf, valid_col='is_valid', seed=0, **options), hf.model)
     targets = [learn.dls.vocab.o2i[o] for o in df.label[~df.is_valid]]
     preds,found = learn.get_preds(dl=learn.dls.train)
     assert found.tolist() == targets
@@ -401,6 +401,14 @@ def test_pairs_of_lists_of_words_make_an_epoch(df, hf):
     pairs = df.assign(text=[o.split() for o in df.text], other=[o.split()[::-1] for o in df.text])
     dls = HFTextDataLoaders.from_df(pairs, hf, text_col=('text', 'other'), task='sequence-classification', valid_col='is_valid', bs=8, is_split_into_words=True)
     assert sum(len(y) for _,y in dls.train) == (~df.is_valid).sum()
+
+
+def test_a_plain_dict_of_datasets_is_as_good_as_a_datasetdict(df, hf):
+    named = {k: Dataset.from_pandas(df[df.is_valid==v][['text', 'label']], preserve_index=False) for k,v in dict(train=False, valid=True).items()}
+    ours,theirs = (HFTextDataLoaders.from_dataset(o, hf, bs=8, seed=0) for o in (named, DatasetDict(named)))
+    assert [len(o) for o in (ours.train_ds, ours.valid_ds)]==[80, 40]
+    for a,b in zip(ours.train, theirs.train, strict=True): assert a[0]['input_ids'].tolist()==b[0]['input_ids'].tolist()
+    with pytest.raises(ValueError, match='neither a datasets.Dataset nor a dict of them: a DataFrame goes to from_df'): HFTextDataLoaders.from_dataset(dict(train=df, valid=df), hf)
 
 
 @pytest.mark.parametrize('trained_on', ['frame', 'dataset', 'stream'])

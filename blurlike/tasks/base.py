@@ -363,7 +363,7 @@ def confidence(self:Task,
     "What `plot_top_losses` says of a prediction beside the loss; nothing where it has no one probability"
     return {}
 
-# %% ../../nbs/02_tasks.base.ipynb #42f3f5ac
+# %% ../../nbs/02_tasks.base.ipynb #cc50a97c
 def named_subclasses(
     cls:type, # A class whose subclasses have a `name`
 ) -> dict: # Names and classes, `cls` among them; those that inherit their name are left out
@@ -377,6 +377,9 @@ def all_tasks() -> dict: # Names and classes
     import blurlike.tasks as package
     for m in pkgutil.iter_modules(package.__path__): import_module(f'{package.__name__}.{m.name}')
     return named_subclasses(Task)
+
+_PIPELINES = {'text-classification': 'sequence-classification', 'sentiment-analysis': 'sequence-classification', 'ner': 'token-classification',
+              'text-generation': 'causal-lm', 'fill-mask': 'masked-lm'} # what users of `pipeline` may call a task
 
 def get_task(
     task:str|Task, # A name such as "sequence-classification", a task, or a class of tasks
@@ -398,7 +401,8 @@ def task_class(
     if isinstance(task, type) and issubclass(task, Task): return task
     tasks = all_tasks()
     if task not in tasks:
-        close = get_close_matches(str(task).lower().replace('_', '-'), tasks, 1)
+        name = str(task).lower().replace('_', '-')
+        close = [_PIPELINES[name]] if name in _PIPELINES else get_close_matches(name, tasks, 1)
         raise ValueError(f"task={task!r} does not exist: choose one of {', '.join(sorted(tasks))}" + (f"; did you mean {close[0]!r}?" if close else '.'))
     return tasks[task]
 
@@ -470,7 +474,7 @@ def some(
     names = list(names)
     return ', '.join(map(repr, names[:n])) + (', ...' if len(names)>n else '')
 
-# %% ../../nbs/02_tasks.base.ipynb #3c6da500
+# %% ../../nbs/02_tasks.base.ipynb #7744f1dd
 class ClassNames:
     "For tasks whose targets have a `vocab`: its names and size are the model's"
     needs = 'one class a text: use a CategoryBlock for them' # Ends the message about targets of another kind
@@ -541,7 +545,7 @@ def check_head(
 ):
     "Raise `ValueError` if the head has not `num_labels` outputs; give the configuration the rest of `kwargs`"
     if model.config.num_labels != kwargs['num_labels']:
-        raise ValueError(f"The model has num_labels={model.config.num_labels}, but {why}: build it with config_kwargs={{'num_labels': {kwargs['num_labels']}}}.")
+        raise ValueError(f"The model has num_labels={model.config.num_labels}, but {why}: let hf_learner(dls) build one with a new head, or build it with config_kwargs={{'num_labels': {kwargs['num_labels']}}}.")
     for k in set(kwargs) - {'num_labels'}: setattr(model.config, k, kwargs[k])
 
 # %% ../../nbs/02_tasks.base.ipynb #dd35dd80
