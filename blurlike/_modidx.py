@@ -337,6 +337,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'blurlike.loader._told_what_cannot_be_sent': ( 'loader.html#_told_what_cannot_be_sent',
                                                                                 'blurlike/loader.py'),
                                  'blurlike.loader._unpicklable': ('loader.html#_unpicklable', 'blurlike/loader.py'),
+                                 'blurlike.loader._why': ('loader.html#_why', 'blurlike/loader.py'),
                                  'blurlike.loader.bucketed_order': ('loader.html#bucketed_order', 'blurlike/loader.py'),
                                  'blurlike.loader.check_size': ('loader.html#check_size', 'blurlike/loader.py'),
                                  'blurlike.loader.cut_batches': ('loader.html#cut_batches', 'blurlike/loader.py'),

@@ -81,8 +81,10 @@ def _check_splits(splits, n):
     if both := sets[0] & sets[1]: raise ValueError(f"splits: {len(both)} rows are in both lists, the first is {min(both)}.")
     return [list(map(int, o)) for o in splits]
 
-# %% ../nbs/10_dataloaders.ipynb #02efec3a
-def _find_task(task, text_col, label_col, have, head, kwargs):
+# %% ../nbs/10_dataloaders.ipynb #1d907c65
+_COLUMN_ARGS = {'text_col', 'label_col', 'task', 'valid_col', 'valid_pct', 'splits'} # what most constructors name themselves
+
+def _find_task(task, text_col, label_col, have, head, kwargs, named=_COLUMN_ARGS):
     "The task, made with its options out of `kwargs`, and its columns; `head` gives the first rows of some columns"
     cls = SequenceClassification if task is None else task_class(task)
     if task is None and text_col is None and cls.text_col not in have:
@@ -96,7 +98,7 @@ def _find_task(task, text_col, label_col, have, head, kwargs):
             raise ValueError(f"label_col={label_col!r} could serve several tasks, or none: say which with task=, one of {', '.join(map(repr, sorted(all_tasks())))}.")
         print(f"task={task.name!r}, as label_col={label_col!r} suggests; pass task= for another.")
     ours = {*_BLOCK_ARGS, *_LOADER_ARGS, *task_options(cls)}
-    check_options(kwargs, ours | LOADER_OPTIONS | {'dl_kwargs', 'dl_type'}, ours | _COLUMN_ARGS)
+    check_options(kwargs, ours | LOADER_OPTIONS | {'dl_kwargs', 'dl_type'}, ours | named)
     task = get_task(task, **{k: kwargs.pop(k) for k in task_options(cls) if k in kwargs})
     return task,text_col,label_col
 
@@ -160,8 +162,7 @@ def _dataloaders(
     return dblock.dataloaders(source, path=path, bs=16 if bs is None else bs, val_bs=val_bs, num_workers=num_workers, device=device, drop_last=drop_last, seed=seed,
                              max_tokens=max_tokens, pool=pool, survey=survey, **kwargs)
 
-# %% ../nbs/10_dataloaders.ipynb #1b6c4b2d
-_COLUMN_ARGS = {'text_col', 'label_col', 'task', 'valid_col', 'valid_pct', 'splits'} # which the constructors name themselves
+# %% ../nbs/10_dataloaders.ipynb #b129bfd8
 _LOADER_ARGS = set(inspect.signature(_dataloaders).parameters) - {'source', 'checkpoint', 'task', 'get_x', 'get_y', 'splits', 'y_block'}
 
 # %% ../nbs/10_dataloaders.ipynb #7920b52c
@@ -208,7 +209,7 @@ def _read_text(path):
     "The text of a file"
     return Path(path).read_text(encoding='utf-8')
 
-# %% ../nbs/10_dataloaders.ipynb #9d4c931b
+# %% ../nbs/10_dataloaders.ipynb #b90b9adf
 @patch(cls_method=True)
 @delegates(_dataloaders, but=['source', 'task', 'get_x', 'get_y', 'splits', 'y_block'])
 def from_folder(cls:HFTextDataLoaders,
@@ -227,7 +228,7 @@ def from_folder(cls:HFTextDataLoaders,
     if not files: raise ValueError(f"path={str(path)!r} holds no .txt files in folders named for their labels.")
     splits = (GrandparentSplitter(train, valid) if two else _random_splitter(valid_pct, seed))(files)
     labels = pd.DataFrame({'label': [parent_label(o) for o in files]})
-    task,*_ = _find_task('sequence-classification', 'label', 'label', ['label'], labels.head, kwargs)
+    task,*_ = _find_task('sequence-classification', 'label', 'label', ['label'], labels.head, kwargs, {'train', 'valid', 'valid_pct'})
     y_block = task.y_block(_labels(labels.get, 'label', splits[0]))
     return _dataloaders(files, checkpoint, task, _read_text, parent_label, splits, y_block, path=path, seed=seed, **kwargs)
 

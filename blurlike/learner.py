@@ -115,7 +115,7 @@ def build_model(
     config = load_hf_config(checkpoint, block.hf_config, block.task.config_kwargs(dls) | (config_kwargs or {}))
     return load_hf_model(checkpoint, block.task.auto_model, config, model_kwargs)
 
-# %% ../nbs/09_learner.ipynb #9855ab3e
+# %% ../nbs/09_learner.ipynb #e9116898
 @delegates(Learner.__init__, but=['wd_bn_bias'])
 def hf_learner(
     dls, # `DataLoaders` of an `HFTextBlock`
@@ -148,7 +148,7 @@ def hf_learner(
     learn.train_bn = train_bn
     return learn
 
-_OPTIONS = set(inspect.signature(hf_learner).parameters)
+_OPTIONS = set(inspect.signature(hf_learner).parameters) - {'dls'}
 
 def _has(cbs, cls):
     "Whether the user brings a callback of this class"

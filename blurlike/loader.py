@@ -399,11 +399,16 @@ def _of_pool(self:HFDataLoader, samples, rows):
     order = bucketed_order(lengths, self.bs, rng, self.pool, longest_first=False)
     return [[samples[i] for i in order[o:o+self.bs]] for o in range(0, len(order), self.bs)]
 
-# %% ../nbs/04_loader.ipynb #160250a4
+# %% ../nbs/04_loader.ipynb #ba06c39e
 def _row_name(items, i):
     "How a user would name row `i` of `items`"
     name = items.index[i] if hasattr(items, 'index') and hasattr(items, 'iloc') else i
     return name.item() if hasattr(name, 'item') else name
+
+def _why(e, vocab):
+    "What an exception says, and of a label that fastai does not know, which it knows"
+    why = str(e.args[0] if e.args else e)
+    return f"{why}, which has {', '.join(map(repr, list(vocab)[:20]))}" if vocab and 'not included in the training dataset' in why else why
 
 def read_rows(
     dataset, # What the rows are of
@@ -418,7 +423,7 @@ def read_rows(
     ahead = ahead or getattr(read, 'ahead', noop)
     def one(i):
         try: sample = read(i)
-        except (KeyError, TypeError, ValueError) as e: why = str(e.args[0] if e.args else e)
+        except (KeyError, TypeError, ValueError) as e: why = _why(e, getattr(dataset, 'vocab', None))
         else:
             why = 'a transform skipped it' if sample is None else problem(sample)
             if why is None: return sample

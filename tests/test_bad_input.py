@@ -77,7 +77,7 @@ def test_missing_labels(df):
 
 
 def test_a_label_that_training_never_saw(df):
-    with pytest.raises(ValueError, match="1 of 40 validation rows cannot be used; the first is row 119: Label 'mixed' was not included"):
+    with pytest.raises(ValueError, match="1 of 40 validation rows cannot be used; the first is row 119: Label 'mixed' was not included in the training dataset, which has 'bad', 'good'"):
         from_df(df.assign(label=[*df.label[:-1], 'mixed']))
 
 
@@ -274,10 +274,15 @@ def test_an_option_of_a_task_that_was_not_named(hf):
     with pytest.raises(TypeError, match="'threshold' is an option of multi-label-classification: say task= too"): HFTextBlock(*hf, threshold=0.3)
 
 
-def test_an_option_that_nothing_is_like_lists_what_a_user_may_say(df):
+def test_an_option_that_nothing_is_like_lists_what_a_user_may_say(df, tmp_path):
     with pytest.raises(TypeError, match="'text_column' is no option here: did you mean 'text_col'"): from_df(df, text_column='text')
     with pytest.raises(TypeError, match="'zzz' is no option here; there are .*label_col, .*max_length, .*task, ") as e: from_df(df, zzz=1)
     assert 'create_batches' not in str(e.value)
+    (tmp_path/'good').mkdir()
+    (tmp_path/'good'/'1.txt').write_text('the film warm')
+    (tmp_path/'good'/'2.txt').write_text('the plot lovely')
+    with pytest.raises(TypeError, match="'text_col' is no option here; there are .*max_length, .*valid_pct") as e: HFTextDataLoaders.from_folder(tmp_path, make_objects(), text_col='text')
+    assert str(e.value).count('text_col')==1
 
 
 @pytest.mark.parametrize(('name', 'meant'), [('text-classification', 'sequence-classification'), ('ner', 'token-classification'), ('fill-mask', 'masked-lm'),
