@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['GENERATED', 'training_runs']
 
-# %% ../nbs/11a_card.ipynb #42ebc450
+# %% ../nbs/11a_card.ipynb #d366a52e
 from pathlib import Path
 
 import fastai
@@ -20,7 +20,8 @@ from huggingface_hub.utils import validate_repo_id
 
 import blurlike
 from .callback import HFCallback
-from .tasks.base import get_block, some
+from .inputs import some
+from .tasks.base import get_block
 
 # %% ../nbs/11a_card.ipynb #335f55e4
 def training_runs(

@@ -396,7 +396,7 @@ def from_dataset(cls:HFTextDataLoaders,
     items,n_train = DatasetItems(dataset, np.concatenate(splits)),len(splits[0])
     return _dataloaders(items, checkpoint, task, task.get_x(text_col), task.get_y(label_col), (slice(n_train), slice(n_train, None)), y_block, n=n, seed=seed, **kwargs)
 
-# %% ../nbs/10_dataloaders.ipynb #31406d1e
+# %% ../nbs/10_dataloaders.ipynb #9ac89342
 _fastai_test_dl = getattr(DataLoaders.test_dl, 'of_fastai', DataLoaders.test_dl)
 _ROWS = (dict, pd.Series)
 
@@ -420,9 +420,9 @@ def test_dl(self:DataLoaders,
         if isinstance(test_items, Dataset): test_items = DatasetItems(test_items)
         seen = next((tl.types[:1] for tl in getattr(self.valid_ds, 'tls', [])), [])
         if hasattr(test_items, '__len__') and not len(test_items): raise ValueError("test_items is empty: there is nothing to load.")
-        if rm_type_tfms is None and any(o in _ROWS for o in seen) and isinstance(get_first(test_items), _ROWS):
+        if rm_type_tfms is None and any(o in _ROWS for o in seen) and isinstance(row := get_first(test_items), _ROWS):
             rm_type_tfms = 0
-            _check_columns(list(get_first(test_items).keys()), **_columns_of(self.valid_ds, with_labels))
+            _check_columns(list(row.keys()), **_columns_of(self.valid_ds, with_labels))
     return _fastai_test_dl(self, test_items, rm_type_tfms, with_labels, **kwargs)
 
 DataLoaders.test_dl.of_fastai = _fastai_test_dl

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['HFInputs', 'by_window', 'padding_share', 'decode_texts', 'HFRows', 'as_rows', 'text_columns', 'with_progress',
-           'without_offsets', 'tokenized_rows', 'padded_rows', 'token_lengths', 'plot_token_lengths', 'check_options']
+           'without_offsets', 'tokenized_rows', 'padded_rows', 'token_lengths', 'plot_token_lengths', 'some',
+           'check_options']
 
 # %% ../nbs/01_inputs.ipynb #f9743858
 from difflib import get_close_matches
@@ -240,7 +241,15 @@ def plot_token_lengths(
         ax.set_title(f"max_length={max_length} cuts {(lengths > max_length).mean():.1%} of {len(lengths)} texts")
     return ax
 
-# %% ../nbs/01_inputs.ipynb #d0fb8d21
+# %% ../nbs/01_inputs.ipynb #2cbf2b92
+def some(
+    names, # Things to name
+    n:int=5, # How many of them
+) -> str:
+    "The first `n` of `names`, for a message"
+    names = list(names)
+    return ', '.join(map(repr, names[:n])) + (', ...' if len(names)>n else '')
+
 def check_options(
     options, # The names that were given
     known, # The names that there are

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['empty_dls', 'load_hf_learner']
 
-# %% ../nbs/12c_load.ipynb #d390b7e1
+# %% ../nbs/12c_load.ipynb #a4ec5d21
 import json
 import re
 from pathlib import Path
@@ -19,10 +19,11 @@ import blurlike
 from .block import HFTextBlock
 from .export import BLOCK_OPTIONS, SCHEMA
 from .hub import find_model
+from .inputs import some
 from .learner import hf_learner
 from .objects import load_hf_config, load_hf_model, load_hf_tokenizer
 from .onnx import ONNX_FILES, OnnxModel
-from .tasks.base import Task, all_tasks, get_task, get_vocab, infer_task, some
+from .tasks.base import Task, all_tasks, get_task, get_vocab, infer_task
 
 # %% ../nbs/12c_load.ipynb #2bb2166a
 def _saved_by_us(folder):

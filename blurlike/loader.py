@@ -6,7 +6,7 @@
 __all__ = ['LOADER_OPTIONS', 'SURVEYED', 'cut_batches', 'token_batches', 'bucketed_order', 'FrameRows', 'SampleReader',
            'StreamRows', 'StreamSamples', 'check_size', 'HFDataLoader', 'read_rows', 'row_reader']
 
-# %% ../nbs/04_loader.ipynb #0d2e49a4
+# %% ../nbs/04_loader.ipynb #993b14ff
 import inspect
 import itertools
 import multiprocessing
@@ -29,7 +29,7 @@ from fastai.torch_basics import GetAttr, L, delegates, detuplify, noop, patch, t
 from fastcore.imports import equals
 from fasttransform import compose_tfms
 
-from .inputs import HFInputs, check_options, with_progress
+from .inputs import HFInputs, check_options, some, with_progress
 
 # %% ../nbs/04_loader.ipynb #02727095
 def cut_batches(
@@ -399,7 +399,7 @@ def _of_pool(self:HFDataLoader, samples, rows):
     order = bucketed_order(lengths, self.bs, rng, self.pool, longest_first=False)
     return [[samples[i] for i in order[o:o+self.bs]] for o in range(0, len(order), self.bs)]
 
-# %% ../nbs/04_loader.ipynb #ba06c39e
+# %% ../nbs/04_loader.ipynb #2fe1a4cc
 def _row_name(items, i):
     "How a user would name row `i` of `items`"
     name = items.index[i] if hasattr(items, 'index') and hasattr(items, 'iloc') else i
@@ -408,7 +408,7 @@ def _row_name(items, i):
 def _why(e, vocab):
     "What an exception says, and of a label that fastai does not know, which it knows"
     why = str(e.args[0] if e.args else e)
-    return f"{why}, which has {', '.join(map(repr, list(vocab)[:20]))}" if vocab and 'not included in the training dataset' in why else why
+    return f"{why}, which has {some(vocab, 20)}" if vocab and 'not included in the training dataset' in why else why
 
 def read_rows(
     dataset, # What the rows are of

@@ -86,9 +86,12 @@ def test_a_split_with_one_side(df, value):
     with pytest.raises(ValueError, match=f"valid_col='is_valid' is {value} for all 120 rows"): from_df(df.assign(is_valid=value))
 
 
-@pytest.mark.parametrize('bs', [0, -1, 2.5, '8'])
-def test_an_impossible_batch_size(df, bs):
-    with pytest.raises(ValueError, match=f"bs={bs!r}: a batch needs at least 1 row|bs={bs!r} is not a number of rows"): from_df(df, bs=bs)
+@pytest.mark.parametrize(('bs', 'why'), [(0, 'bs=0: a batch needs at least 1 row'), (-1, 'bs=-1: a batch needs at least 1 row'),
+                                         (2.5, 'bs=2.5 is not a number of rows'), ('8', "bs='8' is not a number of rows"), (None, 'bs=None is not a number of rows')])
+def test_an_impossible_batch_size(dls, df, bs, why):
+    with pytest.raises(ValueError, match=why): dls.train.new(bs=bs)
+    if bs is not None: # which stands for 16 there
+        with pytest.raises(ValueError, match=why): from_df(df, bs=bs)
 
 
 def test_wrong_rows_are_met_in_a_datablock_too(df, hf):

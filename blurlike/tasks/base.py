@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['Task', 'task_options', 'lists', 'CellsReader', 'reader', 'named_subclasses', 'all_tasks', 'get_task', 'task_class',
-           'infer_task', 'get_block', 'get_vocab', 'first_target', 'some', 'ClassNames', 'label_names', 'check_order',
+           'infer_task', 'get_block', 'get_vocab', 'first_target', 'ClassNames', 'label_names', 'check_order',
            'check_head', 'PooledWindows', 'TokenCrossEntropy']
 
-# %% ../../nbs/02_tasks.base.ipynb #c0c939fa
+# %% ../../nbs/02_tasks.base.ipynb #1630a686
 import inspect
 import pkgutil
 from difflib import get_close_matches
@@ -21,7 +21,7 @@ from fastai.losses import CrossEntropyLossFlat
 from fastai.metrics import accuracy
 from fastai.torch_basics import L, batch_to_samples, is_iter, is_listy, patch
 
-from ..inputs import by_window, check_options
+from ..inputs import by_window, check_options, some
 
 # %% ../../nbs/02_tasks.base.ipynb #96fc6e44
 class Task:
@@ -457,7 +457,7 @@ def get_vocab(
     if is_listy(vocab) and vocab and not isinstance(vocab[0], (str, int)): vocab = vocab[-1]
     return None if vocab is None else list(vocab)
 
-# %% ../../nbs/02_tasks.base.ipynb #cd2dd0c4
+# %% ../../nbs/02_tasks.base.ipynb #b33a8211
 def first_target(
     dls, # `DataLoaders`
 ): # None if there is none
@@ -465,14 +465,6 @@ def first_target(
     ds = getattr(dls, 'train_ds', None)
     sample = ds[0] if ds is not None and len(ds) else ()
     return sample[1] if isinstance(sample, tuple) and len(sample) > 1 else None
-
-def some(
-    names, # Things to name
-    n:int=5, # How many of them
-) -> str:
-    "The first `n` of `names`, for a message"
-    names = list(names)
-    return ', '.join(map(repr, names[:n])) + (', ...' if len(names)>n else '')
 
 # %% ../../nbs/02_tasks.base.ipynb #7744f1dd
 class ClassNames:

@@ -8,7 +8,7 @@ __all__ = ['NO_ANSWER', 'Answer', 'as_answer', 'ReadAnswer', 'AnswerBlock', 'ans
            'answer_exact', 'answer_f1', 'AnswerMetric', 'row_answers', 'exact_match', 'squad_f1', 'MarkedText',
            'QuestionAnswering', 'question_problem']
 
-# %% ../../nbs/03d_tasks.question_answering.ipynb #18787e09
+# %% ../../nbs/03d_tasks.question_answering.ipynb #83134487
 import re
 import string
 from collections import Counter
@@ -27,9 +27,9 @@ from fastai.learner import Metric
 from fastai.torch_basics import Tensor, is_listy, patch
 from transformers import AutoModelForQuestionAnswering
 
-from ..inputs import HFInputs, as_rows
+from ..inputs import HFInputs, as_rows, some
 from ..objects import forward_args, is_hf_model
-from .base import Task, check_head, get_block, some
+from .base import Task, check_head, get_block
 
 # %% ../../nbs/03d_tasks.question_answering.ipynb #0d79cf12
 class Answer(NamedTuple):

@@ -6,7 +6,7 @@
 __all__ = ['TextTarget', 'TextTargetize', 'TextTargetBlock', 'Seq2Seq', 'Summarization', 'Translation', 'check_generation',
            'Written', 'GenerationMetric', 'generated_texts', 'ExactMatch', 'Rouge', 'SacreBLEU', 'ChrF']
 
-# %% ../../nbs/03e_tasks.seq2seq.ipynb #86aa9d5f
+# %% ../../nbs/03e_tasks.seq2seq.ipynb #7add0785
 import json
 from numbers import Integral
 
@@ -19,10 +19,10 @@ from fastai.torch_core import get_model
 from torch.nn.functional import pad
 from transformers import AutoModelForSeq2SeqLM, GenerationConfig
 
-from ..inputs import HFInputs, check_options
+from ..inputs import HFInputs, check_options, some
 from ..objects import model_skeleton, position_limit, tokenizer_limit
 from ..precision import evaluating
-from .base import Task, TokenCrossEntropy, some
+from .base import Task, TokenCrossEntropy
 
 # %% ../../nbs/03e_tasks.seq2seq.ipynb #9d3fc023
 class TextTarget(str):

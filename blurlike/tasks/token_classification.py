@@ -7,7 +7,7 @@ __all__ = ['split_label', 'label_order', 'TensorWordLabels', 'WordLabels', 'as_l
            'token_order', 'word_pieces', 'word_values', 'runs_together', 'TokenClassification', 'ListReader',
            'WordMetric', 'word_accuracy', 'entity_precision', 'entity_recall', 'entity_f1', 'TaggedWords']
 
-# %% ../../nbs/03c_tasks.token_classification.ipynb #c736a999
+# %% ../../nbs/03c_tasks.token_classification.ipynb #4afb13ea
 from functools import partial
 from html import escape
 from importlib.util import find_spec
@@ -24,8 +24,8 @@ from fastai.torch_basics import L, TensorBase, is_iter, is_listy, patch, to_cpu
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModelForTokenClassification
 
-from ..inputs import HFInputs, as_rows, by_window
-from .base import ClassNames, Task, TokenCrossEntropy, get_block, get_vocab, some
+from ..inputs import HFInputs, as_rows, by_window, some
+from .base import ClassNames, Task, TokenCrossEntropy, get_block, get_vocab
 
 # %% ../../nbs/03c_tasks.token_classification.ipynb #6b1604ad
 _PREFIXES = 'BIMELSUW' # of IOB, IOBES, BILOU and BMEWO, in the order in which they are listed
