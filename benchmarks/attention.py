@@ -8,8 +8,8 @@ from statistics import median
 import torch
 from transformers import AutoModelForSequenceClassification
 
-from blurlike.precision import without_cudnn_attention
-from blurlike.samples import minilm
+from blurlike.core.precision import without_cudnn_attention
+from blurlike.data.samples import minilm_checkpoint
 
 from .speed.common import device, machine, markdown, timed
 
@@ -33,7 +33,7 @@ def measure(
     rows:int=32, # A batch
 ) -> list[float]: # Milliseconds: medians of the first time and of the third
     "How long a step takes at lengths that are new, and at the same when they are not"
-    model = AutoModelForSequenceClassification.from_pretrained(minilm()).to(device())
+    model = AutoModelForSequenceClassification.from_pretrained(minilm_checkpoint()).to(device())
     with context: times = [[1000*timed(step, model, rows, o)[0] for o in lengths] for _ in range(3)]
     return [median(times[0]), median(times[2])]
 

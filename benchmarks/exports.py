@@ -13,7 +13,7 @@ import pandas as pd
 from fastai.torch_core import set_seed
 from fastcore.script import call_parse
 
-from blurlike.all import HFTextDataLoaders, hf_learner, load_hf_learner, minilm, movie_reviews
+from blurlike.all import HFTextDataLoaders, hf_learner, load_hf_learner, minilm_checkpoint, load_movie_reviews
 
 
 @call_parse
@@ -23,10 +23,10 @@ def main(
     rounds:int=5, # How often each model predicts all of them, in turn
 ):
     "Print a table: a row for PyTorch, one for the export, one for the export with weights of 8 bits"
-    df = movie_reviews(rows)
+    df = load_movie_reviews(rows)
     if model is None:
         set_seed(0)
-        learn = hf_learner(HFTextDataLoaders.from_df(df, minilm(), valid_col='is_valid', max_length=128, seed=0))
+        learn = hf_learner(HFTextDataLoaders.from_df(df, minilm_checkpoint(), valid_col='is_valid', max_length=128, seed=0))
         with learn.no_bar(): learn.fit_one_cycle(1, slice(2e-5, 2e-4))
     else: learn = load_hf_learner(model)
     valid = df[df.is_valid]

@@ -9,21 +9,21 @@ from transformers import (
     AutoModelForTokenClassification,
 )
 
-import blurlike.card # learn.model_card
-import blurlike.export # learn.save_pretrained
-import blurlike.hub # learn.push_to_hub
-import blurlike.onnx # learn.export_onnx
+import blurlike.ship.card # learn.model_card
+import blurlike.ship.save # learn.save_pretrained
+import blurlike.ship.hub # learn.push_to_hub
+import blurlike.ship.onnx # learn.export_onnx
 import blurlike.predict # learn.hf_predict, learn.hf_generate
 from blurlike.architectures import architecture_table, supported_tasks
-from blurlike.block import HFTextBlock
-from blurlike.callback import HFCallback, HFLoss
-from blurlike.dataloaders import HFTextDataLoaders
-from blurlike.inputs import HFInputs, padding_share, plot_token_lengths, token_lengths
-from blurlike.learner import HFMixedPrecision, build_model, hf_adamw, hf_learner
-from blurlike.load import load_hf_learner
-from blurlike.loader import HFDataLoader
-from blurlike.memory import find_batch_size
-from blurlike.objects import (
+from blurlike.data.block import HFTextBlock
+from blurlike.train.callback import HFCallback, HFLoss
+from blurlike.data.dataloaders import HFTextDataLoaders
+from blurlike.core.inputs import HFInputs, padding_share, plot_token_lengths, token_lengths
+from blurlike.train.learner import HFMixedPrecision, build_model, hf_adamw, hf_learner
+from blurlike.ship.load import load_hf_learner
+from blurlike.data.loader import HFDataLoader
+from blurlike.train.memory import find_batch_size
+from blurlike.core.objects import (
     HFObjects,
     forward_args,
     get_hf_objects,
@@ -34,11 +34,11 @@ from blurlike.objects import (
     position_limit,
     set_pad_token,
 )
-from blurlike.precision import best_precision
-from blurlike.samples import minilm, movie_reviews, smollm2
-from blurlike.serve import gradio_page, serve # and learn.push_to_space
+from blurlike.core.precision import best_precision
+from blurlike.data.samples import minilm_checkpoint, load_movie_reviews, smollm2_checkpoint
+from blurlike.ship.serve import gradio_page, serve # and learn.push_to_space
 from blurlike.show import SampleTable, plot_top_losses
-from blurlike.splitter import head_params, hf_splitter, layer_params
+from blurlike.train.splitter import head_params, hf_splitter, layer_params
 from blurlike.tasks.base import CellsReader, Task, TokenCrossEntropy, all_tasks, get_block, get_task, get_vocab, infer_task, label_names, task_class
 from blurlike.tasks.causal_lm import CausalLM
 from blurlike.tasks.corpus import TokenAccuracy, TokenPerplexity

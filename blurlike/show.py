@@ -19,7 +19,7 @@ from rich.table import Table as TerminalTable
 from rich.text import Text
 from sklearn import metrics as skm
 
-from .inputs import HFInputs
+from .core.inputs import HFInputs
 
 # %% ../nbs/06_show.ipynb #2ef6957d
 def _cut(cell, n):

@@ -14,12 +14,12 @@ from blurlike.all import (
     HFTextDataLoaders,
     get_hf_objects,
     hf_learner,
-    minilm,
+    minilm_checkpoint,
     plot_token_lengths,
     set_pad_token,
     token_lengths,
 )
-from blurlike.precision import check_precision
+from blurlike.core.precision import check_precision
 
 
 def from_df(df, hf=None, **kwargs): return HFTextDataLoaders.from_df(df, hf or make_objects(), **({'valid_col': 'is_valid'} | kwargs))
@@ -224,7 +224,7 @@ def test_integer_and_boolean_labels_are_labels(df):
 
 
 def test_one_line_says_that_a_head_is_fresh(capsys):
-    get_hf_objects(minilm(), config_kwargs={'num_labels': 30})
+    get_hf_objects(minilm_checkpoint(), config_kwargs={'num_labels': 30})
     out = capsys.readouterr().out.strip().splitlines()
     assert out == ['BertForSequenceClassification: newly initialized and to be trained: classifier']
 
@@ -237,7 +237,7 @@ def test_a_tokenizer_with_nothing_to_pad_with():
 
 
 def test_another_auto_class_gives_its_model():
-    hf = get_hf_objects(minilm(), AutoModelForMaskedLM)
+    hf = get_hf_objects(minilm_checkpoint(), AutoModelForMaskedLM)
     assert type(hf.model).__name__ == 'BertForMaskedLM'
     assert AutoModelForSequenceClassification._model_mapping[type(hf.config)] is not type(hf.model)
 
@@ -307,11 +307,11 @@ def test_a_length_without_room_for_a_text(df):
 
 @pytest.mark.parametrize('size', ['bs', 'val_bs'])
 def test_rows_and_tokens_do_not_both_size_a_batch(df, size):
-    with pytest.raises(ValueError, match=f'{size}=4 and max_tokens=200: a batch has so many rows or so many tokens'): from_df(df, max_tokens=200, **{size: 4})
-    dl = from_df(df, max_tokens=200).train
+    with pytest.raises(ValueError, match=f'{size}=4 and batch_tokens=200: a batch has so many rows or so many tokens'): from_df(df, batch_tokens=200, **{size: 4})
+    dl = from_df(df, batch_tokens=200).train
     with pytest.raises(ValueError, match='bs=4: the batches of this loader are measured in tokens'): dl.new(bs=4)
-    assert dl.new(bs=4, max_tokens=None).one_batch()[0].size == 4
-    assert dl.new(max_tokens=100).max_tokens == 100
+    assert dl.new(bs=4, batch_tokens=None).one_batch()[0].size == 4
+    assert dl.new(batch_tokens=100).batch_tokens == 100
 
 
 def test_new_rows_that_cannot_be_read(dls, df):
@@ -326,7 +326,7 @@ def test_new_rows_that_cannot_be_read(dls, df):
 
 
 def test_two_texts_as_two_arguments(learn):
-    with pytest.raises(ValueError, match=r"max_tokens='the plot' is not a number of tokens; two texts that belong together are one tuple"): learn.hf_predict('the film', 'the plot')
+    with pytest.raises(ValueError, match=r"batch_tokens='the plot' is not a number of tokens; two texts that belong together are one tuple"): learn.hf_predict('the film', 'the plot')
 
 
 @pytest.mark.parametrize(('change', 'message'), [
@@ -385,7 +385,7 @@ def test_a_tokenizer_that_cannot_pad_learns_it(df):
 
 def test_options_of_hf_predict_are_suggested(learn):
     with pytest.raises(TypeError, match="'precison' is no option here: did you mean 'precision'?"): learn.hf_predict('the film', precison='bf16')
-    with pytest.raises(TypeError, match="'bs' is no option here; there are max_tokens, precision"): learn.hf_predict('the film', bs=4)
+    with pytest.raises(TypeError, match="'bs' is no option here; there are batch_tokens, precision"): learn.hf_predict('the film', bs=4)
     for f in (learn.hf_predict, learn.hf_generate):
-        with pytest.raises(ValueError, match='max_tokens=0: a batch needs at least 1 token'): f('the film', max_tokens=0)
-    with pytest.raises(ValueError, match="max_tokens='512' is not a number of tokens"): learn.dls.train.new(max_tokens='512')
+        with pytest.raises(ValueError, match='batch_tokens=0: a batch needs at least 1 token'): f('the film', batch_tokens=0)
+    with pytest.raises(ValueError, match="batch_tokens='512' is not a number of tokens"): learn.dls.train.new(batch_tokens='512')

@@ -27,7 +27,7 @@ from hypothesis import strategies as st
 from transformers import pipeline
 
 from blurlike.all import HFLoss, HFTextBlock, HFTextDataLoaders, SampleTable, hf_learner
-from blurlike.inputs import HFInputs
+from blurlike.core.inputs import HFInputs
 from blurlike.predict import sample_batches
 
 TEXTS = ['the film warm', 'the plot dull the cast sour the script stale', 'zebra 🎬']
@@ -232,7 +232,7 @@ HF = make_objects()
 def test_a_prediction_is_the_pool_of_a_texts_windows_whatever_is_beside_it(texts, max_length, stride, pooling):
     df = pd.DataFrame(dict(text=['a', 'b', 'c', 'd'], label=['x', 'y']*2, is_valid=[False, False, True, True]))
     learn = hf_learner(from_df(df, HF, task='sequence-classification', max_length=max_length, windows=True, stride=stride, pooling=pooling), HF.model)
-    with learn.no_bar(): preds = learn.hf_predict(texts, max_tokens=100)
+    with learn.no_bar(): preds = learn.hf_predict(texts, batch_tokens=100)
     for text,pred in zip(texts, preds, strict=True):
         enc = HF.tokenizer(text, truncation=True, max_length=max_length, stride=stride, return_overflowing_tokens=True, padding=True, return_tensors='pt')
         del enc['overflow_to_sample_mapping']
@@ -333,7 +333,7 @@ def test_many_texts_are_predicted_pool_by_pool_in_their_order(learn, df, monkeyp
     batches = partial(sample_batches, pool=50)
     monkeypatch.setattr('blurlike.predict.sample_batches', batches)
     assert sorted(i for o in batches(learn.dls.hf_block, texts, 200) for i in o) == list(range(len(texts)))
-    again = learn.hf_predict(texts, max_tokens=200)
+    again = learn.hf_predict(texts, batch_tokens=200)
     assert [o['label'] for o in again] == [o['label'] for o in whole]
     assert [o['score'] for o in again] == pytest.approx([o['score'] for o in whole], abs=1e-5)
 

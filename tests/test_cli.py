@@ -132,7 +132,7 @@ def test_lists_come_out_of_every_kind_of_file(suffix, tmp_path):
     (('train', 'rows.csv', '--checkpoint', 'x', '--out', '.'), 1, 'holds other files and no config.json'),
     (('train', 'rows.csv'), 1, 'blurlike train: --checkpoint is missing'), (('predict', 'no/such/folder'), 1, "blurlike predict: path='no/such/folder' is neither a folder"),
     (('predict', 'MODEL', '--file', 'gone.txt'), 1, "blurlike predict: file='gone.txt' is no file."), (('predict', 'MODEL', '--option', 'k'), 1, "blurlike predict: option='k' is not name=value"),
-    (('predict', 'MODEL', '--option', 'dance=1', '--file', 'texts.txt'), 1, "blurlike predict: 'dance' is no option here; there are max_tokens, precision."),
+    (('predict', 'MODEL', '--option', 'dance=1', '--file', 'texts.txt'), 1, "blurlike predict: 'dance' is no option here; there are batch_tokens, precision."),
     (('predict', 'MODEL', '--jsonl', '--file', 'texts.txt'), 1, 'blurlike predict: line 1 is no JSON'), (('push', 'MODEL', 'no--name'), 1, "blurlike push: repo_id='no--name' is no name on the Hub"),
     (('evaluate', 'MODEL'), 2, 'the following arguments are required: data')])
 def test_codes_and_one_line_errors(args, code, says, models, tmp_path, monkeypatch, capsys):

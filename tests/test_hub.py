@@ -139,7 +139,7 @@ def test_a_second_pull_is_of_the_cache(hub, pusher, puller):
 def test_a_revision_is_a_branch_or_a_commit(hub, pusher, puller):
     first = pusher('res = learn.push_to_hub("ada/revisions", card=learn.model_card(model_name="First")).oid')
     pusher('learn.push_to_hub("ada/revisions", max_shard_size="10KB")')
-    ask = 'from pathlib import Path\nfrom blurlike.hub import find_model\nres = sorted(o.name for o in find_model("ada/revisions", revision=revision).glob("*.safetensors"))'
+    ask = 'from pathlib import Path\nfrom blurlike.ship.hub import find_model\nres = sorted(o.name for o in find_model("ada/revisions", revision=revision).glob("*.safetensors"))'
     assert puller(ask, revision=first) == ['model.safetensors']
     shards = puller(ask, revision='main')
     assert len(shards) > 1

@@ -35,12 +35,12 @@ def test_no_name_hides_one_of_fastais():
 
 
 def test_what_is_about_hugging_face_alone_does_not_import_fastai():
-    code = 'import sys, blurlike.objects, blurlike.splitter; sys.exit("fastai" in sys.modules)'
+    code = 'import sys, blurlike.core.objects, blurlike.train.splitter; sys.exit("fastai" in sys.modules)'
     subprocess.run([sys.executable, '-W', 'ignore', '-c', code], check=True)
 
 
 def test_the_learner_brings_fastais_methods_along():
-    code = 'from blurlike.learner import hf_learner, Learner; Learner.fit_one_cycle, Learner.fine_tune, Learner.lr_find, Learner.summary'
+    code = 'from blurlike.train.learner import hf_learner, Learner; Learner.fit_one_cycle, Learner.fine_tune, Learner.lr_find, Learner.summary'
     subprocess.run([sys.executable, '-W', 'ignore', '-c', code], check=True)
 
 

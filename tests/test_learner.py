@@ -23,8 +23,8 @@ from fastai.text.all import (
 from transformers import BatchEncoding, get_linear_schedule_with_warmup
 
 from blurlike.all import HFCallback, HFLoss, hf_learner, hf_splitter
-from blurlike.inputs import HFRows
-from blurlike.learner import HFMixedPrecision, HFOptimWrapper, hf_adamw
+from blurlike.core.inputs import HFRows
+from blurlike.train.learner import HFMixedPrecision, HFOptimWrapper, hf_adamw
 
 
 @pytest.fixture

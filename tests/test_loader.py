@@ -10,10 +10,10 @@ from fastai.data.all import CategoryBlock, ColReader, ColSplitter, DataBlock
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import blurlike.loader
+import blurlike.data.loader
 from blurlike.all import HFInputs, HFTextBlock, HFTextDataLoaders, hf_learner, padding_share
-from blurlike.inputs import padded_rows, text_columns, tokenized_rows
-from blurlike.loader import StreamSamples, bucketed_order, cut_batches, token_batches
+from blurlike.core.inputs import padded_rows, text_columns, tokenized_rows
+from blurlike.data.loader import StreamSamples, bucketed_order, cut_batches, token_batches
 
 lengths = st.lists(st.integers(0, 300), max_size=400).map(np.array)
 
@@ -56,10 +56,10 @@ def test_bucketing_pads_less_than_chance(bs, seed):
 
 
 @given(lengths, st.integers(1, 2000), st.booleans())
-def test_token_batches_hold_every_text_once_within_the_budget(lengths, max_tokens, equal):
-    batches = token_batches(lengths, max_tokens, equal)
+def test_token_batches_hold_every_text_once_within_the_budget(lengths, batch_tokens, equal):
+    batches = token_batches(lengths, batch_tokens, equal)
     assert sorted(i for b in batches for i in b) == list(range(len(lengths)))
-    for b in batches: assert len(b)==1 or len(b)*max(1, lengths[b].max()) <= max_tokens
+    for b in batches: assert len(b)==1 or len(b)*max(1, lengths[b].max()) <= batch_tokens
     if equal: assert all(len(set(lengths[b])) == 1 for b in batches)
 
 
@@ -220,36 +220,36 @@ def batch_sizes(dl): return [tuple(x['input_ids'].shape) for x,_ in dl]
 
 
 @given(lengths, st.integers(300, 2000), st.integers(1, 60), st.integers(0, 2**32-1))
-def test_token_budgets_order_every_row_exactly_once_and_are_found_again_by_cutting(lengths, max_tokens, pool, seed):
-    order = bucketed_order(lengths, None, np.random.default_rng(seed), pool, max_tokens=max_tokens)
+def test_token_budgets_order_every_row_exactly_once_and_are_found_again_by_cutting(lengths, batch_tokens, pool, seed):
+    order = bucketed_order(lengths, None, np.random.default_rng(seed), pool, batch_tokens=batch_tokens)
     assert sorted(order) == list(range(len(lengths)))
-    batches = [lengths[order[o]] for o in cut_batches(lengths[order], max_tokens)]
-    assert all(len(b)*b.max() <= max_tokens for b in batches)
-    assert all((len(b)+1)*b.max() > max_tokens for b in batches[:-1]) or not any(b.max() for b in batches)
+    batches = [lengths[order[o]] for o in cut_batches(lengths[order], batch_tokens)]
+    assert all(len(b)*b.max() <= batch_tokens for b in batches)
+    assert all((len(b)+1)*b.max() > batch_tokens for b in batches[:-1]) or not any(b.max() for b in batches)
 
 
 @settings(max_examples=10, deadline=None)
-@given(n=st.integers(2, 60), max_tokens=st.integers(120, 600), seed=st.integers(0, 1000))
-def test_an_epoch_of_token_budgets_shows_every_row_once_and_knows_how_many_batches_it_has(n, max_tokens, seed):
+@given(n=st.integers(2, 60), batch_tokens=st.integers(120, 600), seed=st.integers(0, 1000))
+def test_an_epoch_of_token_budgets_shows_every_row_once_and_knows_how_many_batches_it_has(n, batch_tokens, seed):
     df = make_texts(n+1, seed).assign(is_valid=[i==n for i in range(n+1)])
     df.loc[n, 'label'] = 'bad'
-    dls = HFTextDataLoaders.from_df(df, make_objects(), valid_col='is_valid', max_tokens=max_tokens, seed=seed, device='cpu')
+    dls = HFTextDataLoaders.from_df(df, make_objects(), valid_col='is_valid', batch_tokens=batch_tokens, seed=seed, device='cpu')
     for _ in range(2):
         n_batches,batches = len(dls.train),list(dls.train)
         assert sorted(t for x,_ in batches for t in dls.hf_block.decode(x)) == sorted(df.text[:n])
         assert len(batches) == n_batches
-        assert all(x['input_ids'].numel() <= max_tokens for x,_ in batches)
+        assert all(x['input_ids'].numel() <= batch_tokens for x,_ in batches)
 
 
 def test_token_budgets_are_the_same_with_the_same_seed_and_with_workers(df, hf):
     def epochs(**kwargs):
-        dl = HFTextDataLoaders.from_df(df, hf, valid_col='is_valid', max_tokens=200, seed=3, **kwargs).train
+        dl = HFTextDataLoaders.from_df(df, hf, valid_col='is_valid', batch_tokens=200, seed=3, **kwargs).train
         return [rows(dl) for _ in range(2)]
     assert epochs() == epochs() == epochs(num_workers=2)
 
 
 def test_predictions_of_token_budgets_come_in_the_callers_order(df, hf):
-    learn = hf_learner(HFTextDataLoaders.from_df(df, hf, valid_col='is_valid', max_tokens=150, seed=0), hf.model)
+    learn = hf_learner(HFTextDataLoaders.from_df(df, hf, valid_col='is_valid', batch_tokens=150, seed=0), hf.model)
     small = hf_learner(HFTextDataLoaders.from_df(df, hf, valid_col='is_valid', bs=1, seed=0), hf.model)
     assert torch.allclose(learn.get_preds()[0], small.get_preds()[0], atol=1e-5)
     learn.fit(1)
@@ -260,13 +260,13 @@ def test_a_token_budget_below_the_longest_row_names_the_row(df, hf):
     df = df.copy()
     df.loc[7, 'text'] = 'word ' * 60
     df.index = [f'row-{i}' for i in range(len(df))]
-    with pytest.raises(ValueError, match=r"max_tokens=30: row 'row-7' has \d+ tokens"):
-        HFTextDataLoaders.from_df(df, hf, splits=(range(40), range(40, 100)), max_tokens=30)
-    assert len(HFTextDataLoaders.from_df(df, hf, splits=(range(40), range(40, 100)), max_tokens=30, max_length=30).train)
+    with pytest.raises(ValueError, match=r"batch_tokens=30: row 'row-7' has \d+ tokens"):
+        HFTextDataLoaders.from_df(df, hf, splits=(range(40), range(40, 100)), batch_tokens=30)
+    assert len(HFTextDataLoaders.from_df(df, hf, splits=(range(40), range(40, 100)), batch_tokens=30, max_length=30).train)
 
 
-@pytest.mark.parametrize(('options', 'problem'), [(dict(max_tokens=0), 'max_tokens=0'), (dict(max_tokens=100, drop_last=True), 'drop_last=True'),
-                                              (dict(max_tokens=100, survey=False), 'max_tokens=100 needs the lengths')])
+@pytest.mark.parametrize(('options', 'problem'), [(dict(batch_tokens=0), 'batch_tokens=0'), (dict(batch_tokens=100, drop_last=True), 'drop_last=True'),
+                                              (dict(batch_tokens=100, precompute_lengths=False), 'batch_tokens=100 needs the lengths')])
 def test_loader_options_that_contradict_each_other_are_refused(options, problem, df, hf):
     with pytest.raises(ValueError, match=problem): HFTextDataLoaders.from_df(df, hf, valid_col='is_valid', **options)
 
@@ -274,25 +274,25 @@ def test_loader_options_that_contradict_each_other_are_refused(options, problem,
 @pytest.mark.parametrize('num_workers', [0, 2])
 def test_rows_that_are_read_pool_by_pool_come_once_and_by_similar_length(num_workers, hf):
     df = make_texts(700).assign(is_valid=[i >= 680 for i in range(700)])
-    dls = HFTextDataLoaders.from_df(df, hf, valid_col='is_valid', bs=8, pool=20, survey=False, seed=1, num_workers=num_workers)
+    dls = HFTextDataLoaders.from_df(df, hf, valid_col='is_valid', bs=8, pool=20, precompute_lengths=False, seed=1, num_workers=num_workers)
     assert dls.train.token_lengths is None
     epochs = [list(dls.train) for _ in range(2)]
     for batches in epochs:
         assert sorted(t for x,_ in batches for t in dls.hf_block.decode(x)) == sorted(df.text[:680])
         assert len(batches) == len(dls.train) == 85
-        assert padding_share(batches) < padding_share(dls.train.new(survey=True, shuffle=False, sort=False))/2
+        assert padding_share(batches) < padding_share(dls.train.new(precompute_lengths=True, shuffle=False, sort=False))/2
     assert [x['input_ids'].tolist() for x,_ in epochs[0]] != [x['input_ids'].tolist() for x,_ in epochs[1]]
 
 
 def test_a_wrong_row_is_named_when_its_pool_is_read(df, hf):
     df = df.copy()
     df.loc[5, 'text'] = None
-    dls = HFTextDataLoaders.from_df(df, hf, splits=(range(80), range(80, 100)), bs=8, survey=False)
+    dls = HFTextDataLoaders.from_df(df, hf, splits=(range(80), range(80, 100)), bs=8, precompute_lengths=False)
     with pytest.raises(ValueError, match='the first is row 5: the text is'): list(dls.train)
 
 
 def test_many_rows_are_not_read_beforehand(df, hf, monkeypatch):
-    monkeypatch.setattr(blurlike.loader, 'SURVEYED', 50)
+    monkeypatch.setattr(blurlike.data.loader, 'PRECOMPUTED_ROWS', 50)
     dls = HFTextDataLoaders.from_df(df, hf, valid_col='is_valid', bs=8)
     assert (dls.train.token_lengths is None, dls.valid.token_lengths is None) == (True, False)
     assert dls.truncation_report().loc['train', 'rows'] == 80
@@ -332,7 +332,7 @@ def test_a_stream_that_shuffles_itself_does_so_anew_each_epoch(streams, hf):
 
 
 @pytest.mark.parametrize(('options', 'problem'), [(dict(), 'n=None: say how many rows'), (dict(n=110), '^The stream ends before row 100: pass n=100 or less'),
-                                              (dict(n=80, num_workers=2), 'num_workers=2: a stream is read in its order'), (dict(n=80, max_tokens=100), 'max_tokens needs the lengths'), (dict(n=80, valid_pct=.2), 'valid_pct is for rows that are all there'),
+                                              (dict(n=80, num_workers=2), 'num_workers=2: a stream is read in its order'), (dict(n=80, batch_tokens=100), 'batch_tokens needs the lengths'), (dict(n=80, valid_pct=.2), 'valid_pct is for rows that are all there'),
                                               (dict(n=80, valid='dev'), "valid='dev' is not a split"), (dict(n=80, label_col=None, task='masked-lm'), "task='masked-lm' joins texts")])
 def test_what_a_stream_cannot_do_is_said(options, problem, streams, hf):
     with pytest.raises(ValueError, match=problem): list(HFTextDataLoaders.from_dataset(dict(train=streams[0], valid=streams[1]), hf, bs=8, **options).train)
@@ -388,7 +388,7 @@ def test_tasks_that_ask_where_tokens_stand_are_told(df, hf):
         assert block._ids_alone == (task == 'sequence-classification')
 
 
-@pytest.mark.parametrize('options', [dict(bs=8, survey=False), dict(max_tokens=200), dict(bs=8)])
+@pytest.mark.parametrize('options', [dict(bs=8, precompute_lengths=False), dict(batch_tokens=200), dict(bs=8)])
 def test_predictions_of_a_shuffled_loader_are_put_back_in_order(options, df, hf):
     learn = hf_learner(HFTextDataLoaders.from_df(df, hf, valid_col='is_valid', seed=0, **options), hf.model)
     targets = [learn.dls.vocab.o2i[o] for o in df.label[~df.is_valid]]

@@ -32,8 +32,8 @@ from transformers import AutoModelForSeq2SeqLM
 
 from blurlike import memory
 from blurlike.all import HFDataLoader, HFLoss, HFTextBlock, HFTextDataLoaders, find_batch_size, hf_learner
-from blurlike.callback import _autocast_depth
-from blurlike.memory import available_memory, largest_size, longest_samples, with_room, worst_batch
+from blurlike.train.callback import _autocast_depth
+from blurlike.train.memory import available_memory, largest_size, longest_samples, with_room, worst_batch
 
 
 class Device:
@@ -213,7 +213,7 @@ def test_a_stream_is_judged_by_its_first_rows(df, hf):
 
 
 def test_a_budget_of_tokens_is_found_in_tokens(learn):
-    learn.dls.train.max_tokens = 100
+    learn.dls.train.batch_tokens = 100
     width = longest(learn.dls.train)
     Device(learn, 9*width)
     assert find_batch_size(learn, show=False) == 8*width
@@ -300,8 +300,8 @@ def test_what_is_in_use_already_is_not_advised(dls, hf):
     Device(learn, 100)
     with learn.no_bar(), learn.no_logging(), pytest.raises(torch.OutOfMemoryError) as e: learn.fit(1)
     assert str(e.value).endswith('set a smaller bs (find_batch_size(learn) finds one) or a smaller max_length.')
-    dls.train.max_tokens = 500
-    with learn.no_bar(), learn.no_logging(), pytest.raises(torch.OutOfMemoryError, match='set a smaller max_tokens than 500'): learn.fit(1)
+    dls.train.batch_tokens = 500
+    with learn.no_bar(), learn.no_logging(), pytest.raises(torch.OutOfMemoryError, match='set a smaller batch_tokens than 500'): learn.fit(1)
 
 
 @pytest.mark.parametrize('act', [lambda learn: learn.validate(), lambda learn: learn.get_preds(with_input=True)])

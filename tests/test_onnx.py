@@ -12,9 +12,9 @@ from conftest import make_objects, make_texts
 from test_load import quiet, texts_of
 from test_matrix import make_learner
 
-import blurlike.onnx
-from blurlike.all import HFTextDataLoaders, get_block, hf_learner, load_hf_learner, minilm, movie_reviews
-from blurlike.onnx import OnnxModel
+import blurlike.ship.onnx
+from blurlike.all import HFTextDataLoaders, get_block, hf_learner, load_hf_learner, minilm_checkpoint, load_movie_reviews
+from blurlike.ship.onnx import OnnxModel
 
 TASKS = ['sequence-classification', 'multi-label-classification', 'regression', 'token-classification', 'question-answering', 'masked-lm']
 
@@ -32,9 +32,9 @@ def assert_close(a, b, eps=1e-4): assert max(abs(x-y) for x,y in zip(scores(a), 
 @pytest.fixture(scope='module')
 def reviews():
     "A learner of reviews with the real MiniLM, and 200 that it has not seen"
-    df = movie_reviews(680)
+    df = load_movie_reviews(680)
     df['is_valid'] = df.index >= 480
-    learn = quiet(hf_learner(HFTextDataLoaders.from_df(df, minilm(), valid_col='is_valid', seed=0)))
+    learn = quiet(hf_learner(HFTextDataLoaders.from_df(df, minilm_checkpoint(), valid_col='is_valid', seed=0)))
     learn.fit_one_cycle(2, slice(5e-5, 5e-4))
     return learn,df[df.is_valid]
 
@@ -181,7 +181,7 @@ def test_it_is_for_predicting(exported):
 
 
 def test_a_broken_file_is_told(exported, tmp_path):
-    assert blurlike.onnx.ONNX_FILES[0]=='onnx/model.onnx'
+    assert blurlike.ship.onnx.ONNX_FILES[0]=='onnx/model.onnx'
     folder = load_hf_learner(exported).save_pretrained(tmp_path/'model')
     (folder/'onnx'/'model.onnx').write_bytes(b'half')
     with pytest.raises(OSError, match='model.onnx.* cannot be read'): load_hf_learner(folder)

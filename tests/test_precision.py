@@ -4,7 +4,7 @@ import torch
 from conftest import make_objects
 
 from blurlike.all import HFTextDataLoaders, hf_learner
-from blurlike.precision import evaluating, in_int8, without_cudnn_attention
+from blurlike.core.precision import evaluating, in_int8, without_cudnn_attention
 
 TOLERANCE = dict(fp32=0, bf16=0.02, int8=0.1)
 

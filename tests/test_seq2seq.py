@@ -196,7 +196,7 @@ def hf_texts(): return make_pairs(30, seed=7).text.tolist()
 def test_the_size_of_a_batch_changes_nothing_and_the_order_stays(learn, hf_texts):
     whole = learn.hf_generate(hf_texts)
     assert len({str(o) for o in whole}) > 5
-    assert whole == learn.hf_generate(hf_texts, max_tokens=1) == [learn.hf_generate(o) for o in hf_texts]
+    assert whole == learn.hf_generate(hf_texts, batch_tokens=1) == [learn.hf_generate(o) for o in hf_texts]
     assert learn.hf_generate([]) == []
     assert learn.hf_generate(hf_texts[::-1]) == whole[::-1]
 

@@ -19,7 +19,7 @@ from test_load import ARCHS, quiet, saved, texts_of  # noqa: F401  a fixture
 from test_matrix import TASKS, make_learner
 
 from blurlike.all import gradio_page, load_hf_learner, serve
-from blurlike.serve import Page, stream_generate
+from blurlike.ship.serve import Page, stream_generate
 
 sys.path.insert(0, str(Path(__file__).parent.parent/'tools'))
 from screenshot import ask, browser_page, find_browser  # noqa: E402

@@ -319,7 +319,7 @@ def read_pages(
     nbs:Path, # The notebooks
 ) -> dict: # Notebook paths and pages
     "All notebooks in the order of the site"
-    paths = [o for folder in (nbs, nbs/'examples') for o in sorted(folder.glob('[!_.]*.ipynb')) if o != nbs/'index.ipynb']
+    paths = [o for o in sorted(nbs.rglob('[!_.]*.ipynb')) if o != nbs/'index.ipynb']
     pages = {o.src: o for o in (read_page(nbs, o) for o in [nbs/'index.ipynb', *paths])}
     if len({o.dst for o in pages.values()}) < len(pages): raise ValueError('Two notebooks differ by no more than their number.')
     return pages

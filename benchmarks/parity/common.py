@@ -18,7 +18,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import PreTrainedTokenizerFast, PrinterCallback, Trainer, TrainingArguments, set_seed
 from transformers.utils import logging
 
-from blurlike.samples import minilm
+from blurlike.data.samples import minilm_checkpoint
 
 SIDES = ('Trainer', 'blurlike')
 WARMUP,WEIGHT_DECAY,MAX_GRAD_NORM = 0.1,0.01,1. # of both sides
@@ -152,7 +152,7 @@ def compare(
     logging.disable_progress_bar()
     disable_progress_bars()
     df = split_rows(df, rows, valid_pct, seed=0)
-    s = SimpleNamespace(checkpoint=str(checkpoint or minilm()), epochs=epochs, bs=bs, lr=lr, max_length=max_length, sampling=sampling,
+    s = SimpleNamespace(checkpoint=str(checkpoint or minilm_checkpoint()), epochs=epochs, bs=bs, lr=lr, max_length=max_length, sampling=sampling,
                         one_cycle=one_cycle, **more)
     if exact: return compare_weights(s, df, trainer, blurlike)
     results = {o: [] for o in SIDES}

@@ -10,7 +10,7 @@ import torch
 from fastai.callback.training import ShortEpochCallback
 from fastcore.script import call_parse
 
-from blurlike.all import HFTextDataLoaders, hf_learner, minilm, smollm2
+from blurlike.all import HFTextDataLoaders, hf_learner, minilm_checkpoint, smollm2_checkpoint
 
 
 @call_parse
@@ -27,7 +27,7 @@ def main(
     "Print loss, perplexity and accuracy on the validation rows before and after a few steps"
     df = pd.read_csv(csv).dropna(subset=[text_col])[:rows].reset_index(drop=True)
     df['is_valid'] = df.index % 5 == 0
-    checkpoint,read = smollm2() if causal else (minilm(), {})
+    checkpoint,read = smollm2_checkpoint() if causal else (minilm_checkpoint(), {})
     lr = (5e-5 if causal else 1e-3) if lr is None else lr
     dls = HFTextDataLoaders.from_df(df, checkpoint, text_col=text_col, task='causal-lm' if causal else 'masked-lm', packing=True, block_size=block_size,
         valid_col='is_valid', bs=bs, seed=0, config_kwargs=read, tokenizer_kwargs=read, device='cpu')

@@ -16,8 +16,8 @@ import torch
 from fastai.torch_basics import to_device
 from fastai.torch_core import set_seed
 
-from blurlike.all import HFTextDataLoaders, hf_learner, minilm, movie_reviews
-from blurlike.loader import token_batches
+from blurlike.all import HFTextDataLoaders, hf_learner, minilm_checkpoint, load_movie_reviews
+from blurlike.data.loader import token_batches
 
 # --- Time
 
@@ -103,7 +103,7 @@ def reviews(
     if kind=='mixed':
         halves = [reviews('short', rows//2), reviews('long', rows - rows//2)]
         return pd.concat(halves).sample(frac=1, random_state=0, ignore_index=True)
-    return movie_reviews(rows, dict(short='rotten_tomatoes', long='imdb')[kind])[['text', 'label']]
+    return load_movie_reviews(rows, dict(short='rotten_tomatoes', long='imdb')[kind])[['text', 'label']]
 
 def reviewer(
     rows:int, # Sentences to train on
@@ -111,7 +111,7 @@ def reviewer(
 ): # A learner
     "A learner that has seen some reviews, so that its probabilities are not all alike"
     set_seed(0)
-    learn = hf_learner(HFTextDataLoaders.from_df(reviews('short', rows), minilm(), seed=0, **kwargs))
+    learn = hf_learner(HFTextDataLoaders.from_df(reviews('short', rows), minilm_checkpoint(), seed=0, **kwargs))
     with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(1, 2e-4)
     return learn
 
@@ -119,11 +119,11 @@ def ideal_batches(
     tokenizer, # Of the model
     texts:list, # What to encode
     max_length:int, # Tokens a text, at most
-    max_tokens:int=4096, # Tokens a batch, padding included
+    batch_tokens:int=4096, # Tokens a batch, padding included
 ) -> list[tuple]: # Positions of texts, and their inputs on the device
     "Batches of texts sorted by length, encoded beforehand"
     enc = tokenizer(texts, truncation=True, max_length=max_length)
-    idxs = token_batches([len(o) for o in enc['input_ids']], max_tokens)
+    idxs = token_batches([len(o) for o in enc['input_ids']], batch_tokens)
     pad = lambda o: tokenizer.pad({k: [v[i] for i in o] for k,v in enc.items()}, return_tensors='pt')
     return [(o, to_device(dict(pad(o)), device())) for o in idxs]
 

@@ -11,7 +11,7 @@ from multiprocessing import get_context
 from datasets import ClassLabel, Dataset, Features, Value
 from transformers import AutoTokenizer
 
-from blurlike.all import HFTextDataLoaders, minilm, padding_share
+from blurlike.all import HFTextDataLoaders, minilm_checkpoint, padding_share
 
 from .common import alternate, figure_row, medians, ratio_row, reviews, timed
 from .first_batch import SOURCES, first_batch
@@ -34,9 +34,9 @@ def batches_against_tokenizer(
     rounds:int, # How often each goes through them
 ) -> list[dict]: # Rows of a table
     "An epoch of `dls.train` beside one call of the tokenizer, and the share of padding in it"
-    df,tokenizer = reviews(kind, rows + 16),AutoTokenizer.from_pretrained(minilm())
+    df,tokenizer = reviews(kind, rows + 16),AutoTokenizer.from_pretrained(minilm_checkpoint())
     texts = df.text[:rows].tolist()
-    dls = HFTextDataLoaders.from_df(df, minilm(), max_length=MAX_LENGTH, seed=0, splits=(range(rows), range(rows, len(df))))
+    dls = HFTextDataLoaders.from_df(df, minilm_checkpoint(), max_length=MAX_LENGTH, seed=0, splits=(range(rows), range(rows, len(df))))
     def epoch():
         for _ in dls.train: pass
     padding = figure_row(f'padding of dls.train, {kind} texts, %', [100*padding_share(dls.train) for _ in range(rounds)], '<= 2')

@@ -5,7 +5,7 @@ from threading import Event, Thread
 import pandas as pd
 from datasets import DatasetDict, IterableDatasetDict, load_from_disk
 
-from blurlike.all import HFTextDataLoaders, minilm
+from blurlike.all import HFTextDataLoaders, minilm_checkpoint
 
 from .common import proc_line
 
@@ -30,9 +30,9 @@ def loaders_of(
     rows:int, # How many
 ):
     "The loaders of `source`"
-    if isinstance(source, pd.DataFrame): return HFTextDataLoaders.from_df(source, minilm(), max_length=128, valid_pct=VALID/rows, seed=0)
+    if isinstance(source, pd.DataFrame): return HFTextDataLoaders.from_df(source, minilm_checkpoint(), max_length=128, valid_pct=VALID/rows, seed=0)
     stream = dict(n=rows) if isinstance(source, IterableDatasetDict) else {}
-    return HFTextDataLoaders.from_dataset(source, minilm(), max_length=128, seed=0, **stream)
+    return HFTextDataLoaders.from_dataset(source, minilm_checkpoint(), max_length=128, seed=0, **stream)
 
 def anonymous_mb(
 ) -> float: # NaN where the system does not tell

@@ -16,7 +16,7 @@ from fastai.losses import CrossEntropyLossFlat
 from fastai.metrics import accuracy
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
-from blurlike.all import HFCallback, HFObjects, HFTextDataLoaders, hf_learner, minilm
+from blurlike.all import HFCallback, HFObjects, HFTextDataLoaders, hf_learner, minilm_checkpoint
 
 from .common import alternate, device, medians, ratio_row, reviewer, reviews, timed
 from .training import train_bare
@@ -43,7 +43,7 @@ def run_code(code):
 def constructions(dls) -> dict:
     "A learner, and the model in it"
     return {'hf_learner(dls)': lambda: hf_learner(dls),
-            'from_pretrained': lambda: AutoModelForSequenceClassification.from_pretrained(minilm(), num_labels=2)}
+            'from_pretrained': lambda: AutoModelForSequenceClassification.from_pretrained(minilm_checkpoint(), num_labels=2)}
 
 def single_texts(
     learn, # A learner
@@ -63,7 +63,7 @@ def tiny_loaders(
     bs:int=16, # Rows a batch
 ) -> tuple: # `DataLoaders`, and a model
     "Sentences for a BERT of hidden size 32"
-    tokenizer = AutoTokenizer.from_pretrained(minilm())
+    tokenizer = AutoTokenizer.from_pretrained(minilm_checkpoint())
     config = AutoConfig.for_model('bert', vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64)
     model = AutoModelForSequenceClassification.from_config(config)
     rows = steps*bs

@@ -7,7 +7,7 @@ from functools import partial
 
 from transformers import AutoConfig, AutoModelForCausalLM, pipeline
 
-from blurlike.all import HFTextDataLoaders, hf_learner, smollm2
+from blurlike.all import HFTextDataLoaders, hf_learner, smollm2_checkpoint
 
 from ..parity.common import VOCAB, fresh
 from .common import alternate, device, medians, ratio_row, reviews, timed
@@ -18,7 +18,7 @@ def checkpoint(
     texts:list, # For a tokenizer, where one is trained
 ) -> tuple: # A folder, and how it is read
     "SmolLM2, or a small GPT-2"
-    try: return smollm2()
+    try: return smollm2_checkpoint()
     except ImportError:
         config = AutoConfig.for_model('gpt2', vocab_size=VOCAB, n_embd=64, n_layer=2, n_head=2, bos_token_id=0, pad_token_id=1, eos_token_id=2)
         return fresh(texts, AutoModelForCausalLM, config),{}

@@ -17,8 +17,8 @@ from fastai.torch_core import set_seed
 from torch.nn.utils import clip_grad_norm_
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, Trainer, TrainingArguments
 
-from blurlike.all import HFTextDataLoaders, hf_learner, minilm
-from blurlike.precision import best_precision
+from blurlike.all import HFTextDataLoaders, hf_learner, minilm_checkpoint
+from blurlike.core.precision import best_precision
 
 from .common import alternate, device, figure_row, ideal_batches, ideal_probs, medians, ratio_row, reviews, timed
 
@@ -83,7 +83,7 @@ def trainer(s, model, seed, **best):
 
 def learner(s, model, seed, precision, fit='fit_linear'):
     "`hf_learner`, which also validates on the batch of rows that `DataLoaders` must have"
-    dls = HFTextDataLoaders.from_df(s.df, minilm(), valid_col='is_valid', bs=s.bs, max_length=s.max_length, seed=seed)
+    dls = HFTextDataLoaders.from_df(s.df, minilm_checkpoint(), valid_col='is_valid', bs=s.bs, max_length=s.max_length, seed=seed)
     return partial(getattr(hf_learner(dls, model, precision=precision), fit), 1, s.lr)
 
 def contestants() -> dict:
@@ -114,8 +114,8 @@ def settings(
     df['labels'] = df.label.map(LABELS.index)
     df['is_valid'] = df.index >= rows
     set_seed(0)
-    model = AutoModelForSequenceClassification.from_pretrained(minilm(), id2label=dict(enumerate(LABELS)), label2id={o: i for i,o in enumerate(LABELS)})
-    tokenizer,held = AutoTokenizer.from_pretrained(minilm()),df[rows+bs:]
+    model = AutoModelForSequenceClassification.from_pretrained(minilm_checkpoint(), id2label=dict(enumerate(LABELS)), label2id={o: i for i,o in enumerate(LABELS)})
+    tokenizer,held = AutoTokenizer.from_pretrained(minilm_checkpoint()),df[rows+bs:]
     return SimpleNamespace(df=df[:rows+bs], train=df[:rows], model=model, tokenizer=tokenizer, bs=bs, lr=lr, max_length=max_length, folder=folder,
                            labels=torch.tensor(held.labels.to_numpy()), held_out=ideal_batches(tokenizer, held.text.tolist(), max_length))
 

@@ -1,0 +1,183 @@
+"What leaves the library is whole, and needs nothing of the library to be read."
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+
+import gguf
+import numpy as np
+import pytest
+import torch
+from conftest import make_config
+from transformers import AutoModelForCausalLM
+
+from blurlike.all import HFObjects, HFTextDataLoaders, hf_learner, load_hf_model
+
+PREDICT = """
+import json, os, sys
+os.environ['HF_HUB_OFFLINE'] = '1'
+sys.modules['blurlike'] = None
+sys.modules['fastai'] = None
+from transformers import pipeline
+classify = pipeline('text-classification', model=sys.argv[1], device='cpu')
+print(json.dumps(classify(json.loads(sys.argv[2]))))
+"""
+TEXTS = ['the film warm', 'the plot dull the cast sour']
+
+
+def test_another_process_without_the_library_reads_it_and_says_the_same(learn, tmp_path):
+    learn.fit_one_cycle(2, 1e-2)
+    learn.save_pretrained(tmp_path/'model')
+    args = [sys.executable, '-c', PREDICT, str(tmp_path/'model'), json.dumps(TEXTS)]
+    theirs = json.loads(subprocess.run(args, capture_output=True, text=True, check=True).stdout)
+    for a,b in zip(theirs, learn.hf_predict(TEXTS), strict=True):
+        assert a['label'] == b['label']
+        assert a['score'] == pytest.approx(b['score'], abs=1e-5)
+
+
+def test_a_saved_tokenizer_cuts_where_training_did(df, hf, tmp_path):
+    from transformers import pipeline
+    learn = hf_learner(HFTextDataLoaders.from_df(df, hf, valid_col='is_valid', max_length=8), hf.model)
+    learn.save_pretrained(tmp_path/'model')
+    text = 'the film warm '*30
+    theirs = pipeline('text-classification', model=str(tmp_path/'model'), truncation=True)(text)[0]
+    assert theirs['score'] == pytest.approx(learn.hf_predict(text)['score'], abs=1e-5)
+    assert hf.tokenizer.model_max_length == 64
+
+
+def test_the_folder_says_how_texts_were_prepared(learn, tmp_path):
+    learn.save_pretrained(tmp_path/'model')
+    info = json.loads((tmp_path/'model'/'blurlike.json').read_text())
+    assert info['schema'] == 1
+    assert info['task'] == 'sequence-classification'
+    assert info['vocab'] == ['bad', 'good']
+    assert set(info['versions']) == {'blurlike', 'fastai', 'transformers', 'torch'}
+    assert info['tokenizer']['max_length'] == 64
+    assert json.loads((tmp_path/'model'/'config.json').read_text())['id2label'] == {'0': 'bad', '1': 'good'}
+
+
+def test_saving_again_replaces_the_model_and_keeps_other_files(learn, tmp_path):
+    path = tmp_path/'model'
+    learn.save_pretrained(path, max_shard_size='10KB')
+    assert len(list(path.glob('model-*.safetensors'))) > 1
+    (path/'notes').mkdir()
+    (path/'notes'/'a.txt').write_text('mine')
+    learn.save_pretrained(path)
+    assert not list(path.glob('model-*.safetensors'))
+    assert (path/'model.safetensors').exists()
+    assert (path/'notes'/'a.txt').read_text() == 'mine'
+    assert os.listdir(tmp_path) == ['model']
+
+
+def test_a_folder_of_other_things_is_not_replaced(learn, tmp_path):
+    (tmp_path/'letter.txt').write_text('Dear Mum')
+    with pytest.raises(FileExistsError, match='holds other files and no config.json'): learn.save_pretrained(tmp_path)
+    with pytest.raises(FileExistsError, match='is a file'): learn.save_pretrained(tmp_path/'letter.txt')
+    assert os.listdir(tmp_path) == ['letter.txt']
+
+
+def test_a_relative_path_and_an_empty_folder_are_fine(learn, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path/'here').mkdir()
+    learn.save_pretrained('here')
+    learn.save_pretrained('there/deep')
+    assert (tmp_path/'here'/'config.json').exists()
+    assert (tmp_path/'there'/'deep'/'config.json').exists()
+
+
+SAVE_FOR_EVER = """
+import sys
+from pathlib import Path
+from blurlike.ship.save import atomic_folder
+n = 0
+while True:
+    n += 1
+    with atomic_folder(sys.argv[1]) as new:
+        for name in ('config.json', 'a', 'b', 'c'): (new/name).write_text(str(n))
+    print(n, flush=True)
+"""
+
+
+@pytest.mark.parametrize('after_ms', [3, 17, 31, 53])
+def test_a_save_that_is_killed_leaves_a_whole_folder(tmp_path, after_ms):
+    path = tmp_path/'model'
+    process = subprocess.Popen([sys.executable, '-c', SAVE_FOR_EVER, str(path)], stdout=subprocess.PIPE, text=True)
+    process.stdout.readline()
+    with pytest.raises(subprocess.TimeoutExpired): process.wait(after_ms/1000)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert len({(path/name).read_text() for name in ('config.json', 'a', 'b', 'c')}) == 1
+
+
+def test_without_exchange_two_renames_do(learn, tmp_path, monkeypatch):
+    monkeypatch.setattr('blurlike.ship.save._exchange', lambda a, b: False)
+    learn.save_pretrained(tmp_path/'model')
+    learn.save_pretrained(tmp_path/'model')
+    assert os.listdir(tmp_path) == ['model']
+    assert (tmp_path/'model'/'model.safetensors').exists()
+
+
+def test_a_full_disk_leaves_the_old_model(learn, tmp_path, monkeypatch):
+    path = tmp_path/'model'
+    learn.save_pretrained(path)
+    before = {o.name: o.read_bytes() for o in path.iterdir()}
+    def full(*args, **kwargs): raise OSError(28, 'No space left on device')
+    monkeypatch.setattr(type(learn.dls.hf_block.hf_tokenizer), 'save_pretrained', full)
+    with pytest.raises(OSError, match='No space left'): learn.save_pretrained(path)
+    assert {o.name: o.read_bytes() for o in path.iterdir()} == before
+    assert os.listdir(tmp_path) == ['model']
+
+
+def test_the_demo_takes_a_checkpoint_and_a_csv(tmp_path, df, hf):
+    hf.model.save_pretrained(tmp_path/'ckpt'); hf.tokenizer.save_pretrained(tmp_path/'ckpt')
+    df.rename(columns={'text': 'review', 'label': 'mood'}).to_csv(tmp_path/'my.csv', index=False)
+    args = '--checkpoint ckpt --data my.csv --text-col review --label-col mood --out out --max-length 48 --epochs 1'.split()
+    run = subprocess.run([sys.executable, '-m', 'blurlike.demo', *args], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert 'The model lies in out and has an accuracy of' in run.stdout
+    lines = [o for o in run.stdout.splitlines() if o.startswith(('good (', 'bad ('))]
+    assert len(lines) == 6
+    assert lines[:3] == lines[3:]
+    last = textwrap.dedent(run.stdout[run.stdout.index('    from transformers'):])
+    subprocess.run([sys.executable, '-c', last], cwd=tmp_path, check=True)
+
+
+def write_gguf(path, config):
+    "A file with random weights for a llama, 4 bits each"
+    writer,rng = gguf.GGUFWriter(path, 'llama'),np.random.default_rng(0)
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_vocab_size(config.vocab_size)
+    hidden,inner = config.hidden_size,config.intermediate_size
+    shapes = dict(attn_q=(hidden, hidden), attn_k=(hidden, hidden), attn_v=(hidden, hidden), attn_output=(hidden, hidden),
+                  ffn_up=(inner, hidden), ffn_gate=(inner, hidden), ffn_down=(hidden, inner))
+    matrices = {'token_embd': (config.vocab_size, hidden)} | {f'blk.{i}.{k}': v for i in range(config.num_hidden_layers) for k,v in shapes.items()}
+    q4 = gguf.GGMLQuantizationType.Q4_0
+    for k,v in matrices.items(): writer.add_tensor(f'{k}.weight', gguf.quants.quantize(rng.normal(0, 0.05, v).astype('float32'), q4), raw_dtype=q4)
+    for k in ['output_norm', *(f'blk.{i}.{o}_norm' for i in range(config.num_hidden_layers) for o in ('attn', 'ffn'))]:
+        writer.add_tensor(f'{k}.weight', np.ones(hidden, 'float32'))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def test_a_model_from_a_gguf_file_trains_and_is_saved(df, tmp_path):
+    config,tokenizer = make_config('llama', tie_word_embeddings=True, num_key_value_heads=2, intermediate_size=64)
+    write_gguf(tmp_path/'tiny.gguf', config)
+    model = load_hf_model(tmp_path, AutoModelForCausalLM, config, dict(gguf_file='tiny.gguf'))
+    before = model.lm_head.weight.clone()
+    assert before.dtype == torch.float32
+    assert 0.02 < before.std() < 0.08
+    dls = HFTextDataLoaders.from_df(df, HFObjects('llama', config, tokenizer, model), task='causal-lm', valid_col='is_valid', block_size=32, bs=8)
+    learn = hf_learner(dls, model)
+    learn.fit(1, 1e-3)
+    assert not torch.equal(model.lm_head.weight, before)
+    saved = AutoModelForCausalLM.from_pretrained(learn.save_pretrained(tmp_path/'model'))
+    assert torch.equal(saved.lm_head.weight, model.lm_head.weight)
