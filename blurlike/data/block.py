@@ -233,7 +233,7 @@ def tokenize(self:HFTextBlock,
     table.columns = {k: v for k,v in table.columns.items() if k in keep}
     return table
 
-# %% ../../nbs/data/41_block.ipynb #719074cd
+# %% ../../nbs/data/41_block.ipynb #7ea41dc3
 @patch
 def inputs(self:HFTextBlock,
     table:TokenTable, # From `tokenize`
@@ -247,7 +247,7 @@ def inputs(self:HFTextBlock,
     batch = HFInputs(table.pad(rows, {k: values[k] for k in table.columns}, self.max_length if self.padding=='max_length' else None,
                                self.pad_to_multiple_of, side=='left'))
     if self.padding in (False, 'do_not_pad'): _check_unpadded(batch, self.padding)
-    res = HFInputs({k: v for k,v in batch.items() if k!='attention_mask' or self._wants(k)})
+    res = HFInputs({k: v for k,v in batch.items() if k not in ('attention_mask', 'token_type_ids') or self._wants(k)})
     res.hf_block,res.source = self,(table, rows)
     return res
 

@@ -69,14 +69,16 @@ class HFDataLoader(TfmdDL):
         kwargs.pop('process', None) # passed by fastai's Interpretation, see `new`
         if hf_block is None: raise ValueError("hf_block=None: HFDataLoader needs the HFTextBlock that encodes its texts.")
         self.hf_block = hf_block.settled(dataset)
-        if isinstance(self.task, Corpus): dataset = self.task.prepare(dataset, self.hf_block)
+        if isinstance(self.task, Corpus):
+            facts = self.task.facts(dataset, self.hf_block) if facts is None else facts
+            dataset = self.task.prepare(dataset, self.hf_block, facts)
         super().__init__(dataset, bs=int(bs), shuffle=shuffle, num_workers=num_workers, **kwargs)
         self.after_item.fs = L(o for o in self.after_item.fs if type(o) is not ToTensor) # a transform for images
         self.sort,self.pool,self.seed,self.batch_tokens = sort,pool,seed,batch_tokens
         self.read,self.order,self.looking = sample_reader(self.dataset) if self.indexed else None,{},False
         if seed is not None: self.rng.seed(seed)
-        self.facts = self.task.facts(self.dataset, self.hf_block) if facts is None else facts
         self.table = table if table is not None or not self._fits(precompute_lengths) else self._tokenize_all()
+        self.facts = self.task.facts(self.dataset, self.hf_block, self.table) if facts is None else facts
         self._check_longest()
 
     @property

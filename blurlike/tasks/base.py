@@ -203,11 +203,12 @@ def configure(self:Task,
     for k,v in self.config_kwargs(dls).items():
         if k!='num_labels': setattr(model.config, k, v)
 
-# %% ../../nbs/tasks/20_base.ipynb #7c6a2a27
+# %% ../../nbs/tasks/20_base.ipynb #0b241d74
 @patch
 def facts(self:Task,
     dataset, # The training samples
     block, # The `HFTextBlock`
+    table:TokenTable=None, # Their tokens, where they exist already
 ) -> dict:
     "Return what the training targets say that predictions depend on"
     return {}

@@ -28,7 +28,7 @@ class Generates:
         "Return the inputs of `generate`"
         return self.collate(table, rows, block)[0]
 
-# %% ../../nbs/tasks/23_generation.ipynb #9e565120
+# %% ../../nbs/tasks/23_generation.ipynb #742b9fac
 @patch
 def decode_generated(self:Generates,
     ids, # The token ids that `generate` returned; `num_return_sequences` rows for each row of `inputs`
@@ -37,15 +37,6 @@ def decode_generated(self:Generates,
 ) -> list[dict]: # One for each row of `ids`
     "Return the generated texts"
     raise NotImplementedError(f"{type(self).__name__} needs a method `decode_generated`.")
-
-@patch
-def generated(self:Generates,
-    model, # The model
-    inputs, # `HFInputs`
-    block, # The `HFTextBlock`
-) -> list[str]|None: # None where `show_results` shows predictions of the loss instead
-    "Return the texts that `show_results` shows"
-    return None
 
 # %% ../../nbs/tasks/23_generation.ipynb #eecbd591
 @patch

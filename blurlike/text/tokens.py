@@ -150,7 +150,7 @@ def tokenize(
     ids = tokenizer(texts, add_special_tokens=False, verbose=False, is_split_into_words=words, **kwargs)['input_ids'] if texts else []
     return TokenTable(dict(input_ids=np.array([i for o in ids for i in o], dtype=np.int32)), bounds_of([len(o) for o in ids]))
 
-# %% ../../nbs/text/11_tokens.ipynb #a2e73204
+# %% ../../nbs/text/11_tokens.ipynb #8bcf1fb8
 class Template:
     "The special tokens of a tokenizer, and their place around one text or two"
     def __init__(self,
@@ -174,6 +174,13 @@ class Template:
         return sum(part < 0 for _,part,_ in self.segments)
 
     def __repr__(self): return ' '.join(str(i) if part < 0 else 'AB'[part] for i,part,_ in self.segments)
+
+    @property
+    def _texts(self): return [i for i,(_,part,_) in enumerate(self.segments) if part >= 0]
+    @property
+    def before(self) -> list[int]: return [i for i,*_ in self.segments[:self._texts[0]]]
+    @property
+    def after(self) -> list[int]: return [i for i,*_ in self.segments[self._texts[-1]+1:]]
 
 # %% ../../nbs/text/11_tokens.ipynb #98ffee05
 def _longest_first(lengths, room):
@@ -205,7 +212,7 @@ def truncated_lengths(
                          "use truncation='longest_first' or a larger max_length.")
     return res
 
-# %% ../../nbs/text/11_tokens.ipynb #16925628
+# %% ../../nbs/text/11_tokens.ipynb #c052b9f6
 def window_spans(
     lengths:np.ndarray, # Tokens of each text
     room, # Tokens of a text in one window, a number or one for each text
@@ -214,7 +221,7 @@ def window_spans(
 ) -> tuple: # The number of windows of each text, and of each window its start and length
     "Return where the windows of each text are"
     room = np.broadcast_to(room, lengths.shape)
-    counts = 1 + np.maximum(0, -(-(lengths - room)//(room - stride)))
+    counts = 1 + np.maximum(0, -(-(lengths - room)//np.maximum(1, room - stride)))
     number = flat_indices(np.zeros_like(counts), counts)
     n,room = (np.repeat(o, counts) for o in (lengths, room))
     start = number*(room - stride)
