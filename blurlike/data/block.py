@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['resolve_max_length', 'HFTextBlock']
 
-# %% ../../nbs/data/41_block.ipynb #c82f924c
+# %% ../../nbs/data/41_block.ipynb #1ba9e786
 import inspect
 import sys
 from contextlib import suppress
@@ -24,7 +24,7 @@ from ..core.objects import forward_args, model_skeleton, position_limit, set_pad
 from .loader import HFDataLoader
 from ..tasks.base import Task, all_tasks, get_task, infer_task, task_options
 from ..text.lengths import text_columns
-from ..text.tokens import Template, TokenTable, tokenize
+from ..text.tokens import RowTemplate, TokenTable, tokenize
 
 if TYPE_CHECKING: from transformers import PreTrainedModel
 
@@ -151,21 +151,19 @@ def _check_windows(block):
     if block.stride < room: return
     raise ValueError(f"stride={block.stride} must be less than {room}, the tokens of a text in a window of max_length={block.max_length}.")
 
-# %% ../../nbs/data/41_block.ipynb #300f4389
+# %% ../../nbs/data/41_block.ipynb #6f5e6276
 @patch
-def settled(self:HFTextBlock,
-    dataset, # Samples `(text,)` or `(text, target)`
-) -> HFTextBlock:
-    "Return a block with the task that the targets of `dataset` are for; the block itself if it has a task"
-    if self.task_is_settled: return self
-    sample = dataset[0] if len(dataset) else ()
-    if not isinstance(sample, tuple) or len(sample) < 2: return self
-    cls,res = infer_task(lambda o: o.fits(sample[1])),copy(self)
-    res.task_is_settled = True
-    res._set_task(self.task if cls is None else cls())
-    return res
+def text_problem(self:HFTextBlock,
+    x, # A text, as the dataset returns it
+) -> str|None: # None if it can be encoded
+    "Return what is wrong with `x`"
+    if isinstance(x, tuple) and len(x)==2: return self.text_problem(x[0]) or self.text_problem(x[1])
+    if self.is_split_into_words:
+        if is_listy(x) and all(isinstance(o, str) for o in x): return None
+        return f"the text is {x!r:.80}, not a list of words, as is_split_into_words=True requires"
+    return None if isinstance(x, str) else f"the text is {x!r:.80}, not a string"
 
-# %% ../../nbs/data/41_block.ipynb #6077a15e
+# %% ../../nbs/data/41_block.ipynb #7cc318a6
 @patch
 def __getstate__(self:HFTextBlock): return vars(self) | dict(modules=sorted(o for o in sys.modules if o.startswith('blurlike.')))
 
@@ -175,10 +173,10 @@ def __setstate__(self:HFTextBlock, state):
         with suppress(ModuleNotFoundError): import_module(o)
     vars(self).update(state)
 
-# %% ../../nbs/data/41_block.ipynb #9020843d
+# %% ../../nbs/data/41_block.ipynb #02b9f52f
 @patch
 def _options_of(self:HFTextBlock, part, stride):
-    "The arguments of `Template.rows`, or of `Template.windows`"
+    "The arguments of `RowTemplate.rows`, or of `RowTemplate.windows`"
     tok = self.hf_tokenizer
     empty_id = tok.pad_token_id if tok.eos_token_id is None else tok.eos_token_id
     options = dict(max_length=self.length_limit, left=tok.truncation_side=='left', empty_id=empty_id)
@@ -190,13 +188,13 @@ def length_limit(self:HFTextBlock) -> int|None: # Tokens; None where nothing is 
     "The number of tokens of a row at most, or of one of its windows"
     return None if self.truncation in (False, 'do_not_truncate') else self.max_length
 
-# %% ../../nbs/data/41_block.ipynb #b6990edc
+# %% ../../nbs/data/41_block.ipynb #f8895067
 @patch
 def template(self:HFTextBlock,
     pair:bool=False, # Whether rows are pairs of texts
-) -> Template:
+) -> RowTemplate:
     "Return the special tokens around the texts of a row"
-    return Template(self.hf_tokenizer, pair, self.tok_kwargs.get('add_special_tokens', True))
+    return RowTemplate(self.hf_tokenizer, pair, self.tok_kwargs.get('add_special_tokens', True))
 
 @patch
 def contents(self:HFTextBlock,
@@ -206,7 +204,7 @@ def contents(self:HFTextBlock,
     "Return the tokens of `texts`, without special tokens and without truncation"
     return tokenize(texts, self.hf_tokenizer, columns, **{k: v for k,v in self.tok_kwargs.items() if k not in _OWN_TOK_KWARGS})
 
-# %% ../../nbs/data/41_block.ipynb #7e228f7f
+# %% ../../nbs/data/41_block.ipynb #3737bcfd
 @patch
 def _wants(self:HFTextBlock, name):
     "Whether the model gets the token types, or the attention mask"
@@ -233,7 +231,7 @@ def tokenize(self:HFTextBlock,
     table.columns = {k: v for k,v in table.columns.items() if k in keep}
     return table
 
-# %% ../../nbs/data/41_block.ipynb #7ea41dc3
+# %% ../../nbs/data/41_block.ipynb #bd12dd39
 @patch
 def inputs(self:HFTextBlock,
     table:TokenTable, # From `tokenize`
@@ -256,7 +254,7 @@ def _check_unpadded(batch, padding):
     if batch.for_model()['attention_mask'].all(): return
     raise ValueError(f"padding={padding!r} leaves the rows of a batch at different lengths, which are not one tensor: use padding=True.")
 
-# %% ../../nbs/data/41_block.ipynb #8644c931
+# %% ../../nbs/data/41_block.ipynb #b075d483
 @patch
 def encode(self:HFTextBlock,
     samples:list, # Texts, tuples of two texts, or lists of words
@@ -271,7 +269,7 @@ def token_lengths(self:HFTextBlock,
     "Return the token length of each of `samples` before truncation"
     return self.tokenize(samples).full_lengths
 
-# %% ../../nbs/data/41_block.ipynb #aac23dbd
+# %% ../../nbs/data/41_block.ipynb #bcba90ca
 @patch
 def padded(self:HFTextBlock,
     lengths, # Token lengths, an array
@@ -280,7 +278,21 @@ def padded(self:HFTextBlock,
     if self.padding=='max_length': return lengths.clip(min=self.max_length)
     return lengths if self.pad_to_multiple_of is None else -(-lengths//self.pad_to_multiple_of)*self.pad_to_multiple_of
 
-# %% ../../nbs/data/41_block.ipynb #ab99d8e9
+# %% ../../nbs/data/41_block.ipynb #b1dc9f0d
+@patch
+def settled(self:HFTextBlock,
+    dataset, # Samples `(text,)` or `(text, target)`
+) -> HFTextBlock:
+    "Return a block with the task that the targets of `dataset` are for; the block itself if it has a task"
+    if self.task_is_settled: return self
+    sample = dataset[0] if len(dataset) else ()
+    if not isinstance(sample, tuple) or len(sample) < 2: return self
+    cls,res = infer_task(lambda o: o.fits(sample[1])),copy(self)
+    res.task_is_settled = True
+    res._set_task(self.task if cls is None else cls())
+    return res
+
+# %% ../../nbs/data/41_block.ipynb #aca58d43
 @patch
 def decode(self:HFTextBlock,
     inputs, # `HFInputs`, or `HFRows`
@@ -289,15 +301,3 @@ def decode(self:HFTextBlock,
     "Decode the texts of `inputs`, as the model reads them"
     if isinstance(inputs, dict): return decode_texts(inputs, self.hf_tokenizer, max_n)
     return [decode_texts({k: v[None] for k,v in o.items()}, self.hf_tokenizer)[0] for o in inputs[:max_n]]
-
-# %% ../../nbs/data/41_block.ipynb #51ab8806
-@patch
-def text_problem(self:HFTextBlock,
-    x, # A text, as the dataset returns it
-) -> str|None: # None if it can be encoded
-    "Return what is wrong with `x`"
-    if isinstance(x, tuple) and len(x)==2: return self.text_problem(x[0]) or self.text_problem(x[1])
-    if self.is_split_into_words:
-        if is_listy(x) and all(isinstance(o, str) for o in x): return None
-        return f"the text is {x!r:.80}, not a list of words, as is_split_into_words=True requires"
-    return None if isinstance(x, str) else f"the text is {x!r:.80}, not a string"

@@ -23,7 +23,7 @@ from fastai.data.transforms import ToTensor
 from fastai.torch_basics import L, Tensor, delegates, detuplify, noop, patch, to_cpu
 
 from ..core.checks import check_options, first_line, whole_number
-from ..core.compat import LOADER_METHODS, epoch_indices
+from ..core.compat import epoch_indices
 from ..core.inputs import HFInputs
 from ..tasks.corpus import Corpus
 from ..text.batching import bucketed_order, cut_batches
@@ -32,7 +32,7 @@ from ..text.tokens import TokenTable
 
 # %% ../../nbs/data/40_loader.ipynb #ad82f609
 LOADER_OPTIONS = {*inspect.signature(TfmdDL.__init__).parameters, *inspect.signature(DataLoader.__init__).parameters,
-                  *LOADER_METHODS, 'before_batch', 'after_item', 'after_batch', 'process'} - {'self', 'kwargs'}
+                  'before_batch', 'after_item', 'after_batch', 'process'} - {'self', 'kwargs'}
 LOADER_OPTIONS |= {f'val_{o}' for o in LOADER_OPTIONS}
 
 # %% ../../nbs/data/40_loader.ipynb #2e115950

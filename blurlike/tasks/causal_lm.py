@@ -26,9 +26,9 @@ from .generation import Generates
 from ..text.rows import read_rows, sample_reader
 from ..text.tokens import TokenTable
 
-# %% ../../nbs/tasks/31_causal_lm.ipynb #76fd4b63
+# %% ../../nbs/tasks/31_causal_lm.ipynb #8e3bdab6
 def end_ids(
-    template, # The tokenizer's special tokens, a `Template`
+    template, # The tokenizer's special tokens, a `RowTemplate`
     tokenizer, # The tokenizer
 ) -> list[int]: # Empty for a tokenizer without such a token
     "Return the tokens at the end of a text"

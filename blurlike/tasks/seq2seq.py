@@ -6,7 +6,7 @@
 __all__ = ['TextTarget', 'TextTargetize', 'TextTargetBlock', 'Seq2Seq', 'check_generation', 'Summarization', 'Translation',
            'TargetSetup', 'Written', 'GenerationMetric', 'generated_texts', 'ExactMatch', 'Rouge', 'SacreBLEU', 'ChrF']
 
-# %% ../../nbs/tasks/30_seq2seq.ipynb #1052bb96
+# %% ../../nbs/tasks/30_seq2seq.ipynb #b1c9e49f
 import json
 from typing import NamedTuple
 
@@ -26,7 +26,7 @@ from ..core.precision import evaluating
 from .base import Task, TokenCrossEntropy
 from .generation import Generates
 from ..text.rows import read_targets
-from ..text.tokens import Template, TokenTable, bounds_of
+from ..text.tokens import RowTemplate, TokenTable, bounds_of
 
 # %% ../../nbs/tasks/30_seq2seq.ipynb #43ba657e
 class TextTarget(str):
@@ -164,7 +164,7 @@ def _set_languages(task, tokenizer):
         if lang not in known: raise ValueError(f"{arg}={lang!r} must be a language of {type(tokenizer).__name__}, such as {preview(sorted(known), 8)}.")
         setattr(tokenizer, arg, lang)
 
-# %% ../../nbs/tasks/30_seq2seq.ipynb #657567a8
+# %% ../../nbs/tasks/30_seq2seq.ipynb #6f9e5143
 @patch
 def with_prefix(self:Seq2Seq,
     texts:list, # Texts, pairs or lists of words
@@ -183,7 +183,7 @@ def target_table(self:Seq2Seq,
     encode = lambda texts, **kwargs: tok(text_target=texts, **kwargs | dict(verbose=False))
     ids = encode([str(o) for o in targets], add_special_tokens=False)['input_ids']
     content = TokenTable(dict(input_ids=np.array([i for o in ids for i in o], dtype=np.int32)), bounds_of([len(o) for o in ids]))
-    table = Template(encode).rows([content], limit - (end is not None), left=tok.truncation_side=='left')
+    table = RowTemplate(encode).rows([content], limit - (end is not None), left=tok.truncation_side=='left')
     if end is None: return table
     ids = np.insert(table.columns['input_ids'], table.bounds[1:], end)
     return TokenTable(dict(input_ids=ids), bounds_of(table.lengths + 1), full_lengths=table.full_lengths + 1)

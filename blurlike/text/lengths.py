@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['text_columns', 'token_lengths', 'plot_token_lengths']
 
-# %% ../../nbs/text/13_lengths.ipynb #a6cbee53
+# %% ../../nbs/text/13_lengths.ipynb #8cb0e137
 import numpy as np
 import pandas as pd
 from matplotlib import pyplot as plt
 from matplotlib.ticker import PercentFormatter
 
 from ..core.inputs import with_progress
-from .tokens import Template, tokenize
+from .tokens import RowTemplate, tokenize
 
 # %% ../../nbs/text/13_lengths.ipynb #f31ec187
 def text_columns(
@@ -21,7 +21,7 @@ def text_columns(
     "Return the first texts of `samples`, and the second ones of pairs"
     return [list(o) for o in zip(*samples, strict=True)] if samples and isinstance(samples[0], tuple) else [list(samples)]
 
-# %% ../../nbs/text/13_lengths.ipynb #ddae4c7c
+# %% ../../nbs/text/13_lengths.ipynb #7e618369
 def token_lengths(
     texts, # Texts, pairs of texts, or lists of words
     tokenizer, # A Hugging Face tokenizer
@@ -33,7 +33,7 @@ def token_lengths(
     "Return the token length of each text before truncation"
     if hasattr(texts, 'columns'): raise ValueError(f"texts={type(texts).__name__}(...) must be a column of texts.")
     texts = [texts] if isinstance(texts, str) else list(texts)
-    n_special = Template(tokenizer, bool(texts) and isinstance(texts[0], tuple), add_special_tokens).n_special
+    n_special = RowTemplate(tokenizer, bool(texts) and isinstance(texts[0], tuple), add_special_tokens).n_special
     def count(some): return sum(tokenize(o, tokenizer).lengths for o in text_columns(some)) + n_special
     counts = [count(texts[i:i+chunk]) for i in with_progress(range(0, len(texts), chunk), 20)]
     return pd.Series(np.concatenate(counts) if counts else [], name='tokens', dtype='int64')
