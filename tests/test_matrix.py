@@ -13,7 +13,7 @@ from torch import nn
 from transformers import pipeline
 
 from blurlike.all import HFLoss, HFObjects, HFTextDataLoaders, all_tasks, hf_learner, hf_splitter, load_hf_learner
-from blurlike.architectures import LIMITS, OWN_LOSS, TESTED, has_model, supported_tasks
+from blurlike.architectures import LIMITS, TESTED, has_model, supported_tasks
 
 TEXTS = ['the film warm', 'the plot dull the cast sour', 'the score lovely', 'the ending stale the script grim', 'the cast bright', 'the story hollow',
          'the dialogue clever the film moving', 'the plot empty']
@@ -38,6 +38,22 @@ CONFIGS = {'causal-lm': dict(is_decoder=True), ('xlm', 'causal-lm'): dict(is_dec
 ASKS = {'masked-lm': lambda xs, tokenizer: [f'{o} {tokenizer.mask_token}' for o in xs]}
 PIPELINES = {'sequence-classification': 'text-classification'} # Those whose answers are the same in another form
 TASKS = all_tasks()
+SEQ2SEQ = ('summarization', 'text2text-generation', 'translation')
+# Part of the message with which each of the known limits fails
+FAILURES = {
+    **{('prophetnet', o): '`position_ids` are incorrect' for o in SEQ2SEQ},
+    **{('canine', o): 'fast tokenizer' for o in ('question-answering', 'token-classification')},
+    ('luke', 'token-classification'): 'too many values to unpack',
+    ('funnel', 'masked-lm'): 'the prediction has changed',
+    ('xlnet', 'causal-lm'): 'XLNetLMHeadModel',
+}
+# Models whose own loss differs from the task's
+OWN_LOSS = {
+    *(('prophetnet', o) for o in (*SEQ2SEQ, 'causal-lm')), # for the next two tokens
+    *((o, 'causal-lm') for o in ('bart', 'bigbird_pegasus', 'blenderbot', 'blenderbot-small', 'marian', 'mbart', 'mvp', 'pegasus',
+                                 'plbart', 'xlm')), # for each token itself, not the next
+    *((o, 'masked-lm') for o in ('bart', 'mbart', 'mvp')), # with the targets as the decoder's input, which is missing at inference
+}
 CELLS = [(a, t) for a in ARCHITECTURES for t in TASKS if has_model(a, TASKS[t])]
 
 
@@ -169,10 +185,11 @@ def test_a_task_trains_predicts_saves_and_reads_back(arch, task, tmp_path):
 @cells(works=False)
 def test_what_is_known_not_to_work_fails_as_stated(arch, task, tmp_path, monkeypatch):
     monkeypatch.setitem(globals(), 'make_learner', partial(make_learner, lr=1e-3)) # a model that is sure of its answer hides a small change
-    with pytest.raises(Exception, match=re.escape(LIMITS[arch, task].says)): test_a_task_trains_predicts_saves_and_reads_back(arch, task, tmp_path)
+    with pytest.raises(Exception, match=re.escape(FAILURES[arch, task])): test_a_task_trains_predicts_saves_and_reads_back(arch, task, tmp_path)
 
 
 def test_the_list_of_limits_is_about_models_that_there_are():
+    assert set(FAILURES) == set(LIMITS)
     assert set(LIMITS) <= {(a, t) for a in ARCHITECTURES for t in ROWS}
     assert {(a, t) for a,t in LIMITS if t in TASKS} <= set(CELLS)
 
