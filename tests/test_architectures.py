@@ -1,4 +1,4 @@
-"Edge cases of single architectures. test_matrix.py tests each architecture with every task."
+"Properties of every architecture, for any task; test_matrix.py tests each with every task."
 import pandas as pd
 import pytest
 import torch
@@ -49,7 +49,7 @@ SHORTER,NO_TABLE = {'prophetnet': 1},{'mpt': 64}
 
 
 @pytest.mark.parametrize('arch', sorted(ARCHITECTURES))
-def test_a_model_takes_texts_up_to_its_position_limit(arch):
+def test_the_longest_allowed_text_fits_the_model(arch):
     auto_model = next(o for o in MODELS if has_model_class(o, CONFIG_MAPPING[arch]))
     hf = make_objects(arch, auto_model=auto_model)
     model,limit = hf.model.eval(),position_limit(hf.model)
