@@ -108,7 +108,7 @@ def cut(self:MarkedText,
     shift = len(before) - a
     return MarkedText(before + self.text[a:a+n] + after, self.start + shift, min(self.end, a+n) + shift)
 
-# %% ../nbs/06_show.ipynb #d3e941fd
+# %% ../nbs/06_show.ipynb #ae89df33
 class TaggedWords:
     "Words with labels, as a cell of a table"
     def __init__(self,
@@ -116,7 +116,8 @@ class TaggedWords:
         labels:list, # Label of each word
         wrong:list=None, # Whether each label is wrong; None if none is
     ):
-        self.words,self.labels,self.wrong = list(words),list(labels),[False]*len(words) if wrong is None else list(wrong)
+        self.words,self.labels = list(words),list(labels)
+        self.wrong = [False]*len(self.words) if wrong is None else list(wrong)
 
     def _rows(self): return zip(self.words, self.labels, self.wrong, strict=True)
     def __str__(self):
@@ -131,13 +132,14 @@ def _color(label):
     kind = label[2:] if label[1:2]=='-' else label
     return _COLORS[adler32(kind.encode()) % len(_COLORS)]
 
-# %% ../nbs/06_show.ipynb #04c8026a
+# %% ../nbs/06_show.ipynb #bf8e698b
 def _tag(word, label, wrong):
     "Return a word as HTML with its label; without it if the label is O and right"
     if label=='O' and not wrong: return escape(word)
     cross = '<b style="color: #c0392b">✗</b>' if wrong else ''
     color = 'color: inherit' if label=='O' else f'background: {_color(label)}; color: #111'
-    return f'{cross}<span style="{color}; border-radius: 3px; padding: 0 2px">{escape(word)}<sub>{escape(label)}</sub></span>'
+    style = f'{color}; border-radius: 3px; padding: 0 2px'
+    return f'{cross}<span style="{style}">{escape(word)}<sub>{escape(label)}</sub></span>'
 
 @patch
 def _repr_html_(self:TaggedWords): return ' '.join(_tag(*o) for o in self._rows())

@@ -8,6 +8,7 @@ from fastai.tabular.all import CategoryBlock, Normalize, TabularDataLoaders, tab
 from sklearn import metrics as skm
 
 import blurlike.show
+from blurlike.show import MarkedText, SampleTable, TaggedWords
 
 
 @pytest.fixture(params=[False, True], ids=['imported', 'reloaded'])
@@ -20,8 +21,8 @@ def show(request):
 def tabular():
     "An untrained fastai learner"
     df = pd.DataFrame({'size': [i/7 % 1 for i in range(24)], 'kind': ['no', 'yes', 'yes']*8})
-    dls = TabularDataLoaders.from_df(df, procs=[Normalize], cont_names=['size'], y_names='kind', y_block=CategoryBlock(),
-                                     valid_idx=range(12, 24), bs=4, device='cpu')
+    options = dict(procs=[Normalize], cont_names=['size'], y_names='kind', y_block=CategoryBlock())
+    dls = TabularDataLoaders.from_df(df, valid_idx=range(12, 24), bs=4, device='cpu', **options)
     return tabular_learner(dls, layers=[4])
 
 
@@ -32,7 +33,8 @@ def test_other_learners_have_fastais_confusion_matrix_and_report(show, tabular, 
         capsys.readouterr()
         interp.print_classification_report()
         assert interp.confusion_matrix().tolist() == skm.confusion_matrix(targs, preds, labels=[0, 1]).tolist()
-    assert capsys.readouterr().out == skm.classification_report(targs, preds, labels=[0, 1], target_names=['no', 'yes']) + '\n'
+    report = skm.classification_report(targs, preds, labels=[0, 1], target_names=['no', 'yes'])
+    assert capsys.readouterr().out == f'{report}\n'
     for o in ('confusion_matrix', 'print_classification_report'):
         assert getattr(ClassificationInterpretation, f'_orig_{o}').__module__ == 'fastai.interpret'
 
@@ -45,8 +47,8 @@ def test_texts_are_shown_and_compared_by_their_task(show, learn, df, capsys):
 
 
 def test_any_cell_is_cut_formatted_and_escaped():
-    cells = dict(text='<b> film', span=blurlike.show.MarkedText('<i> warm film', 4, 8), words=blurlike.show.TaggedWords(['<u>', 'Oslo'], ['O', 'B-LOC']))
-    table = blurlike.show.SampleTable([cells], [True], mark='text', trunc_at=6)
+    span,words = MarkedText('<i> warm film', 4, 8),TaggedWords(['<u>', 'Oslo'], ['O', 'B-LOC'])
+    table = SampleTable([dict(text='<b> film', span=span, words=words)], [True], mark='text', trunc_at=6)
     html = table._repr_html_()
     assert '✗ &lt;b&gt; fi…' in html
     assert '<mark>warm</mark>' in html
