@@ -1,19 +1,23 @@
 "Every epoch contains every row exactly once, in batches of similar length, for any batch size, seed and number of workers."
 import pickle
+import random
+from collections import Counter
 
 import numpy as np
 import pytest
 import torch
 from conftest import make_objects, make_texts, mentions
 from datasets import ClassLabel, Dataset, DatasetDict
-from fastai.data.all import CategoryBlock, ColReader, ColSplitter, DataBlock
+from fastai.data.all import CategoryBlock, ColReader, ColSplitter, DataBlock, ItemTransform, RegressionBlock
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import blurlike.data.loader
-from blurlike.all import HFInputs, HFTextBlock, HFTextDataLoaders, hf_learner, padding_share
-from blurlike.core.inputs import padded_rows, text_columns, tokenized_rows
-from blurlike.data.loader import StreamSamples, bucketed_order, cut_batches, token_batches
+from blurlike.all import HFInputs, HFObjects, HFTextBlock, HFTextDataLoaders, hf_learner, padding_share
+from blurlike.text.batching import bucketed_order, cut_batches, token_batches
+from blurlike.text.lengths import text_columns
+from blurlike.text.rows import StreamSamples
+from blurlike.text.tokens import RowTemplate, tokenize
 
 lengths = st.lists(st.integers(0, 300), max_size=400).map(np.array)
 
@@ -98,7 +102,7 @@ def test_a_loader_survives_pickling(dls):
 
 
 def test_new_keeps_what_is_not_changed(dls, monkeypatch):
-    monkeypatch.setattr(type(dls.train), '_survey', lambda self: pytest.fail('rows were read again'))
+    monkeypatch.setattr(type(dls.train), '_tokenize_all', lambda self: pytest.fail('rows were read again'))
     smaller = dls.train.new(bs=3)
     assert (smaller.bs, smaller.seed, smaller.hf_block) == (3, dls.train.seed, dls.hf_block)
 
@@ -213,7 +217,7 @@ def test_a_batch_that_goes_between_processes_carries_tensors_alone(dls):
     sent = pickle.loads(pickle.dumps(batch))
     assert isinstance(sent, HFInputs)
     assert {k: v.tolist() for k,v in sent.items()} == {k: v.tolist() for k,v in batch.items()}
-    assert sent.hf_block is sent.encoding is None
+    assert sent.hf_block is sent.source is None
 
 
 def batch_sizes(dl): return [tuple(x['input_ids'].shape) for x,_ in dl]
@@ -349,44 +353,105 @@ def test_errors_number_rows_as_the_dataset_does(df, hf):
 
 
 @settings(max_examples=20, deadline=None)
-@given(texts=st.lists(st.text(st.characters(categories=['L', 'P', 'Z']), max_size=60), min_size=1, max_size=12), pairs=st.booleans(), max_length=st.sampled_from([8, 16]),
-       side=st.sampled_from(['left', 'right']), multiple=st.sampled_from([None, 8]))
-def test_padding_afterwards_equals_the_tokenizers(texts, pairs, max_length, side, multiple):
+@given(texts=st.lists(st.text(st.characters(categories=['L', 'P', 'Z']), max_size=60), min_size=1, max_size=12), pairs=st.booleans(),
+       max_length=st.sampled_from([8, 16]), side=st.sampled_from(['left', 'right']), cut=st.sampled_from(['left', 'right']),
+       truncation=st.sampled_from([True, 'longest_first']), multiple=st.sampled_from([None, 8]))
+def test_rows_of_a_table_are_those_of_the_tokenizer(texts, pairs, max_length, side, cut, truncation, multiple):
     tokenizer = make_objects().tokenizer
-    tokenizer.padding_side = side
+    tokenizer.padding_side,tokenizer.truncation_side = side,cut
     if pairs: texts = list(zip(texts, texts[::-1], strict=True))
-    kwargs = dict(truncation=True, max_length=max_length)
-    rows = tokenized_rows(texts, tokenizer, chunk=5, **kwargs)
+    parts = [tokenize(o, tokenizer) for o in text_columns(texts)]
+    table = RowTemplate(tokenizer, pairs).rows(parts, max_length, truncation, left=cut=='left')
+    values = dict(input_ids=tokenizer.pad_token_id, token_type_ids=tokenizer.pad_token_type_id)
     for i in range(0, len(texts), 3):
-        some = texts[i:i+3]
-        theirs = tokenizer(*text_columns(some), padding=True, pad_to_multiple_of=multiple, return_tensors='pt', **kwargs)
-        ours = padded_rows([rows[o] for o in some], tokenizer, pad_to_multiple_of=multiple)
+        theirs = tokenizer(*text_columns(texts[i:i+3]), padding=True, pad_to_multiple_of=multiple, return_tensors='pt', truncation=truncation, max_length=max_length)
+        ours = table.pad(range(i, min(i+3, len(texts))), values, multiple=multiple, left=side=='left')
         assert ours.keys()==theirs.keys()
         assert all(torch.equal(ours[k], v) for k,v in theirs.items())
 
 
-@pytest.mark.parametrize('options', [dict(), dict(padding='max_length'), dict(pad_to_multiple_of=8), dict(tok_kwargs=dict(padding_side='left')), dict(tok_kwargs=dict(add_special_tokens=False)),
-                                     dict(tok_kwargs=dict(return_special_tokens_mask=True)), dict(tok_kwargs=dict(return_length=True)), dict(padding=False), dict(windows=True)])
+@settings(max_examples=20, deadline=None)
+@given(texts=st.lists(st.text(st.sampled_from('the film plot '), max_size=80), min_size=1, max_size=6), stride=st.integers(0, 5), side=st.sampled_from(['left', 'right']))
+def test_windows_are_those_of_the_tokenizer(texts, stride, side):
+    tokenizer = make_objects().tokenizer
+    tokenizer.truncation_side = side
+    table = RowTemplate(tokenizer).windows([tokenize(texts, tokenizer)], 8, stride, left=side=='left')
+    theirs = tokenizer(texts, truncation=True, max_length=8, stride=stride, return_overflowing_tokens=True)
+    assert [table.column(i).tolist() for i in range(len(table.bounds)-1)]==theirs['input_ids']
+    assert np.diff(table.windows).tolist()==np.bincount(theirs['overflow_to_sample_mapping']).tolist()
+    assert table.full_lengths.tolist()==[len(o) for o in tokenizer(texts)['input_ids']]
+
+
+@pytest.mark.parametrize('options', [dict(), dict(padding='max_length'), dict(pad_to_multiple_of=8), dict(tok_kwargs=dict(padding_side='left')),
+                                     dict(tok_kwargs=dict(add_special_tokens=False)), dict(tok_kwargs=dict(return_special_tokens_mask=True)),
+                                     dict(tok_kwargs=dict(return_length=True)), dict(padding=False)])
 @pytest.mark.parametrize('pairs', [False, True])
 @pytest.mark.parametrize('arch', ['bert', 'roberta', 'xlnet'])
-def test_precomputed_tokens_give_the_same_inputs(options, pairs, arch):
+def test_a_block_encodes_as_its_tokenizer(options, pairs, arch):
     hf = make_objects(arch)
     block = HFTextBlock(*hf[:3], max_length=16, task='sequence-classification', **options)
-    texts = ['a film', 'a longer text than fits into sixteen tokens of a small tokenizer, by far', 'warm and funny', ''][:1 if options.get('padding') is False else 4]
+    texts = ['a film', 'a longer text than fits into sixteen tokens of a small tokenizer, by far', 'warm and funny'][:1 if options.get('padding') is False else 3]
     if pairs: texts = [('another', o) for o in texts]
-    plain,lengths = block.encode(texts),block.token_lengths(texts)
-    with block.knowing(block.tokenize_ahead([(o,) for o in texts])):
-        known,cut = block.encode(texts),block.cut(block.token_lengths(texts))
-    assert known.keys()==plain.keys()
-    assert all(torch.equal(known[k], v) for k,v in plain.items())
-    assert cut.tolist()==block.cut(lengths).tolist()
-    assert block.token_lengths(texts).tolist()==lengths.tolist() # nothing is kept
+    kwargs = dict(padding=block.padding, pad_to_multiple_of=block.pad_to_multiple_of) | options.get('tok_kwargs', {})
+    theirs = hf.tokenizer(*text_columns(texts), truncation=True, max_length=16, return_tensors='pt', **kwargs)
+    ours = block.encode(texts)
+    assert {'input_ids', 'attention_mask'} <= set(ours)
+    assert all(torch.equal(v, theirs[k]) for k,v in ours.items() if k!='sequence_ids')
 
 
-def test_only_some_tasks_need_offsets(df, hf):
-    for task in ('token-classification', 'question-answering', 'sequence-classification'):
-        block = HFTextBlock(*hf[:3], task=task)
-        assert block._ids_alone == (task == 'sequence-classification')
+@pytest.fixture
+def calls(monkeypatch):
+    "The number of times that each text is tokenized"
+    import blurlike.data.block as module
+    counts,original = Counter(),module.tokenize
+    def counted(texts, *args, **kwargs):
+        counts.update(map(repr, texts))
+        return original(texts, *args, **kwargs)
+    monkeypatch.setattr(module, 'tokenize', counted)
+    return counts
+
+
+@pytest.mark.parametrize('options', [dict(), dict(windows=True, max_length=8), dict(batch_tokens=200), dict(text_col=('text', 'other')), dict(sort=False),
+                                     dict(task='masked-lm', label_col=None), dict(task='token-classification', text_col='words', label_col='tags'),
+                                     dict(task='question-answering', text_col=('other', 'text'), label_col='answer')])
+def test_a_text_is_tokenized_once_in_the_life_of_the_loaders(options, df, hf, calls):
+    df = df.assign(text=[f'{o} {i}' for i,o in enumerate(df.text)])
+    df = df.assign(other=[f'what {i}' for i in range(len(df))], words=[o.split() for o in df.text], tags=[['O']*len(o.split()) for o in df.text],
+                   answer=[(o.split()[0], 0) for o in df.text])
+    size = {} if 'batch_tokens' in options else dict(bs=8)
+    dls = HFTextDataLoaders.from_df(df, HFObjects(hf.arch, hf.config, hf.tokenizer, None), valid_col='is_valid', seed=0, **size, **options)
+    for _ in range(2): list(dls.train), list(dls.valid)
+    dls.show_batch()
+    dls.truncation_report()
+    dls.train.new(bs=3).one_batch()
+    assert len(calls) >= len(df)
+    assert set(calls.values())=={1}
+
+
+def test_a_lambda_that_always_reads_the_same_is_tokenized_once(df, hf, calls):
+    dblock = DataBlock(blocks=(HFTextBlock(*hf), CategoryBlock), get_x=lambda row: row['text'].upper(), get_y=ColReader('label'), splitter=ColSplitter())
+    dls = dblock.dataloaders(df.assign(text=[f'{o} {i}' for i,o in enumerate(df.text)]), bs=8)
+    for _ in range(2): list(dls.train)
+    assert set(calls.values())=={1}
+
+
+def test_texts_that_change_at_random_are_tokenized_anew_each_epoch(df, hf):
+    class Shorten(ItemTransform):
+        def encodes(self, sample): return (' '.join(sample[0].split()[:random.randint(1, 3)]), *sample[1:])
+    dblock = DataBlock(blocks=(HFTextBlock(*hf), CategoryBlock), get_x=ColReader('text'), get_y=ColReader('label'), splitter=ColSplitter(), item_tfms=Shorten())
+    dl = dblock.dataloaders(df, bs=8).train
+    epochs = [sorted(t for x,_ in dl for t in dl.hf_block.decode(x)) for _ in range(2)]
+    assert epochs[0] != epochs[1]
+    assert all(len(o.split()) <= 3 for texts in epochs for o in texts)
+
+
+def test_a_block_does_not_change(df, hf):
+    block = HFTextBlock(*hf)
+    before = dict(vars(block))
+    numbers = DataBlock(blocks=(block, RegressionBlock), get_x=ColReader('text'), get_y=lambda row: len(row['text'])/7, splitter=ColSplitter()).dataloaders(df, bs=8)
+    classes = DataBlock(blocks=(block, CategoryBlock), get_x=ColReader('text'), get_y=ColReader('label'), splitter=ColSplitter()).dataloaders(df, bs=8)
+    assert (numbers.hf_block.task.name, classes.hf_block.task.name) == ('regression', 'sequence-classification')
+    assert vars(block)==before
 
 
 @pytest.mark.parametrize('options', [dict(bs=8, precompute_lengths=False), dict(batch_tokens=200), dict(bs=8)])

@@ -133,14 +133,15 @@ def _tokenize_all(self:HFDataLoader):
     tables = list(self._tables(range(self.n)))
     return TokenTable.concat(tables) if tables else TokenTable(dict(input_ids=np.zeros(0, np.int32)), np.zeros(1, np.int64))
 
-# %% ../../nbs/data/40_loader.ipynb #ecd4e479
+# %% ../../nbs/data/40_loader.ipynb #29f19098
 @patch
 def _fits(self:HFDataLoader, precompute_lengths):
     "Whether to make a table of all rows; raises `ValueError` for options that need one where there is none"
     stream,workers = isinstance(self.dataset, StreamSamples) or not self.indexed,self.fake_l.num_workers
-    few = self.batch_tokens is not None or not self.shuffle or self.n <= PRECOMPUTED_ROWS if not stream else False
+    few = not stream and (self.batch_tokens is not None or not self.shuffle or self.n <= PRECOMPUTED_ROWS)
     if stream and self.indexed and workers: raise ValueError(f"num_workers={workers} must be 0: a stream is read in order, by one process.")
     if stream and precompute_lengths: raise ValueError("precompute_lengths=True needs all rows at once, which a stream does not have.")
+    if isinstance(self.task, Corpus): return True
     fits = few if precompute_lengths is None else precompute_lengths
     if self.batch_tokens and not fits:
         raise ValueError(f"batch_tokens={self.batch_tokens} needs the lengths of all rows: pass bs instead"

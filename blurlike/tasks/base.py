@@ -6,11 +6,12 @@
 __all__ = ['Task', 'task_options', 'named_subclasses', 'all_tasks', 'task_class', 'get_task', 'infer_task', 'get_block',
            'TokenCrossEntropy']
 
-# %% ../../nbs/tasks/20_base.ipynb #eaa42dc4
+# %% ../../nbs/tasks/20_base.ipynb #e2351198
 import inspect
 import pkgutil
 from importlib import import_module
 
+from fastai.data.transforms import ColReader
 from fastai.losses import CrossEntropyLossFlat
 from fastai.torch_basics import L, Tensor, batch_to_samples, is_iter, is_listy, patch
 
@@ -90,7 +91,7 @@ def params(self:Task) -> dict:
 @patch
 def __repr__(self:Task): return f"{type(self).__name__}({', '.join(f'{k}={v!r}' for k,v in self.params().items())})"
 
-# %% ../../nbs/tasks/20_base.ipynb #78976b1d
+# %% ../../nbs/tasks/20_base.ipynb #4def3223
 Task.text_col = 'text' # The column of the texts, or a tuple of columns
 Task.label_col = 'label' # The column of the targets, or a tuple of columns; None for a task without
 
@@ -107,7 +108,7 @@ def get_y(self:Task,
     label_col, # One column, or a list or tuple of columns
 ): # A function of a row
     "Return a reader of targets"
-    return reader(label_col)
+    return ColReader(label_col)
 
 # %% ../../nbs/tasks/20_base.ipynb #462e1e0f
 @patch

@@ -200,7 +200,7 @@ def _made_of_nothing(samples, unread, tokenizer):
     ids = tokenizer([[samples[i][w]] for i,w in unread], is_split_into_words=True, add_special_tokens=False, verbose=False)['input_ids']
     return [o for o,tokens in zip(unread, ids, strict=True) if not tokens]
 
-# %% ../../nbs/tasks/28_token_classification.ipynb #9029f106
+# %% ../../nbs/tasks/28_token_classification.ipynb #fb6635d0
 @patch
 def align(self:TokenClassification,
     word_ids, # The word of each token, batch x windows x sequence; -1 for none
@@ -230,7 +230,7 @@ def collate(self:TokenClassification, table, rows, block, rng=None):
     inputs = block.inputs(table, rows)
     for o in ('offsets', 'sequence_ids'): inputs.pop(o, None)
     if 'labels' not in table.rows: return (inputs,)
-    return inputs,self.align(inputs['word_ids'], [table.rows['labels'][i] for i in rows], block)
+    return inputs,TensorWordLabels(self.align(inputs['word_ids'], [table.rows['labels'][i] for i in rows], block))
 
 # %% ../../nbs/tasks/28_token_classification.ipynb #919c2067
 @patch(cls_method=True)

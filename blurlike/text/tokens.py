@@ -5,13 +5,14 @@
 # %% auto #0
 __all__ = ['bounds_of', 'flat_indices', 'TokenTable', 'Targets', 'tokenize', 'RowTemplate', 'truncated_lengths', 'window_spans']
 
-# %% ../../nbs/text/11_tokens.ipynb #76b33d19
+# %% ../../nbs/text/11_tokens.ipynb #daedefa0
 import numpy as np
 import torch
 from fastai.data.load import fa_collate
 from fastai.torch_basics import Tensor, patch, retain_types
 
 from ..core.inputs import by_window
+from .rows import SampleProblems
 
 # %% ../../nbs/text/11_tokens.ipynb #91a57d36
 def bounds_of(
@@ -192,13 +193,13 @@ def _longest_first(lengths, room):
     first_is_longer = lengths[:,0] > lengths[:,1]
     return np.stack([np.where(first_is_longer, long, short), np.where(first_is_longer, short, long)], 1)
 
-# %% ../../nbs/text/11_tokens.ipynb #9c64b402
+# %% ../../nbs/text/11_tokens.ipynb #8bd635cc
 def truncated_lengths(
     lengths:np.ndarray, # Tokens of each text, rows x texts
     room:int, # Tokens that a row has room for, special tokens not counted
     truncation:str|bool=True, # As for a tokenizer
 ) -> np.ndarray: # Of the same shape
-    "Return the lengths after truncation; raises `ValueError` if the text to cut has nothing left to keep"
+    "Return the lengths after truncation; raises `SampleProblems` if nothing would be left of a text"
     if truncation in (False, 'do_not_truncate'): return lengths
     if lengths.shape[1]==1: return lengths.clip(max=room)
     if truncation in (True, 'longest_first'): res = _longest_first(lengths, room)
@@ -206,11 +207,14 @@ def truncated_lengths(
     cut,keep = dict(only_first=0, only_second=1).get(truncation),lengths.sum(1) <= room
     if cut is not None: res[:,1-cut] = lengths[:,1-cut]
     res = np.where(keep[:,None], lengths, np.minimum(res, lengths))
-    if (full := np.flatnonzero(res.min(1) < np.minimum(lengths.min(1), 1))).size:
-        other = lengths[full[0],1-(cut or 0)]
-        raise ValueError(f"truncation={truncation!r}: the text that is not cut has {other} tokens, and there is room for {room}; "
-                         "use truncation='longest_first' or a larger max_length.")
+    wrong = np.flatnonzero(res.min(1) < np.minimum(lengths.min(1), 1))
+    if wrong.size: raise SampleProblems([(i, _no_room(lengths[i].sum() - lengths[i,cut or 0], room, truncation)) for i in wrong.tolist()])
     return res
+
+def _no_room(n, room, truncation):
+    "What is wrong with a pair of which one text has `n` tokens, and fills the row"
+    return (f"one text has {n} tokens, which leave no room for the other among {room}, and truncation={truncation!r} does not shorten it: "
+            "use truncation='longest_first' or a larger max_length")
 
 # %% ../../nbs/text/11_tokens.ipynb #c052b9f6
 def window_spans(
@@ -278,7 +282,7 @@ def rows(self:RowTemplate,
     starts = np.stack([o.bounds[:-1] for o in parts], 1) + (full - lengths)*left
     return self.assemble(parts, starts, lengths, full_lengths=full.sum(1) + self.n_special)
 
-# %% ../../nbs/text/11_tokens.ipynb #df1cdef1
+# %% ../../nbs/text/11_tokens.ipynb #97e34f74
 @patch
 def windows(self:RowTemplate,
     parts:list, # From `tokenize`, for the first texts, and for the second texts
@@ -300,10 +304,14 @@ def windows(self:RowTemplate,
     return self.assemble(parts, begins, lengths, windows=bounds_of(counts), full_lengths=full.sum(1) + self.n_special)
 
 def _check_room(full, room, part, stride):
-    "Raise `ValueError` if a text leaves no room for windows of the other"
-    if not (wrong := np.flatnonzero((room <= stride) & (full[:,part] > room))).size: return
-    raise ValueError(f"stride={stride}: row {wrong[0]} leaves room for {room[wrong[0]]} tokens in a window, "
-                     "and neighbouring windows must share fewer than that.")
+    "Raise `SampleProblems` for texts that leave no room for windows of the other"
+    wrong = np.flatnonzero((room <= stride) & (full[:,part] > room))
+    if wrong.size: raise SampleProblems([(i, _narrow(full[i].sum() - full[i,part], room[i], stride)) for i in wrong.tolist()])
+
+def _narrow(n, room, stride):
+    "What is wrong with a pair whose repeated text has `n` tokens"
+    return (f"the text that each window repeats has {n} tokens, which leave room for {max(0, room)} of the other, but neighbouring windows share "
+            f"stride={stride}: use a larger max_length or a smaller stride")
 
 # %% ../../nbs/text/11_tokens.ipynb #8dfa2252
 def _padded(column, index, inside, value):
