@@ -74,8 +74,10 @@ def test_saving_again_replaces_the_model_and_keeps_other_files(learn, tmp_path):
 
 def test_a_folder_of_other_files_is_not_replaced(learn, tmp_path):
     (tmp_path/'letter.txt').write_text('Dear Mum')
-    with pytest.raises(FileExistsError, match=mentions(tmp_path, 'config.json')): learn.save_pretrained(tmp_path)
-    with pytest.raises(FileExistsError, match=mentions(tmp_path/'letter.txt')): learn.save_pretrained(tmp_path/'letter.txt')
+    with pytest.raises(FileExistsError, match=mentions('path=', tmp_path, 'config.json')):
+        learn.save_pretrained(tmp_path)
+    with pytest.raises(FileExistsError, match=mentions('path=', tmp_path/'letter.txt')):
+        learn.save_pretrained(tmp_path/'letter.txt')
     assert os.listdir(tmp_path) == ['letter.txt']
 
 
@@ -134,8 +136,9 @@ def test_a_full_disk_keeps_the_old_model(learn, tmp_path, monkeypatch):
 def test_the_demo_takes_a_checkpoint_and_a_csv(tmp_path, df, hf):
     hf.model.save_pretrained(tmp_path/'ckpt'); hf.tokenizer.save_pretrained(tmp_path/'ckpt')
     df.rename(columns={'text': 'review', 'label': 'mood'}).to_csv(tmp_path/'my.csv', index=False)
-    args = '--checkpoint ckpt --data my.csv --text-col review --label-col mood --out out --max-length 48 --epochs 1'.split()
-    run = subprocess.run([sys.executable, '-m', 'blurlike.demo', *args], cwd=tmp_path, capture_output=True, text=True, check=True)
+    args = '--checkpoint ckpt --data my.csv --text-col review --label-col mood --out out --max-length 48 --epochs 1'
+    args = [sys.executable, '-m', 'blurlike.demo', *args.split()]
+    run = subprocess.run(args, cwd=tmp_path, capture_output=True, text=True, check=True)
     assert re.search(r'\bout\b.*\b0\.\d{3}\b', run.stdout)
     lines = [o for o in run.stdout.splitlines() if o.startswith(('good (', 'bad ('))]
     assert len(lines) == 6
@@ -156,11 +159,15 @@ def write_gguf(path, config):
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     writer.add_vocab_size(config.vocab_size)
     hidden,inner = config.hidden_size,config.intermediate_size
-    shapes = dict(attn_q=(hidden, hidden), attn_k=(hidden, hidden), attn_v=(hidden, hidden), attn_output=(hidden, hidden),
+    shapes = dict(attn_q=(hidden, hidden), attn_k=(hidden, hidden), attn_v=(hidden, hidden),
+                  attn_output=(hidden, hidden),
                   ffn_up=(inner, hidden), ffn_gate=(inner, hidden), ffn_down=(hidden, inner))
-    matrices = {'token_embd': (config.vocab_size, hidden)} | {f'blk.{i}.{k}': v for i in range(config.num_hidden_layers) for k,v in shapes.items()}
+    matrices = {'token_embd': (config.vocab_size, hidden)} | {f'blk.{i}.{k}': v for i in range(config.num_hidden_layers)
+                                                              for k,v in shapes.items()}
     q4 = gguf.GGMLQuantizationType.Q4_0
-    for k,v in matrices.items(): writer.add_tensor(f'{k}.weight', gguf.quants.quantize(rng.normal(0, 0.05, v).astype('float32'), q4), raw_dtype=q4)
+    for k,v in matrices.items():
+        writer.add_tensor(f'{k}.weight', gguf.quants.quantize(rng.normal(0, 0.05, v).astype('float32'), q4),
+                          raw_dtype=q4)
     for k in ['output_norm', *(f'blk.{i}.{o}_norm' for i in range(config.num_hidden_layers) for o in ('attn', 'ffn'))]:
         writer.add_tensor(f'{k}.weight', np.ones(hidden, 'float32'))
     writer.write_header_to_file()
@@ -176,7 +183,8 @@ def test_a_model_from_a_gguf_file_trains_and_is_saved(df, tmp_path):
     before = model.lm_head.weight.clone()
     assert before.dtype == torch.float32
     assert 0.02 < before.std() < 0.08
-    dls = HFTextDataLoaders.from_df(df, HFObjects('llama', config, tokenizer, model), task='causal-lm', valid_col='is_valid', block_size=32, bs=8)
+    dls = HFTextDataLoaders.from_df(df, HFObjects('llama', config, tokenizer, model), task='causal-lm',
+                                    valid_col='is_valid', block_size=32, bs=8)
     learn = hf_learner(dls, model)
     learn.fit(1, 1e-3)
     assert not torch.equal(model.lm_head.weight, before)
