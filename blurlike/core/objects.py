@@ -57,7 +57,7 @@ def load_hf_config(
     for k,v in config_kwargs.items(): setattr(config, k, v)
     return config
 
-# %% ../../nbs/core/02_objects.ipynb #a719c24b
+# %% ../../nbs/core/02_objects.ipynb #10a96eba
 def _spare_token(tokenizer):
     "Return a special token of `tokenizer` that can be used for padding; raise `ValueError` if it has none"
     for o in (tokenizer.eos_token, tokenizer.unk_token, tokenizer.bos_token, *tokenizer.all_special_tokens):
@@ -85,12 +85,12 @@ def load_hf_tokenizer(
     set_pad_token(tokenizer, config)
     return tokenizer
 
-# %% ../../nbs/core/02_objects.ipynb #2660f629
+# %% ../../nbs/core/02_objects.ipynb #29fe05a8
 def _in_body(key, model):
     "Return whether parameter `key` belongs to the pretrained body, not to a head"
     return model.base_model is model or key.startswith(model.base_model_prefix + '.')
 
-# %% ../../nbs/core/02_objects.ipynb #6ea09b09
+# %% ../../nbs/core/02_objects.ipynb #bb9ae21e
 def _check_body(model, mismatched):
     "Raise `ValueError` if weights of the body have another shape in the checkpoint"
     body = [o for o in mismatched if _in_body(o[0], model)]
@@ -100,18 +100,18 @@ def _check_body(model, mismatched):
     raise ValueError(f"The checkpoint does not fit the configuration: `{key}` has shape {tuple(theirs)} in the checkpoint and "
                      f"{tuple(ours)} in the configuration{more}. Only a head may have another size.")
 
-# %% ../../nbs/core/02_objects.ipynb #4007b1f7
+# %% ../../nbs/core/02_objects.ipynb #2736854e
 def _new_modules(missing, mismatched):
     "Return the names of the modules whose weights do not come from the checkpoint"
     return ', '.join(dict.fromkeys(o.rsplit('.', 1)[0] for o in sorted({*missing, *(o[0] for o in mismatched)})))
 
-# %% ../../nbs/core/02_objects.ipynb #05f64cf2
+# %% ../../nbs/core/02_objects.ipynb #c93834ea
 def _new_modules_line(model, names, mismatched):
     "Return a line that says which modules of `model` are newly initialized"
     sizes = next((f" ({ours[0]} outputs, {theirs[0]} in the checkpoint)" for _,theirs,ours in mismatched), '')
     return f"Newly initialized in {type(model).__name__}: {names}{sizes}. Train before use."
 
-# %% ../../nbs/core/02_objects.ipynb #f56de750
+# %% ../../nbs/core/02_objects.ipynb #28d1595f
 def _remove_quantization(model):
     "Remove the mark of a quantized model from `model`, whose weights have been dequantized"
     if quantizer := getattr(model, 'hf_quantizer', None): quantizer.remove_quantization_config(model)
@@ -130,12 +130,13 @@ def load_hf_model(
     with _reaching(checkpoint, f'{model_cls.__name__} weights'), quiet_load_report():
         model,info = model_cls.from_pretrained(checkpoint, config=config, output_loading_info=True, **kwargs)
     if getattr(kwargs.get('quantization_config'), 'dequantize', False): _remove_quantization(model)
-    _check_body(model, info['mismatched_keys'])
-    names = _new_modules(info['missing_keys'], info['mismatched_keys'])
+    mismatched = sorted(info['mismatched_keys']) # a set
+    _check_body(model, mismatched)
+    names = _new_modules(info['missing_keys'], mismatched)
     if names and whole:
         raise ValueError(f"checkpoint={str(checkpoint)!r} has no trained weights for {names} of {type(model).__name__}: "
                          "train them first, with HFTextDataLoaders and hf_learner.")
-    if names: print(_new_modules_line(model, names, info['mismatched_keys']))
+    if names: print(_new_modules_line(model, names, mismatched))
     return model
 
 # %% ../../nbs/core/02_objects.ipynb #2ff4e6ca
@@ -196,19 +197,19 @@ def forward_kwargs(
     "Return the arguments of `forward` for a call that generates nothing"
     return {'use_cache': False} if 'use_cache' in forward_args(model) else {}
 
-# %% ../../nbs/core/02_objects.ipynb #0bee87d2
+# %% ../../nbs/core/02_objects.ipynb #f1b6caa4
 def _is_position_name(name):
     "Return whether `name` is a name for positions"
     return re.search(r'(^wpe$|^(embed_|\w+_)?pos(itions?)?(_|$))', name) is not None
 
-# %% ../../nbs/core/02_objects.ipynb #f6698b43
+# %% ../../nbs/core/02_objects.ipynb #ca7c5db2
 def _module_sizes(model):
     "Yield the number of positions of each embedding module for positions"
     for n,m in model.named_modules():
         if _is_position_name(n.rpartition('.')[2]) and hasattr(m, 'padding_idx') and hasattr(m, 'weight'):
             yield m.weight.shape[0] - (getattr(m, 'offset', 0) or (0 if m.padding_idx is None else m.padding_idx+1))
 
-# %% ../../nbs/core/02_objects.ipynb #e52ef7e4
+# %% ../../nbs/core/02_objects.ipynb #621f287b
 def _tensor_sizes(model, floating):
     "Yield the number of positions of each tensor for positions: tables if `floating`, otherwise lists of positions"
     for m in model.modules():
@@ -216,7 +217,7 @@ def _tensor_sizes(model, floating):
             if isinstance(o, torch.Tensor) and o.ndim > 1 and _is_position_name(n) and o.is_floating_point()==floating:
                 yield o.shape[0 if floating else -1]
 
-# %% ../../nbs/core/02_objects.ipynb #3b62cb86
+# %% ../../nbs/core/02_objects.ipynb #09d162ec
 def position_limit(
     model:nn.Module, # A model or a skeleton
 ) -> int|None: # Tokens, special tokens included; None if the model has no table of positions
