@@ -24,11 +24,11 @@ from .compat import quiet_load_report
 
 if TYPE_CHECKING: from transformers import PreTrainedModel # takes seconds to import
 
-# %% ../../nbs/core/02_objects.ipynb #c2cfe06b
+# %% ../../nbs/core/02_objects.ipynb #2f68973e
 def _why(e):
     "Return the reason of a failed download or load, in one line"
-    if 'trust_remote_code' in str(e): return "it contains its own Python code, which runs only with trust_remote_code=True"
-    return first_line(e)
+    own_code = 'trust_remote_code' in str(e)
+    return "it contains its own Python code, which runs only with trust_remote_code=True" if own_code else first_line(e)
 
 # %% ../../nbs/core/02_objects.ipynb #88328456
 @contextmanager
@@ -81,7 +81,8 @@ def load_hf_tokenizer(
     tokenizer_kwargs:dict=None, # Passed to `AutoTokenizer.from_pretrained`
 ) -> PreTrainedTokenizerBase: # With a padding token
     "Load the tokenizer of `checkpoint`; raise `OSError` if it has none"
-    with _reaching(checkpoint, 'tokenizer'): tokenizer = AutoTokenizer.from_pretrained(checkpoint, **(tokenizer_kwargs or {}))
+    with _reaching(checkpoint, 'tokenizer'):
+        tokenizer = AutoTokenizer.from_pretrained(checkpoint, **(tokenizer_kwargs or {}))
     set_pad_token(tokenizer, config)
     return tokenizer
 
@@ -90,15 +91,15 @@ def _in_body(key, model):
     "Return whether parameter `key` belongs to the pretrained body, not to a head"
     return model.base_model is model or key.startswith(model.base_model_prefix + '.')
 
-# %% ../../nbs/core/02_objects.ipynb #bb9ae21e
+# %% ../../nbs/core/02_objects.ipynb #44a530ab
 def _check_body(model, mismatched):
     "Raise `ValueError` if weights of the body have another shape in the checkpoint"
     body = [o for o in mismatched if _in_body(o[0], model)]
     if not body: return
     key,theirs,ours = body[0]
     more = f", and {len(body)-1} more differ" if len(body) > 1 else ''
-    raise ValueError(f"The checkpoint does not fit the configuration: `{key}` has shape {tuple(theirs)} in the checkpoint and "
-                     f"{tuple(ours)} in the configuration{more}. Only a head may have another size.")
+    raise ValueError(f"The checkpoint does not fit the configuration: `{key}` has shape {tuple(theirs)} in the "
+                     f"checkpoint and {tuple(ours)} in the configuration{more}. Only a head may have another size.")
 
 # %% ../../nbs/core/02_objects.ipynb #2736854e
 def _new_modules(missing, mismatched):
@@ -134,8 +135,8 @@ def load_hf_model(
     _check_body(model, mismatched)
     names = _new_modules(info['missing_keys'], mismatched)
     if names and whole:
-        raise ValueError(f"checkpoint={str(checkpoint)!r} has no trained weights for {names} of {type(model).__name__}: "
-                         "train them first, with HFTextDataLoaders and hf_learner.")
+        raise ValueError(f"checkpoint={str(checkpoint)!r} has no trained weights for {names} of "
+                         f"{type(model).__name__}: train them first, with HFTextDataLoaders and hf_learner.")
     if names: print(_new_modules_line(model, names, mismatched))
     return model
 

@@ -32,7 +32,8 @@ def check_precision(
         with torch.autocast(device.type, dtype=DTYPES[precision]): loss = layer(torch.ones(2, 8, device=device)).sum()
         loss.backward()
     except (RuntimeError, ValueError) as e:
-        raise ValueError(f"precision={precision!r} is not supported on {device} ({first_line(e)}): use precision='fp32'.") from e
+        raise ValueError(f"precision={precision!r} is not supported on {device} ({first_line(e)}): "
+                         "use precision='fp32'.") from e
 
 # %% ../../nbs/core/04_precision.ipynb #8d3fcdc5
 def best_precision(
@@ -51,22 +52,26 @@ def _evaluation_mode(model):
     finally:
         if switch: model.train(training)
 
-# %% ../../nbs/core/04_precision.ipynb #b64d356f
+# %% ../../nbs/core/04_precision.ipynb #b5074fb5
 def _check_int8(model):
     "Raise `ValueError` if `model` has no linear layers on the CPU"
     if (device := next(model.parameters()).device).type != 'cpu':
-        raise ValueError(f"precision='int8' needs a model on the CPU, and it is on {device}: use 'bf16' or 'fp16', or model.cpu().")
+        raise ValueError(f"precision='int8' needs a model on the CPU, and it is on {device}: "
+                         "use 'bf16' or 'fp16', or model.cpu().")
     if not any(type(o) is nn.Linear for o in model.modules()):
-        raise ValueError(f"precision='int8' needs linear layers, and {type(model).__name__} has none: use precision='fp32'.")
+        raise ValueError(f"precision='int8' needs linear layers, and {type(model).__name__} has none: "
+                         "use precision='fp32'.")
 
-# %% ../../nbs/core/04_precision.ipynb #0aa72630
+# %% ../../nbs/core/04_precision.ipynb #59b1a336
 def _quantized(model):
     "Return a copy of `model` with int8 linear layers; raise `ValueError` if torch cannot make one"
-    from torch.ao.quantization import per_channel_dynamic_qconfig, quantize_dynamic # takes long to import, and few need it
-    with _evaluation_mode(model),warnings.catch_warnings():
+    from torch.ao.quantization import per_channel_dynamic_qconfig, quantize_dynamic # takes long, and few need it
+    scheme,layers = {nn.Linear: per_channel_dynamic_qconfig},{nn.Linear: int8_linear()}
+    with _evaluation_mode(model), warnings.catch_warnings():
         warnings.simplefilter('ignore') # torch announces that these functions will move to another package
-        try: return quantize_dynamic(model, {nn.Linear: per_channel_dynamic_qconfig}, mapping={nn.Linear: int8_linear()})
-        except RuntimeError as e: raise ValueError(f"precision='int8' is not supported here ({first_line(e)}): use precision='fp32'.") from e
+        try: return quantize_dynamic(model, scheme, mapping=layers)
+        except RuntimeError as e:
+            raise ValueError(f"precision='int8' is not supported here ({first_line(e)}): use precision='fp32'.") from e
 
 # %% ../../nbs/core/04_precision.ipynb #4bfbd711
 def _fingerprint(model):

@@ -89,7 +89,8 @@ def hf_splitter(
     layer_groups:int=3, # The number of groups for the layers
 ) -> list[list[nn.Parameter]]: # Every trainable parameter once; no group is empty
     "Split the parameters into embeddings, groups of layers and head; raise `ValueError` for a model without parameters"
-    if not sum(p.numel() for p in model.parameters()): raise ValueError(f"model={type(model).__name__} has no parameters to train.")
+    if not any(p.numel() for p in model.parameters()):
+        raise ValueError(f"model={type(model).__name__}(...) has no parameters to train.")
     body = getattr(model, 'base_model', None)
     if body is None: return [list(model.parameters())]
     head,(embeddings,layers) = head_params(model),layer_params(body)
