@@ -311,7 +311,9 @@ def test_autocast_depth_counts_open_contexts():
 
 # the house
 
-def is_private(name): return name.startswith('_') and not name.startswith(('__', '_repr_')) and name != '_'
+def is_private(name):
+    "Whether `name` is private, and not one of IPython's protocol or of fastcore's `patch`"
+    return name.startswith('_') and not name.startswith(('__', '_repr_', '_orig_')) and name != '_'
 
 
 def defined_names(tree):
