@@ -22,7 +22,7 @@ from blurlike.data.samples import minilm_checkpoint
 
 SIDES = ('Trainer', 'blurlike')
 WARMUP,WEIGHT_DECAY,MAX_GRAD_NORM = 0.1,0.01,1. # the same on both sides
-FEWER = {'loss per token', 'mean squared error'} # Measures that are better when lower
+FEWER = {'loss per token', 'perplexity', 'mean squared error'} # Measures that are better when lower
 
 # --- Rows
 
