@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import gguf
 import numpy as np
@@ -14,6 +15,7 @@ from conftest import make_config
 from transformers import AutoModelForCausalLM
 
 from blurlike.all import HFObjects, HFTextDataLoaders, hf_learner, load_hf_model
+from blurlike.ship.save import atomic_folder
 
 PREDICT = """
 import json, os, sys
@@ -101,22 +103,54 @@ while True:
 
 
 @pytest.mark.parametrize('after_ms', [3, 17, 31, 53])
-def test_a_save_that_is_killed_leaves_a_whole_folder(tmp_path, after_ms):
+def test_a_killed_save_leaves_a_complete_folder(tmp_path, after_ms):
     path = tmp_path/'model'
     process = subprocess.Popen([sys.executable, '-c', SAVE_FOR_EVER, str(path)], stdout=subprocess.PIPE, text=True)
     process.stdout.readline()
     with pytest.raises(subprocess.TimeoutExpired): process.wait(after_ms/1000)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    assert len({(path/name).read_text() for name in ('config.json', 'a', 'b', 'c')}) == 1
+    whole = path if path.exists() else next(tmp_path.glob('model-*-old')) # killed between the two renames
+    assert len({(whole/name).read_text() for name in ('config.json', 'a', 'b', 'c')}) == 1
 
 
-def test_without_exchange_two_renames_do(learn, tmp_path, monkeypatch):
-    monkeypatch.setattr('blurlike.ship.save._exchange', lambda a, b: False)
-    learn.save_pretrained(tmp_path/'model')
-    learn.save_pretrained(tmp_path/'model')
+def test_a_save_killed_between_the_renames_keeps_both_folders(tmp_path):
+    path = tmp_path/'model'
+    code = SAVE_FOR_EVER.replace('n = 0', """n = 0
+import os
+def rename(self, target, rename=Path.rename):
+    if Path(target)==Path(sys.argv[1]) and n > 1: os._exit(9)
+    return rename(self, target)
+Path.rename = rename
+""")
+    assert subprocess.run([sys.executable, '-c', code, str(path)], capture_output=True).returncode==9
+    assert not path.exists()
+    old,new = next(tmp_path.glob('model-*-old')),next(tmp_path.glob('.model-*'))
+    assert [{(o/name).read_text() for name in ('config.json', 'a', 'b', 'c')} for o in (old, new)] == [{'1'}, {'2'}]
+
+
+def test_a_failed_rename_puts_the_old_folder_back(tmp_path, monkeypatch):
+    path,rename = tmp_path/'model',Path.rename
+    def save(text):
+        with atomic_folder(path) as new: (new/'config.json').write_text(text)
+    def fail(self, target):
+        if Path(target)==path and not self.name.endswith('-old'): raise PermissionError(13, 'in use')
+        return rename(self, target)
+    save('old')
+    monkeypatch.setattr(Path, 'rename', fail)
+    with pytest.raises(PermissionError, match='in use'): save('new')
+    assert (path/'config.json').read_text()=='old'
     assert os.listdir(tmp_path) == ['model']
-    assert (tmp_path/'model'/'model.safetensors').exists()
+
+
+def test_saving_to_a_link_replaces_its_target(learn, tmp_path):
+    (tmp_path/'real').mkdir()
+    (tmp_path/'link').symlink_to('real')
+    learn.save_pretrained(tmp_path/'link')
+    learn.save_pretrained(tmp_path/'link')
+    assert (tmp_path/'link').is_symlink()
+    assert (tmp_path/'real'/'model.safetensors').exists()
+    assert sorted(os.listdir(tmp_path)) == ['link', 'real']
 
 
 def test_a_full_disk_leaves_the_old_model(learn, tmp_path, monkeypatch):

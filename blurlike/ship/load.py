@@ -86,7 +86,7 @@ def _read_preparation(folder):
     file = folder/'blurlike.json'
     if not file.is_file(): return None
     info = _read_json(file, 'schema')
-    whole_number(f'{file}: schema', info['schema'], hint='Save the model again.')
+    whole_number(f"{file}['schema']", info['schema'], hint='Save the model again.')
     if info['schema'] <= SCHEMA: return _read_json(file, 'task', 'task_options', 'tokenizer', 'vocab', 'columns')
     version = info.get('versions', {}).get('blurlike', 'newer')
     raise ValueError(f"{file} has schema={info['schema']}, but blurlike {blurlike.__version__} reads schemas up to "
