@@ -98,18 +98,18 @@ def atomic_folder(
         _put_in_place(new, path)
     finally: shutil.rmtree(new, ignore_errors=True)
 
-# %% ../../nbs/ship/71_save.ipynb #3cb22dd6
+# %% ../../nbs/ship/71_save.ipynb #12c79885
 def _columns(dls):
-    "Return the columns that texts and targets are read from; None for a target or text that is not simply a column"
+    "Return the columns that texts and targets are read from; None for one that is not read from a column"
     def of(pipeline):
         reader = next((o for o in pipeline.tfms.fs if isinstance(o, ColReader)), None)
         if reader is None or reader.pref or reader.suff or reader.label_delim: return None
         return reader.cols[0] if len(reader.cols)==1 else list(reader.cols)
     return dict(zip(('text_col', 'label_col'), map(of, getattr(dls.train_ds, 'tls', ()))))
 
-# %% ../../nbs/ship/71_save.ipynb #80422356
+# %% ../../nbs/ship/71_save.ipynb #5658e388
 def _plain(label):
-    "Return a label as a value that JSON has"
+    "Convert a label to a JSON-compatible value"
     label = label.item() if hasattr(label, 'item') else label
     return label if isinstance(label, (str, bool, int, float)) else str(label)
 
@@ -121,7 +121,7 @@ BLOCK_OPTIONS = ('max_length', 'padding', 'truncation', 'is_split_into_words', '
 def preparation(
     dls, # The `DataLoaders` that the model was trained with
 ) -> dict:
-    "Return how texts and targets are prepared, as values that JSON has"
+    "Return how texts and targets are prepared, as JSON-compatible values"
     block,vocab = get_block(dls),get_vocab(dls)
     task_options = {k: v for k,v in block.task.params().items() if k!='vocab'}
     return dict(schema=SCHEMA, task=block.task.name, task_options=task_options,
