@@ -15,8 +15,8 @@ from fastai.torch_basics import patch
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi, ModelCard, snapshot_download
 from huggingface_hub.errors import (
     EntryNotFoundError,
-    HFValidationError,
     HfHubHTTPError,
+    HFValidationError,
     HTTPError,
     LocalEntryNotFoundError,
     LocalTokenNotFoundError,

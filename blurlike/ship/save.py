@@ -98,14 +98,14 @@ def atomic_folder(
         _put_in_place(new, path)
     finally: shutil.rmtree(new, ignore_errors=True)
 
-# %% ../../nbs/ship/71_save.ipynb #12c79885
+# %% ../../nbs/ship/71_save.ipynb #f23ca183
 def _columns(dls):
     "Return the columns that texts and targets are read from; None for one that is not read from a column"
     def of(pipeline):
         reader = next((o for o in pipeline.tfms.fs if isinstance(o, ColReader)), None)
         if reader is None or reader.pref or reader.suff or reader.label_delim: return None
         return reader.cols[0] if len(reader.cols)==1 else list(reader.cols)
-    return dict(zip(('text_col', 'label_col'), map(of, getattr(dls.train_ds, 'tls', ()))))
+    return dict(zip(('text_col', 'label_col'), map(of, getattr(dls.train_ds, 'tls', ())), strict=False))
 
 # %% ../../nbs/ship/71_save.ipynb #5658e388
 def _plain(label):
