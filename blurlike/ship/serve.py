@@ -22,7 +22,7 @@ from huggingface_hub import CommitInfo, SpaceCardData
 from transformers import TextIteratorStreamer
 
 import blurlike
-from ..core.checks import first_line, import_extra, whole_number
+from ..core.checks import check_options, first_line, import_extra, whole_number
 from ..predict import stop_when
 from .card import GENERATED
 from .hub import check_repo_id, push_folder
@@ -107,7 +107,7 @@ def marked(self:Page,
     "Return a text with highlighted spans"
     return self.gr.HighlightedText(label=label, show_legend=True, combine_adjacent=False)
 
-# %% ../../nbs/ship/75_serve.ipynb #d423659f
+# %% ../../nbs/ship/75_serve.ipynb #2dba670f
 PAGES = {Task: Page} # Task classes and their page classes
 
 def page_for(
@@ -119,6 +119,7 @@ def page_for(
         return page
     return register
 
+# %% ../../nbs/ship/75_serve.ipynb #49aedbe6
 def page_class(
     task:Task, # The task of a learner
 ) -> type:
@@ -133,7 +134,7 @@ class ClassesPage(Page):
     def answer(self, *texts): return self.by_name(self.predict(texts)['probs'])
     def by_name(self, probs): return {self.config.id2label[i]: p for i,p in enumerate(probs)}
 
-# %% ../../nbs/ship/75_serve.ipynb #bf8f9f6a
+# %% ../../nbs/ship/75_serve.ipynb #cdab442e
 @page_for(MultiLabelClassification)
 class LabelsPage(ClassesPage):
     "The labels above a threshold, and the probability of each label"
@@ -147,7 +148,7 @@ class LabelsPage(ClassesPage):
         pred = self.predict(texts, threshold=threshold)
         return ', '.join(pred['labels']) or '(none)',self.by_name(pred['probs'])
 
-# %% ../../nbs/ship/75_serve.ipynb #bc0588d3
+# %% ../../nbs/ship/75_serve.ipynb #4efd2cff
 @page_for(Regression)
 class NumbersPage(Page):
     "The predicted numbers, by name"
@@ -159,15 +160,15 @@ class NumbersPage(Page):
         names,scores = (pred['labels'], pred['scores']) if 'scores' in pred else ([pred.get('label')], [pred['score']])
         return [[k, round(v, 4)] for k,v in zip(names, scores, strict=True)]
 
-# %% ../../nbs/ship/75_serve.ipynb #e7e10bee
+# %% ../../nbs/ship/75_serve.ipynb #afb39b8a
 @page_for(TokenClassification)
 class EntitiesPage(Page):
     "Entities, highlighted in the text and in a table"
     def inputs(self): return [self.box('text')]
 
     def outputs(self):
-        headers = ['entity', 'text', 'probability']
-        return [self.marked('entities in the text'), self.gr.Dataframe(label='entities', headers=headers, interactive=False)]
+        table = self.gr.Dataframe(label='entities', headers=['entity', 'text', 'probability'], interactive=False)
+        return [self.marked('entities in the text'), table]
 
     def answer(self, text):
         found, = self.learn.hf_predict([text], many=True, aggregation_strategy='simple')
@@ -175,7 +176,7 @@ class EntitiesPage(Page):
         rows = [[o['entity_group'], text[o['start']:o['end']], f"{o['score']:.3f}"] for o in found]
         return dict(text=text, entities=spans),rows
 
-# %% ../../nbs/ship/75_serve.ipynb #4c50bf66
+# %% ../../nbs/ship/75_serve.ipynb #5d87096b
 @page_for(QuestionAnswering)
 class AnswersPage(Page):
     "The answer, highlighted in the context, and the most likely answers"
@@ -190,7 +191,7 @@ class AnswersPage(Page):
         parts = (context[:a], None),(context[a:b], 'answer'),(context[b:], None)
         return [o for o in parts if o[0]],probs
 
-# %% ../../nbs/ship/75_serve.ipynb #9a8abefd
+# %% ../../nbs/ship/75_serve.ipynb #8b7382c6
 @page_for(MaskedLM)
 class MaskPage(Page):
     "The most likely words for each mask"
@@ -202,20 +203,20 @@ class MaskPage(Page):
 
     def answer(self, text):
         found = self.predict([text])
-        masks = found if is_listy(found[0]) else [found]
-        return [[i+1, o['token_str'].strip(), f"{o['score']:.3f}", o['sequence']] for i,mask in enumerate(masks) for o in mask]
+        masks = enumerate(found if is_listy(found[0]) else [found], 1)
+        return [[i, o['token_str'].strip(), f"{o['score']:.3f}", o['sequence']] for i,mask in masks for o in mask]
 
-# %% ../../nbs/ship/75_serve.ipynb #700a8b61
+# %% ../../nbs/ship/75_serve.ipynb #7907a993
 class _Generation(Thread):
     "A thread that runs `hf_generate` on one text"
-    def __init__(self, learn, text, streamer, **kwargs):
+    def __init__(self, learn, text, streamer, options):
         super().__init__(daemon=True)
-        self.learn,self.text,self.streamer,self.kwargs = learn,text,streamer,kwargs
+        self.learn,self.text,self.streamer,self.options = learn,text,streamer,options
         self.stopped,self.error,self.result = Event(),None,None
 
     def run(self):
         stop = stop_when(lambda _: self.stopped.is_set())
-        try: self.result, = self.learn.hf_generate([self.text], stopping_criteria=[stop], **self.kwargs)
+        try: self.result, = self.learn.hf_generate([self.text], stopping_criteria=[stop], **self.options)
         except Exception as e: self.error = e
         finally: self.streamer.end()
 
@@ -228,8 +229,8 @@ def stream_generate(
     "Yield the text generated so far; raise what `hf_generate` raises"
     streamer = TextIteratorStreamer(get_block(learn.dls).hf_tokenizer, skip_prompt=True, skip_special_tokens=True)
     beams = kwargs.get('num_beams') or get_model(learn.model).generation_config.num_beams or 1
-    writer = _Generation(learn, text, streamer, **kwargs, **({'streamer': streamer} if beams==1 else {}))
-    so_far = ''
+    if beams==1: kwargs['streamer'] = streamer
+    writer,so_far = _Generation(learn, text, streamer, kwargs),''
     writer.start()
     try:
         for part in filter(None, streamer): yield (so_far := so_far + part)
@@ -253,19 +254,20 @@ class WritingPage(Page):
     def answer(self, text, max_new_tokens, **kwargs):
         yield from stream_generate(self.learn, text, max_new_tokens=int(max_new_tokens), **kwargs)
 
-# %% ../../nbs/ship/75_serve.ipynb #5d769824
+# %% ../../nbs/ship/75_serve.ipynb #822f5d87
 @page_for(CausalLM)
 class ContinuationPage(WritingPage):
     "The continuation of a prompt, as it is written"
     def inputs(self):
+        _,length = super().inputs()
         info = '0 always takes the most likely token'
-        return [self.box('prompt'), *super().inputs()[1:], self.gr.Slider(0, 2, 0, step=0.1, label='temperature', info=info)]
+        return [self.box('prompt'), length, self.gr.Slider(0, 2, 0, step=0.1, label='temperature', info=info)]
 
     def answer(self, prompt, max_new_tokens, temperature):
         sampling = dict(do_sample=True, temperature=temperature) if temperature else dict(do_sample=False)
         yield from super().answer(prompt, max_new_tokens, **sampling)
 
-# %% ../../nbs/ship/75_serve.ipynb #1b77ee04
+# %% ../../nbs/ship/75_serve.ipynb #ca715559
 @patch
 def check(self:Page,
     values, # The values of the input components
@@ -277,7 +279,7 @@ def check(self:Page,
         if len(o) > self.max_chars:
             raise ValueError(f'The text has {len(o):,} characters; this page takes at most {self.max_chars:,}.')
 
-# %% ../../nbs/ship/75_serve.ipynb #c73f0b54
+# %% ../../nbs/ship/75_serve.ipynb #30c6245c
 @contextmanager
 def _refusing(
     page:Page, # The page that shows the message
@@ -305,7 +307,7 @@ def _handler(
     res.__signature__ = inspect.Signature([inspect.Parameter(o.replace(' ', '_'), kind) for o in names])
     return res
 
-# %% ../../nbs/ship/75_serve.ipynb #b0e2f154
+# %% ../../nbs/ship/75_serve.ipynb #7812cc76
 class LimitBody:
     "ASGI middleware that answers requests with a body over `max_bytes` with status 413"
     def __init__(self,
@@ -313,7 +315,7 @@ class LimitBody:
         max_bytes:int, # Size of the largest body
     ): self.app,self.max_bytes = app,max_bytes
 
-# %% ../../nbs/ship/75_serve.ipynb #fadd5fe7
+# %% ../../nbs/ship/75_serve.ipynb #0b2fc6e6
 @patch
 async def refuse(self:LimitBody,
     send, # The function that sends the response
@@ -324,7 +326,7 @@ async def refuse(self:LimitBody,
     await send(dict(type='http.response.start', status=413, headers=headers))
     await send(dict(type='http.response.body', body=body))
 
-# %% ../../nbs/ship/75_serve.ipynb #6fcce4f8
+# %% ../../nbs/ship/75_serve.ipynb #65fdfff9
 @patch
 def limited(self:LimitBody,
     receive, # The function that receives the body
@@ -338,7 +340,7 @@ def limited(self:LimitBody,
         return message if read <= self.max_bytes else {'type': 'http.disconnect'}
     return counted
 
-# %% ../../nbs/ship/75_serve.ipynb #abf5d116
+# %% ../../nbs/ship/75_serve.ipynb #33416167
 @patch
 async def __call__(self:LimitBody, scope, receive, send):
     "Answer a request, or refuse it"
@@ -347,7 +349,7 @@ async def __call__(self:LimitBody, scope, receive, send):
     if not length.isdigit() or int(length) > self.max_bytes: return await self.refuse(send)
     await self.app(scope, self.limited(receive), send)
 
-# %% ../../nbs/ship/75_serve.ipynb #e82cfd63
+# %% ../../nbs/ship/75_serve.ipynb #87dbb6c6
 def _title(task): return (task.pipeline_tag or task.name).replace('-', ' ').capitalize()
 
 def _description(
@@ -380,15 +382,16 @@ def _check_address(
     port:int, # The port; None for any
 ):
     "Raise `ValueError` for an invalid port, `OSError` for an address of another machine"
-    if port is not None and port not in range(1, 65536): raise ValueError(f"port={port!r} must be a number from 1 to 65535.")
+    if port is not None and port not in range(1, 65536):
+        raise ValueError(f"port={port!r} must be a number from 1 to 65535.")
     try:
         family,*_,address = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)[0]
         with socket.socket(family) as s: s.bind(address)
     except OSError as e:
-        raise OSError(f"host={host!r} is not an address of this machine ({first_line(e)}). Use 127.0.0.1 to allow only this "
-                      "machine, or 0.0.0.0 to allow the network.") from e
+        raise OSError(f"host={host!r} is not an address of this machine ({first_line(e)}). "
+                      "Use 127.0.0.1 to allow only this machine, or 0.0.0.0 to allow the network.") from e
 
-# %% ../../nbs/ship/75_serve.ipynb #051081af
+# %% ../../nbs/ship/75_serve.ipynb #2a34f170
 def _launch(
     app, # From `gradio_page`
     host:str, # The address to listen on
@@ -406,7 +409,7 @@ def _launch(
             theme=theme, max_file_size=1, app_kwargs=dict(middleware=[limit]))
     except OSError as e: raise OSError(f"port={port} is in use. Choose another, or None for the first free one.") from e
 
-# %% ../../nbs/ship/75_serve.ipynb #d6f98dea
+# %% ../../nbs/ship/75_serve.ipynb #a26c2495
 def serve(
     model:str|Path|Learner, # A folder, a model on the Hub, or a `Learner`
     host:str='127.0.0.1', # The address to listen on: "127.0.0.1" allows this machine, "0.0.0.0" the network
@@ -422,11 +425,12 @@ def serve(
     import_extra('serve', 'gradio')
     _check_address(host, port)
     whole_number('max_chars', max_chars)
-    if isinstance(model, Learner) and kwargs: raise TypeError(f"{', '.join(kwargs)}: options to load a model, but model is a Learner.")
+    if isinstance(model, Learner): check_options(kwargs, (), [*inspect.signature(serve).parameters][1:-1])
     learn = model if isinstance(model, Learner) else load_hf_learner(model, **kwargs)
     app = gradio_page(learn, title, description, examples, max_chars)
     _launch(app, host, port, 100_000 + 16*max_chars)
-    print(f"The page is at {app.local_url}{'' if host in ('127.0.0.1', 'localhost') else ', open to the network'}", flush=True)
+    network = '' if host in ('127.0.0.1', 'localhost') else ', open to the network'
+    print(f"The page is at {app.local_url}{network}", flush=True)
     if wait or (wait is None and not IN_NOTEBOOK): app.block_thread()
     return app
 
@@ -448,7 +452,7 @@ def _space_files(
             'requirements.txt': f"blurlike[{'serve,onnx' if onnx else 'serve'}]=={blurlike.__version__}\n",
             'README.md': f'---\n{meta.to_yaml()}\n---\n\n# {title}\n\n{about}\n'}
 
-# %% ../../nbs/ship/75_serve.ipynb #6d8f5f1f
+# %% ../../nbs/ship/75_serve.ipynb #84ae2592
 @patch
 def push_to_space(self:Learner,
     repo_id:str, # The Space's name, such as "user/page"; created if it does not exist
@@ -466,5 +470,5 @@ def push_to_space(self:Learner,
         self.save_pretrained(folder/'model', **kwargs)
         files = _space_files(title or _title(get_block(self.dls).task), (folder/'model'/'onnx').exists())
         for name,text in files.items(): (folder/name).write_text(text, encoding='utf-8')
-        return push_folder(folder, repo_id, 'space', is_ours=lambda o: o.startswith('model/'), private=private, token=token,
-                           commit_message=commit_message, create_pr=create_pr, space_sdk='gradio')
+        return push_folder(folder, repo_id, 'space', is_ours=lambda o: o.startswith('model/'), private=private,
+                           token=token, commit_message=commit_message, create_pr=create_pr, space_sdk='gradio')
