@@ -186,13 +186,13 @@ def evaluate(
     from blurlike.ship.save import preparation
     _quiet()
     learn = load_hf_learner(model, text_col=_columns(text_col), label_col=_columns(label_col))
-    columns(df, **preparation(learn.dls)['columns'])
+    columns(df, **{f"--{k.replace('_', '-')}": v for k,v in preparation(learn.dls)['columns'].items()})
     dl = learn.dls.test_dl(df, with_labels=True, bs=bs)
     with learn.no_bar(), learn.no_logging(): loss,*values = learn.validate(dl=dl)
     metrics = {m.name: None if v is None else float(v) for m,v in zip(learn.metrics, values, strict=True)}
     print(json.dumps(dict(rows=len(df), loss=float(loss)) | metrics))
 
-# %% ../nbs/80_cli.ipynb #541e985e
+# %% ../nbs/80_cli.ipynb #57da49d2
 def push(
     model:str, # A folder that save_pretrained wrote
     repo_id:str, # Name of the repository, such as user/model; created if it does not exist
@@ -229,7 +229,7 @@ def _help() -> str:
     commands = '\n'.join(f'  {k:10}{o.__doc__}' for k,o in _COMMANDS.items())
     return f'usage: blurlike COMMAND ...\n\n{commands}\n\nRun `blurlike COMMAND --help` for the options of a command.'
 
-# %% ../nbs/80_cli.ipynb #a7e69a59
+# %% ../nbs/80_cli.ipynb #4d0ceaf1
 _EXAMPLES = dict(
     train='blurlike train reviews.csv --checkpoint distilbert-base-uncased --label-col mood --out my_model',
     predict='blurlike predict my_model < texts.txt > out.jsonl\n'
@@ -247,7 +247,7 @@ def _parser(
     parser.formatter_class = type('Formatter', (RawDescriptionHelpFormatter, parser.formatter_class), {})
     return parser
 
-# %% ../nbs/80_cli.ipynb #cceac6fc
+# %% ../nbs/80_cli.ipynb #148e2a29
 def run(
     argv:list=None, # The arguments; None for those of the process
 ) -> int: # The exit code
@@ -270,7 +270,7 @@ def run(
     except KeyboardInterrupt: return 130
     return 0
 
-# %% ../nbs/80_cli.ipynb #86d31051
+# %% ../nbs/80_cli.ipynb #714ba181
 def main():
     "Run the command in the process's arguments, and exit with its code"
     sys.exit(run())
