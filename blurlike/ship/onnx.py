@@ -199,11 +199,11 @@ def _quantize(
     quantization.quantize_dynamic(model, res, weight_type=quantization.QuantType.QInt8, per_channel=True)
     return res
 
-# %% ../../nbs/ship/73_onnx.ipynb #e5af4072
+# %% ../../nbs/ship/73_onnx.ipynb #07269472
 def _exportable(
     learn:Learner, # The `Learner` to export
 ) -> nn.Module:
-    "Return a copy of the model that the exporters can read; raise `ValueError` if there can be none"
+    "Return a copy of the model that the exporters can read; raise `ValueError` if it cannot be exported"
     task,model = get_block(learn.dls).task,get_model(learn.model)
     if task.generates:
         raise ValueError(f"task={task.name!r} generates text, which takes one call of the model per token; export_onnx "
