@@ -173,7 +173,7 @@ def test_fastai_calls_the_hooks_of_loaders():
     assert calls(lambda: dl.decode_batch(dl.one_batch())) == {'_decode_batch'}
     assert '_pre_show_batch' in calls(lambda: dl.show_batch(show=False))
     assert '_pre_show_batch' in calls(lambda: dl.show_results(dl.one_batch(), torch.zeros(2), show=False))
-    assert '_pre_show_batch' in Interpretation.show_results.__code__.co_names
+    assert '_pre_show_batch' in Interpretation.plot_top_losses.__code__.co_names
 
 
 def test_fastai_calls_the_hook_of_optimizers():

@@ -1,7 +1,5 @@
 "A fastai Learner that trains a Hugging Face model supports everything that a fastai Learner does."
 import pickle
-import subprocess
-import sys
 from copy import deepcopy
 
 import numpy as np
@@ -292,23 +290,6 @@ def test_a_callback_for_one_call_requests_hidden_states(learn):
     assert len(learn.hf_outputs.hidden_states) == 4
     learn.get_preds()
     assert 'hidden_states' not in learn.hf_outputs
-
-
-LOAD = """
-import sys
-from fastai.text.all import load_learner
-learn = load_learner(sys.argv[1])
-learn.hf_predict('the film')
-learn.save_pretrained(sys.argv[2])
-"""
-
-
-def test_an_exported_learner_needs_no_import_of_blurlike(learn, tmp_path):
-    learn.path = tmp_path
-    learn.export('learner.pkl')
-    subprocess.run([sys.executable, '-W', 'ignore', '-c', LOAD, str(tmp_path/'learner.pkl'), str(tmp_path/'model')], check=True)
-    assert (tmp_path/'model'/'blurlike.json').exists()
-    assert (tmp_path/'model'/'tokenizer.json').exists()
 
 
 def test_train_bn_can_be_set(dls, hf):
