@@ -140,7 +140,7 @@ def _chunks(
         yield first,chunk
         first += len(chunk)
 
-# %% ../nbs/80_cli.ipynb #785cf267
+# %% ../nbs/80_cli.ipynb #852da5d1
 def predict(
     model:str, # A folder that save_pretrained wrote, or a name on the Hub
     file:str=None, # A file with one text per line; standard input by default
@@ -159,7 +159,7 @@ def predict(
     _quiet()
     learn = load_hf_learner(model)
     task = get_block(learn.dls).task
-    generate = generate or task.writes_answers
+    generate = generate or getattr(task, 'writes_answers', False)
     answer,kwargs = (learn.hf_generate, options) if generate else (learn.hf_predict, options | dict(many=True))
     with (open(file, encoding='utf-8') if file else os.fdopen(os.dup(0), encoding='utf-8') as lines,
           tqdm(unit=' texts', file=sys.stderr, disable=None) as bar):

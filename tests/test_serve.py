@@ -22,6 +22,7 @@ from test_matrix import TASKS, make_learner
 import blurlike.ship.serve
 from blurlike.all import SequenceClassification, Task, load_hf_learner, serve
 from blurlike.ship.serve import PAGES, Page, page_for, stream_generate
+from blurlike.tasks.generation import Generates
 
 sys.path.insert(0, str(Path(__file__).parent.parent/'tools'))
 from screenshot import ask, browser_page, find_browser  # noqa: E402
@@ -59,7 +60,7 @@ def typed(task, text):
 
 def agrees(task, learn, text, shown):
     "Whether a page shows the predictions of the learner"
-    if learn.dls.hf_block.task.generates: return shown == list(learn.hf_generate(text, max_new_tokens=5).values())[0]
+    if isinstance(learn.dls.hf_block.task, Generates): return shown == list(learn.hf_generate(text, max_new_tokens=5).values())[0]
     pred = learn.hf_predict(text)
     bars = lambda o: {c['label']: c['confidence'] for c in o['confidences']}
     close = lambda a,b: a.keys()==b.keys() and all(math.isclose(a[k], b[k], abs_tol=1e-4) for k in a)

@@ -28,6 +28,7 @@ from ..core.checks import check_options, first_line, import_extra, one_of
 from ..core.objects import forward_kwargs
 from .save import folder_to_replace, keep_weights
 from ..tasks.base import get_block
+from ..tasks.generation import Generates
 
 # %% ../../nbs/ship/73_onnx.ipynb #513fb812
 ONNX_FILES = ('onnx/model.onnx', 'onnx/model_quantized.onnx') # With fp32 weights, and with int8 weights
@@ -199,13 +200,13 @@ def _quantize(
     quantization.quantize_dynamic(model, res, weight_type=quantization.QuantType.QInt8, per_channel=True)
     return res
 
-# %% ../../nbs/ship/73_onnx.ipynb #07269472
+# %% ../../nbs/ship/73_onnx.ipynb #498b4faf
 def _exportable(
     learn:Learner, # The `Learner` to export
 ) -> nn.Module:
     "Return a copy of the model that the exporters can read; raise `ValueError` if it cannot be exported"
     task,model = get_block(learn.dls).task,get_model(learn.model)
-    if task.generates:
+    if isinstance(task, Generates):
         raise ValueError(f"task={task.name!r} generates text, which takes one call of the model per token; export_onnx "
                          "exports a single call.")
     if getattr(model, 'library_name', None)==OnnxModel.library_name:
