@@ -19,8 +19,10 @@ from test_hub import Process
 from test_load import ARCHS, quiet, saved, texts_of  # noqa: F401  a fixture
 from test_matrix import TASKS, make_learner
 
-from blurlike.all import gradio_page, load_hf_learner, serve
-from blurlike.ship.serve import Page, stream_generate
+import blurlike.ship.serve
+from blurlike.all import SequenceClassification, Task, load_hf_learner, serve
+from blurlike.ship.serve import PAGES, Page, page_for, stream_generate
+from blurlike.tasks.generation import Generates
 
 sys.path.insert(0, str(Path(__file__).parent.parent/'tools'))
 from screenshot import ask, browser_page, find_browser  # noqa: E402
@@ -59,7 +61,7 @@ def typed(task, text):
 
 def agrees(task, learn, text, shown):
     "Whether a page shows the predictions of the learner"
-    if learn.dls.hf_block.task.generates: return shown == list(learn.hf_generate(text, max_new_tokens=5).values())[0]
+    if isinstance(learn.dls.hf_block.task, Generates): return shown == list(learn.hf_generate(text, max_new_tokens=5).values())[0]
     pred = learn.hf_predict(text)
     bars = lambda o: {c['label']: c['confidence'] for c in o['confidences']}
     close = lambda a,b: a.keys()==b.keys() and all(math.isclose(a[k], b[k], abs_tol=1e-4) for k in a)
@@ -262,21 +264,26 @@ def test_invalid_arguments_of_serve_raise(learn, monkeypatch):
         with pytest.raises(ValueError, match=mentions(f'port={port!r}', 65535)): serve(learn, port=port, wait=False)
     with pytest.raises(OSError, match="host='192.0.2.1'"): serve(learn, host='192.0.2.1', wait=False)
     with pytest.raises(TypeError, match=mentions('revision')): serve(learn, revision='main', wait=False)
-    monkeypatch.setattr(learn.dls.hf_block.task, 'page', 'poster')
-    with pytest.raises(ValueError, match=mentions("page='poster'", "'answers'")): gradio_page(learn)
     monkeypatch.setitem(sys.modules, 'gradio', None)
     with pytest.raises(ImportError, match=mentions('gradio', 'blurlike[serve]')): serve(learn)
 
 
 def test_a_custom_task_can_have_a_custom_page(learn, monkeypatch):
+    class Mine(SequenceClassification): name = None
+    class Heir(Mine): name = None
+    monkeypatch.setattr(learn.dls.hf_block, 'task', Heir())
+    with client_of(learn) as say: assert say('the film')['label'] == learn.hf_predict('the film')['label'] # as its parent
+    monkeypatch.setattr(blurlike.ship.serve, 'PAGES', {**PAGES})
+    @page_for(Mine)
     class Shout(Page):
-        name = 'shout'
         def outputs(self): return [self.gr.Textbox(label='loud')]
-        def answer(self, text): return self.say([text])['label'].upper()
-    monkeypatch.setattr(learn.dls.hf_block.task, 'page', 'shout')
+        def answer(self, text): return self.predict([text])['label'].upper()
     with client_of(learn) as say: assert say('the film') == learn.hf_predict('the film')['label'].upper()
-    monkeypatch.setattr(learn.dls.hf_block.task, 'page', 'json')
-    with client_of(learn) as say: assert say('the film')['label'] == learn.hf_predict('the film')['label']
+
+
+def test_a_task_without_a_page_shows_json(learn, monkeypatch):
+    monkeypatch.setattr(blurlike.ship.serve, 'PAGES', {Task: Page})
+    with client_of(learn) as say: assert say('the film') == learn.hf_predict('the film')
 
 
 def test_a_space_contains_the_page_and_the_model(saved, tmp_path):  # noqa: F811
