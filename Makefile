@@ -38,8 +38,9 @@ docs: $(STAMP)         ## Build the site into _docs
 bench: $(STAMP)        ## Compare speeds with Trainer, pipeline and bare loops; FULL=1 for hours, ONLY=training,prediction for some
 	HF_HUB_OFFLINE=1 $(BIN)/python -m benchmarks.speed $(if $(FULL),--full) $(if $(ONLY),--only "$(ONLY)")
 
-lint: $(STAMP)         ## Check tests/, tools/, benchmarks/ and setup.py with ruff
-	$(BIN)/ruff check tests tools setup.py benchmarks
+lint: $(STAMP)         ## Check the code with ruff, and the size of the cells in the notebooks
+	$(BIN)/ruff check
+	$(BIN)/python tools/cells.py
 
 clean:                 ## Remove what was built, .venv included
 	rm -rf $(VENV) _docs build dist *.egg-info demo_model

@@ -54,7 +54,8 @@ def short_types(
     "Remove modules from the types in `docs`, and types that are inferred from a default of None or a function"
     for o in docs.dm.values():
         if o.anno in (NoneType, FunctionType): o['anno'] = empty
-        if o.anno is not empty: o['anno'] = re.sub(r'\b([a-z_]\w*\.)+(?=[A-Z])', '', formatannotation(o.anno).strip("'"))
+        if o.anno is empty: continue
+        o['anno'] = re.sub(r'\b([a-z_]\w*\.)+(?=[A-Z])', '', formatannotation(o.anno).strip("'"))
     return docs
 
 def signature(
@@ -74,7 +75,8 @@ def show_doc(
     obj = reduce(getattr, name.split('.'), mod)
     if isinstance(obj, (property, cached_property)): obj = getattr(obj, 'fget', None) or obj.func
     # A function that dispatches on types: what this module adds to it
-    if hasattr(obj, 'methods'): obj = next(o.implementation for o in obj.methods if o.implementation.__module__==mod.__name__)
+    added = [o.implementation for o in getattr(obj, 'methods', [])]
+    obj = next((o for o in added if o.__module__==mod.__name__), obj)
     heading = f"{'####' if '.' in name else '###'} `{name}` {{ #{name} }}"
     parts = heading, f'```python\n{signature(obj)}\n```', docstring(obj), str(short_types(DocmentTbl(obj)))
     return '\n\n'.join(filter(None, parts))

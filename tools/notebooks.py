@@ -51,7 +51,7 @@ def run(
     nb.metadata = {'kernelspec': {'display_name': 'python3', 'language': 'python', 'name': 'python3'}}
     nbformat.write(nb, path)
 
-@call_parse
+@call_parse(pos=['pattern'])
 def main(
     pattern:str='', # Run only notebooks whose path matches this regular expression
 ):
