@@ -1,4 +1,4 @@
-"Build the documentation site into _docs/ from the notebooks, with their committed outputs, and the package"
+"Build the documentation site in _docs/ from the package and the notebooks, with their committed outputs"
 import ast
 import logging
 import os
@@ -6,8 +6,7 @@ import re
 import shutil
 import tempfile
 from configparser import ConfigParser
-from functools import cached_property, partial, reduce
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from functools import cached_property, reduce
 from importlib import import_module
 from inspect import formatannotation, getdoc, isclass
 from pathlib import Path
@@ -148,41 +147,42 @@ def gallery(
 
 def reference(
     pages:list, # The pages of the library
-    about:str, # On the package as a whole
 ) -> str: # Markdown
     "Return the page that lists all names"
-    res = ['# Reference', about]
+    res = ['# Reference', getdoc(import_module('blurlike')) or '']
     for o in pages:
         if o.names: res += [f'## [{o.title}]({o.dst})', o.subtitle, ' · '.join(f'`{n}`' for n in o.names)]
     return '\n\n'.join(res) + '\n'
+
+def navigation(
+    home:Page, # The index
+    library:list, # Pages
+    examples:list, # Pages
+) -> list: # As in mkdocs.yml
+    "Return the navigation: the library by storey, in reading order"
+    sections = {}
+    for o in library: sections.setdefault(o.dst.parent.name or o.title, []).append({o.title: str(o.dst)})
+    storeys = [o[0] if [k]==[*o[0]] else {k: o} for k,o in sections.items()]
+    listed = [{'Gallery': 'examples/index.md'}, *({o.title: str(o.dst)} for o in examples)]
+    return [{'Home': str(home.dst)}, {'Library': storeys}, {'Examples': listed}, {'Reference': 'reference.md'}]
 
 def write_sources(
     root:Path, # The project
     out:Path, # An empty folder
 ) -> list: # The navigation
     "Write everything that MkDocs needs to `out`"
-    nbs = root/'nbs'
-    pages = [read_page(o, nbs) for o in notebooks(root)]
-    names = targets(pages)
-    home,*rest = pages
+    home,*rest = pages = [read_page(o, root/'nbs') for o in notebooks(root)]
     examples = [o for o in rest if o.dst.parts[0]=='examples']
     library = [o for o in rest if o not in examples]
-    texts = {o.dst: o.text for o in pages}
-    texts[Path('examples/index.md')] = gallery(examples)
-    texts[Path('reference.md')] = reference(library, getdoc(import_module('blurlike')))
-    for folder in ('images', *{o.dst.parent for o in pages}): (out/folder).mkdir(parents=True, exist_ok=True)
-    for k,v in texts.items(): (out/k).write_text(add_links(v, k.parent, names), encoding='utf-8')
-    for p in pages:
-        for k,v in p.images.items():
-            (out/p.dst.parent/k).parent.mkdir(exist_ok=True)
-            (out/p.dst.parent/k).write_bytes(v)
-    shutil.copytree(nbs/'images', out/'images', dirs_exist_ok=True)
+    files,names = {}, targets(pages)
+    for o in pages: files |= {o.dst: o.text, **{o.dst.parent/k: v for k,v in o.images.items()}}
+    files |= {Path('examples/index.md'): gallery(examples), Path('reference.md'): reference(library)}
+    for k,v in files.items():
+        (out/k).parent.mkdir(parents=True, exist_ok=True)
+        (out/k).write_bytes(v if isinstance(v, bytes) else add_links(v, k.parent, names).encode())
+    shutil.copytree(root/'nbs'/'images', out/'images', dirs_exist_ok=True)
     shutil.copy(THEME/'site.css', out)
-    sections = {}
-    for o in library: sections.setdefault(o.dst.parent.name or o.title, []).append({o.title: str(o.dst)})
-    sections = [o[0] if [k]==[*o[0]] else {k: o} for k,o in sections.items()]
-    gallery_nav = [{'Gallery': 'examples/index.md'}, *({o.title: str(o.dst)} for o in examples)]
-    return [{'Home': str(home.dst)}, {'Library': sections}, {'Examples': gallery_nav}, {'Reference': 'reference.md'}]
+    return navigation(home, library, examples)
 
 # The site
 
@@ -225,15 +225,10 @@ def build_site(
 @call_parse
 def main(
     root:Path=ROOT, # The project
-    serve:bool=False, # Serve the site afterwards
-    port:int=8000, # The port to serve it at
 ):
-    "Build the documentation site into _docs/"
+    "Build the documentation site in _docs/"
     logging.basicConfig(level=logging.WARNING, format='%(levelname)s: %(message)s')
     # MkDocs and huggingface_hub read these when they are imported
     os.environ |= {'NO_MKDOCS_2_WARNING': '1', 'HF_HUB_OFFLINE': '1'}
     out = build_site(Path(root).resolve())
     print(f"{out} has {sum(1 for _ in out.rglob('*.html'))} pages")
-    if not serve: return
-    print(f'http://127.0.0.1:{port}')
-    ThreadingHTTPServer(('127.0.0.1', port), partial(SimpleHTTPRequestHandler, directory=out)).serve_forever()
