@@ -45,7 +45,8 @@ def run(
     "Execute the notebook at `path` and write it back"
     nb = nbformat.read(path, as_version=4)
     resources = {'metadata': {'path': str(path.parent)}}
-    NotebookClient(nb, timeout=1200, kernel_name='python3', resources=resources).execute()
+    NotebookClient(nb, timeout=1200, kernel_name='python3', resources=resources, record_timing=False,
+                   coalesce_streams=True).execute()
     for o in nb.cells:
         if o.cell_type=='code': keep_stable(o)
     nb.metadata = {'kernelspec': {'display_name': 'python3', 'language': 'python', 'name': 'python3'}}
