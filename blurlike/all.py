@@ -18,7 +18,7 @@ from blurlike.architectures import architecture_table, supported_tasks
 from blurlike.data.block import HFTextBlock
 from blurlike.train.callback import HFCallback, HFLoss
 from blurlike.data.dataloaders import HFTextDataLoaders
-from blurlike.core.inputs import HFInputs, padding_share, plot_token_lengths, token_lengths
+from blurlike.core.inputs import HFInputs, padding_share
 from blurlike.train.learner import HFMixedPrecision, build_model, hf_adamw, hf_learner
 from blurlike.ship.load import load_hf_learner
 from blurlike.data.loader import HFDataLoader
@@ -39,7 +39,8 @@ from blurlike.data.samples import minilm_checkpoint, load_movie_reviews, smollm2
 from blurlike.ship.serve import gradio_page, serve # and learn.push_to_space
 from blurlike.show import SampleTable, plot_top_losses
 from blurlike.train.splitter import head_params, hf_splitter, layer_params
-from blurlike.tasks.base import CellsReader, Task, TokenCrossEntropy, all_tasks, get_block, get_task, get_vocab, infer_task, label_names, task_class
+from blurlike.tasks.base import Task, TokenCrossEntropy, all_tasks, get_block, get_task, infer_task, task_class
+from blurlike.tasks.labels import get_vocab, label_names
 from blurlike.tasks.causal_lm import CausalLM
 from blurlike.tasks.corpus import TokenAccuracy, TokenPerplexity
 from blurlike.tasks.masked_lm import BertMasking, MaskedLM, Masking, SpanMasking, WholeWordMasking, all_maskings, get_masking
@@ -71,6 +72,8 @@ from blurlike.tasks.token_classification import (
     label_order,
     word_accuracy,
 )
+from blurlike.text.lengths import plot_token_lengths, token_lengths
+from blurlike.text.rows import CellsReader
 
 
 def pipeline(*args, **kwargs):

@@ -5,309 +5,299 @@
 # %% auto #0
 __all__ = ['resolve_max_length', 'HFTextBlock']
 
-# %% ../../nbs/data/41_block.ipynb #ff153dbf
+# %% ../../nbs/data/41_block.ipynb #1ba9e786
 import inspect
-from contextlib import contextmanager
-from numbers import Integral
+import sys
+from contextlib import suppress
+from copy import copy
+from importlib import import_module
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from fastai.data.block import TransformBlock
 from fastai.torch_basics import is_listy, patch
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
-from ..core.checks import check_options
-from .. import predict, show # noqa: F401  whoever has a block, unpickled ones included, can show and predict
-from ..ship import hub, onnx, save # noqa: F401  and save, export and push
-from ..core.inputs import HFInputs, by_window, decode_texts, padded_rows, text_columns, token_lengths, tokenized_rows, without_offsets
-from .loader import HFDataLoader
+from ..core.checks import check_options, fast_tokenizer, one_of, whole_number
+from ..core.inputs import HFInputs, decode_texts
 from ..core.objects import forward_args, model_skeleton, position_limit, set_pad_token, tokenizer_limit
+from .loader import HFDataLoader
 from ..tasks.base import Task, all_tasks, get_task, infer_task, task_options
+from ..text.lengths import text_columns
+from ..text.tokens import RowTemplate, TokenTable, tokenize
 
 if TYPE_CHECKING: from transformers import PreTrainedModel
 
-# %% ../../nbs/data/41_block.ipynb #6127e5f0
+# %% ../../nbs/data/41_block.ipynb #2b5b21cd
+def _check_max_length(max_length, limit, tokenizer, model, multiple):
+    "Raise `ValueError` for a `max_length` that is not possible"
+    own = tokenizer.num_special_tokens_to_add()
+    whole_number('max_length', max_length, own+1, f"{type(tokenizer).__name__} adds {own} special tokens to a text." if own else '')
+    if limit and max_length > limit:
+        raise ValueError(f"max_length={max_length} must be at most {limit}, the number of positions of {type(model).__name__}.")
+    if multiple and max_length % multiple:
+        raise ValueError(f"max_length={max_length} must be a multiple of pad_to_multiple_of={multiple}, such as {max_length//multiple*multiple or multiple}.")
+
+# %% ../../nbs/data/41_block.ipynb #c648e167
+def resolve_max_length(
+    max_length:int|None, # As the user set it; None for the limit of model and tokenizer
+    tokenizer:PreTrainedTokenizerBase, # May have a limit
+    model:'PreTrainedModel', # A model or a skeleton; its table of positions may set a limit
+    multiple:int=None, # The length must be a multiple of this
+) -> int|None: # Tokens; None where there is no limit
+    "Return the length to truncate and pad to; raises `ValueError` if it is not possible"
+    limit = position_limit(model)
+    if max_length is not None:
+        _check_max_length(max_length, limit, tokenizer, model, multiple)
+        return int(max_length)
+    max_length = min((o for o in (limit, tokenizer_limit(tokenizer)) if o), default=None)
+    return max_length//multiple*multiple if max_length and multiple else max_length
+
+# %% ../../nbs/data/41_block.ipynb #a105d11a
 _PADDING = (True, False, 'longest', 'max_length', 'do_not_pad')
 _TRUNCATION = (True, False, 'longest_first', 'only_first', 'only_second', 'do_not_truncate')
-_OURS = dict(return_tensors='batches are always PyTorch tensors', return_overflowing_tokens='a row must stay one row')
+_HERE = dict(return_tensors='batches are PyTorch tensors', return_overflowing_tokens='use windows=True for long texts')
+# Tokenizer options that the block itself follows, or that have no effect on a batch
+_OWN_TOK_KWARGS = {'add_special_tokens', 'padding_side', 'return_token_type_ids', 'return_attention_mask',
+                   'return_special_tokens_mask', 'return_length', 'return_offsets_mapping'}
 
-def _check_choice(name, value, choices):
-    if not any(value is o or (isinstance(o, str) and value==o) for o in choices):
-        raise ValueError(f"{name}={value!r} is not one of {', '.join(map(repr, choices))}.")
+def _check_tokenizer_options(padding, truncation, tok_kwargs):
+    "Raise `ValueError` for options that are not possible"
+    one_of('padding', padding, _PADDING)
+    if truncation is not None: one_of('truncation', truncation, _TRUNCATION)
+    for k in set(_HERE) & set(tok_kwargs or {}): raise ValueError(f"tok_kwargs={{{k!r}: ...}} is not possible: {_HERE[k]}.")
 
 def _check_vocab(tokenizer, model):
-    "Every token needs a row of the embedding table"
+    "Raise `ValueError` if a token has no row in the model's table of embeddings"
     try: table = model.get_input_embeddings()
-    except NotImplementedError: return # a model without a table of tokens, such as one that hashes characters
+    except NotImplementedError: return # such as a model that hashes characters
     rows = getattr(table, 'num_embeddings', None)
-    if rows is not None and len(tokenizer) > rows:
-        raise ValueError(f"The tokenizer knows {len(tokenizer)} tokens and the model's embedding has {rows} rows: take both from "
-                         "the same checkpoint, or call `model.resize_token_embeddings(len(tokenizer))` if you added tokens.")
+    if rows is None or len(tokenizer) <= rows: return
+    raise ValueError(f"The tokenizer has {len(tokenizer)} tokens, but the model's embedding has {rows} rows: take both from the same checkpoint, "
+                     "or call `model.resize_token_embeddings(len(tokenizer))` if you added tokens.")
 
-# %% ../../nbs/data/41_block.ipynb #7e906510
-def resolve_max_length(
-    max_length:int|None, # What the user asks for; None for the model's own limit
-    tokenizer:PreTrainedTokenizerBase, # May know a limit
-    model:'PreTrainedModel', # A model or a skeleton; its position table may set a limit
-    multiple:int=None, # The limit has to be a multiple of this
-) -> int|None: # None where nothing limits the length
-    "The length to cut and pad to; raises `ValueError` if the model cannot take it"
-    limit = position_limit(model)
-    if max_length is None:
-        max_length = min((o for o in (limit, tokenizer_limit(tokenizer)) if o), default=None)
-        return max_length//multiple*multiple if max_length and multiple else max_length
-    if not isinstance(max_length, Integral) or max_length < 1: raise ValueError(f"max_length={max_length!r} is not a positive number of tokens.")
-    max_length = int(max_length)
-    if max_length <= (own := tokenizer.num_special_tokens_to_add()):
-        raise ValueError(f"max_length={max_length} leaves no room for a text: {type(tokenizer).__name__} adds {own} tokens of its own, so use at least {own+1}.")
-    if limit and max_length > limit:
-        raise ValueError(f"max_length={max_length} is more than the {limit} tokens that {type(model).__name__} has positions for: use at most {limit}.")
-    if multiple and max_length % multiple:
-        raise ValueError(f"max_length={max_length} is not a multiple of pad_to_multiple_of={multiple}: use {max_length//multiple*multiple or multiple}.")
-    return max_length
-
-# %% ../../nbs/data/41_block.ipynb #74b36b5b
+# %% ../../nbs/data/41_block.ipynb #bc4c0b32
 class HFTextBlock(TransformBlock):
     "A `TransformBlock` for texts that a Hugging Face tokenizer encodes"
     def __init__(self,
-        hf_arch:str, # The architecture's name, as `get_hf_objects` gives it
+        hf_arch:str, # The architecture's name, as `get_hf_objects` returns it
         hf_config:PreTrainedConfig, # The model's configuration
         hf_tokenizer:PreTrainedTokenizerBase, # The tokenizer
-        hf_model:'PreTrainedModel'=None, # The model, asked what it can take and not kept; None asks a skeleton built from `hf_config`
-        max_length:int=None, # Tokens, special tokens included; None for the model's own limit
+        hf_model:'PreTrainedModel'=None, # The model, inspected and not kept; None for a skeleton built from `hf_config`
+        max_length:int=None, # Tokens in a row, special tokens included; None for the model's limit
         padding:bool|str=True, # True or "longest", "max_length", False
-        truncation:bool|str=None, # True or "longest_first", "only_first", "only_second", False; None for what suits the task
-        is_split_into_words:bool=None, # Whether a text is a list of words; None for what suits the task
-        pad_to_multiple_of:int=None, # Round the padded length up, for the tensor cores of some GPUs
-        windows:bool=None, # Whether a text longer than `max_length` becomes several windows and is not cut; None for what suits the task
-        stride:int=None, # How many tokens neighbouring windows share; None for what suits the task
-        tok_kwargs:dict=None, # What else the tokenizer should be told, such as `add_special_tokens`
-        task:str|Task=None, # What the model is for; None to see it from the targets
+        truncation:bool|str=None, # True or "longest_first", "only_first", "only_second", False; None for the task's default
+        is_split_into_words:bool=None, # Whether a text is a list of words; None for the task's default
+        pad_to_multiple_of:int=None, # Round the padded length up to a multiple of this
+        windows:bool=None, # Whether to read a text longer than `max_length` in windows; None for the task's default
+        stride:int=None, # Tokens that neighbouring windows share; None for the task's default
+        tok_kwargs:dict=None, # Further options of the tokenizer, such as `add_special_tokens`
+        task:str|Task=None, # What the model is for; None to infer it from the targets
         **task_options # The task's own options, such as `threshold`
     ):
-        _check_choice('padding', padding, _PADDING)
-        if truncation is not None: _check_choice('truncation', truncation, _TRUNCATION)
-        for k in set(_OURS) & set(tok_kwargs or {}): raise ValueError(f"tok_kwargs={{{k!r}: ...}} is not supported: {_OURS[k]}.")
+        _check_tokenizer_options(padding, truncation, tok_kwargs)
         if task is None: _check_no_task_options(task_options)
-        self.task,self.task_is_settled = get_task(task or 'sequence-classification', **task_options),task is not None
-        model = model_skeleton(hf_config, self.task.auto_model) if hf_model is None else hf_model
-        _check_vocab(hf_tokenizer, model)
-        for config in {id(o): o for o in (hf_config, model.config)}.values(): set_pad_token(hf_tokenizer, config)
-        self.max_length = resolve_max_length(max_length, hf_tokenizer, self.task.text_model(model), pad_to_multiple_of)
-        if padding=='max_length' and self.max_length is None:
-            raise ValueError(f"padding='max_length' has no length to pad to: {hf_arch} has no limit of its own, so pass max_length.")
         self.hf_arch,self.hf_config,self.hf_tokenizer = hf_arch,hf_config,hf_tokenizer
         self.padding,self.pad_to_multiple_of,self.tok_kwargs = padding,pad_to_multiple_of,dict(tok_kwargs or {})
-        self._given = dict(truncation=truncation, is_split_into_words=is_split_into_words, windows=windows, stride=stride)
-        self._take_from_task(model)
-        self.input_names = forward_args(model)
+        self.given = dict(truncation=truncation, is_split_into_words=is_split_into_words, windows=windows, stride=stride)
+        self.origin,self.task_is_settled = self,task is not None
+        task = get_task(task or 'sequence-classification', **task_options)
+        model = model_skeleton(hf_config, task.auto_model) if hf_model is None else hf_model
+        self._set_model(model, task, max_length)
+        self._set_task(task, model)
         super().__init__(dl_type=HFDataLoader, dls_kwargs=dict(hf_block=self, drop_last=False))
 
     def __repr__(self): return f"HFTextBlock({self.hf_arch}, {self.task.name}, max_length={self.max_length})"
 
-def _check_no_task_options(options):
-    "Raise `TypeError` for options that are a task's, and no task has been named, or no one's"
-    for k in set(options) - _OPTIONS:
-        if tasks := [n for n,o in all_tasks().items() if k in task_options(o)]:
-            raise TypeError(f"{k!r} is an option of {' and '.join(tasks)}: say task= too.")
-    check_options(options, _OPTIONS)
-
+# %% ../../nbs/data/41_block.ipynb #465aae69
 _OPTIONS = set(inspect.signature(HFTextBlock.__init__).parameters) - {'self', 'task_options'}
 
-# %% ../../nbs/data/41_block.ipynb #348f7ed9
+def _check_no_task_options(options):
+    "Raise `TypeError` for options that belong to a task, where none is named, or that are unknown"
+    for k in set(options) - _OPTIONS:
+        if tasks := [n for n,o in all_tasks().items() if k in task_options(o)]:
+            raise TypeError(f"{k!r} is an option of {' and '.join(tasks)}: pass task= too.")
+    check_options(options, _OPTIONS)
+
 @patch
-def _take_from_task(self:HFTextBlock, model=None):
-    "Options that were not given are the task's"
-    for k,v in self._given.items(): setattr(self, k, getattr(self.task, k) if v is None else v)
-    if self._given['stride'] is None and self.max_length: self.stride = min(self.stride, self.max_length//3) # most of a window is to be new
-    if not isinstance(self.stride, Integral) or self.stride < 0: raise ValueError(f"stride={self.stride!r} is not a number of tokens.")
-    self.task.set_up(self, model)
+def _set_model(self:HFTextBlock, model, task, max_length):
+    "Take over what the model says: its limit, its inputs, and its padding token"
+    _check_vocab(self.hf_tokenizer, model)
+    for config in {id(o): o for o in (self.hf_config, model.config)}.values(): set_pad_token(self.hf_tokenizer, config)
+    self.max_length = resolve_max_length(max_length, self.hf_tokenizer, task.text_model(model), self.pad_to_multiple_of)
+    if self.padding=='max_length' and self.max_length is None:
+        raise ValueError(f"padding='max_length' needs a max_length: {self.hf_arch} has no limit of its own.")
+    self.input_names = forward_args(model)
+
+# %% ../../nbs/data/41_block.ipynb #863c00f9
+@patch
+def _set_task(self:HFTextBlock, task, model=None):
+    "Set the task, and the options that suit it where the user gave none"
+    self.task = task
+    for k,v in self.given.items(): setattr(self, k, getattr(task, k) if v is None else v)
+    # By default, most of a window is new
+    if self.given['stride'] is None and self.max_length: self.stride = min(self.stride, self.max_length//3)
+    whole_number('stride', self.stride, 0)
+    self.setup = task.set_up(self, model)
     if self.windows: _check_windows(self)
 
 def _check_windows(block):
-    "Windows need a tokenizer that makes them, and room to move on"
-    if not block.hf_tokenizer.is_fast:
-        raise ValueError(f"windows=True: {type(block.hf_tokenizer).__name__} is not a fast tokenizer, and cannot make windows; use windows=False to cut long texts.")
+    "Raise `ValueError` where windows are not possible"
+    fast_tokenizer(block.hf_tokenizer, 'windows=True')
     if block.max_length is None:
-        if block._given['windows']: raise ValueError(f"windows=True: {block.hf_arch} has no limit of its own, so pass max_length.")
+        if block.given['windows']: raise ValueError(f"windows=True needs a max_length: {block.hf_arch} has no limit of its own.")
         return # each text is one window
     room = block.max_length - block.hf_tokenizer.num_special_tokens_to_add()
-    if block.stride >= room:
-        raise ValueError(f"stride={block.stride}: with max_length={block.max_length} a window holds {room} tokens of a text, and must share fewer with the next.")
+    if block.stride < room: return
+    raise ValueError(f"stride={block.stride} must be less than {room}, the tokens of a text in a window of max_length={block.max_length}.")
 
-@patch
-def settle_task(self:HFTextBlock,
-    dataset, # Samples `(text, target)`
-):
-    "See from the targets what the task is, if nobody has said"
-    if self.task_is_settled: return
-    sample = dataset[0] if len(dataset) else ()
-    if not isinstance(sample, tuple) or len(sample) < 2: return
-    cls = infer_task(lambda o: o.fits(sample[1]))
-    self.task,self.task_is_settled = self.task if cls is None else cls(),True
-    self._take_from_task()
-
-# %% ../../nbs/data/41_block.ipynb #160050f3
-HFTextBlock._ahead = {} # What the tokenizer made of texts that are to come
-
-@patch(as_prop=True)
-def _ids_alone(self:HFTextBlock): return not self.task.needs_offsets and 'return_offsets_mapping' not in self.tok_kwargs
-
-@patch
-def tokenize_ahead(self:HFTextBlock,
-    samples:list, # `(x,)` or `(x, y)` tuples
-) -> dict: # For `knowing`; empty where it would not do
-    "The tokens of the texts of several batches, found many at a time"
-    if not self._ids_alone or self.windows or self.task.notes or self.padding in (False, 'do_not_pad'): return {}
-    texts = self.task.texts_to_encode(samples)
-    if not texts or _are_words(texts): return {}
-    truncation = self.truncation if self.max_length else False
-    rows = tokenized_rows(texts, self.hf_tokenizer, truncation=truncation, max_length=self.max_length, verbose=False, **self.tok_kwargs)
-    return rows if not isinstance(texts[0], tuple) or self._tells_parts(rows.get(texts[0], {})) else {}
-
-@patch
-@contextmanager
-def knowing(self:HFTextBlock,
-    ahead:dict, # From `tokenize_ahead`
-):
-    "Inside, `encode` and `token_lengths` need no tokenizer for what is known; its lengths are those after truncation"
-    before,self._ahead = self._ahead,ahead
-    try: yield
-    finally: self._ahead = before
-
-@patch
-def _tells_parts(self:HFTextBlock, inputs):
-    "Whether the model is told which of two texts a token belongs to"
-    types = inputs.get('token_type_ids') if 'token_type_ids' in self.input_names else None
-    return types is not None and bool((types==1).any())
-
-@patch
-def _known(self:HFTextBlock, samples):
-    "What is known of `samples` ahead; None if that is not all of them"
-    rows = [self._ahead.get(o) for o in samples] if self._ahead and not _are_words(samples) else [None]
-    return None if any(o is None for o in rows) else rows
-
-@patch
-def _tokenize(self:HFTextBlock, samples, truncation=None, stride=None):
-    if truncation is None and stride is None and (rows := self._known(samples)):
-        length = self.max_length if self.padding=='max_length' else None
-        return padded_rows(rows, self.hf_tokenizer, length, self.pad_to_multiple_of, self.tok_kwargs.get('padding_side'))
-    truncation = (truncation or self.truncation) if self.max_length else False
-    if self.windows:
-        truncation = 'only_second' if isinstance(samples[0], tuple) and truncation in (True, 'longest_first') else truncation
-        windows = dict(return_overflowing_tokens=True, stride=self.stride if stride is None else stride)
-    tokenizer = without_offsets(self.hf_tokenizer) if self._ids_alone else self.hf_tokenizer
-    enc = tokenizer(*text_columns(samples), padding=self.padding, truncation=truncation, max_length=self.max_length,
-        is_split_into_words=_are_words(samples), pad_to_multiple_of=self.pad_to_multiple_of, verbose=False,
-        **self.tok_kwargs, **(windows if self.windows else {}))
-    try: enc.update({k: torch.from_numpy(np.array(v, dtype=np.int64)) for k,v in enc.items()})
-    except ValueError as e:
-        if 'inhomogeneous' not in str(e): raise
-        raise ValueError(f"padding={self.padding!r} leaves the texts of a batch at different lengths, which cannot be one tensor: "
-                         "use padding=True, or batches of one row.") from e
-    return enc
-
-@patch
-def encode(self:HFTextBlock,
-    samples:list, # Texts, tuples of two texts, or lists of words
-    **options # `truncation` and `stride`, in place of the block's own
-) -> HFInputs: # Tensors of shape batch x sequence, on the CPU
-    "Encode a batch with one call of the tokenizer"
-    enc = self._tokenize(samples, **options)
-    empty = _empty_rows(enc)
-    if empty.any():
-        token = self.hf_tokenizer.eos_token or self.hf_tokenizer.pad_token
-        rows = set(_row_of(enc)[empty].tolist())
-        enc = self._tokenize([_non_empty(o, token) if i in rows else o for i,o in enumerate(samples)], **options)
-    inputs = {k: v for k,v in enc.items() if k in self.input_names} | self._notes(enc, isinstance(samples[0], tuple))
-    res = HFInputs(self._in_windows(inputs, enc, len(samples)) if self.windows else inputs)
-    res.encoding,res.hf_block = enc,self
-    return res
-
-# %% ../../nbs/data/41_block.ipynb #ee77b978
-def _are_words(samples):
-    "Whether a text is a list of words"
-    text = samples[0][0] if isinstance(samples[0], tuple) else samples[0]
-    return not isinstance(text, str)
-
-def _row_of(enc):
-    "Which sample each row of `enc` comes from"
-    return enc['overflow_to_sample_mapping'] if 'overflow_to_sample_mapping' in enc else torch.arange(len(enc['input_ids']))
-
-@patch
-def _notes(self:HFTextBlock, enc, pairs):
-    "What the task wants to know of each token: tensors of the shape of `input_ids`, -1 for none"
-    names = [*self.task.notes, *(['sequence_ids'] if pairs and not self._tells_parts(enc) else [])]
-    if not names or not enc.is_fast: return {}
-    return {o: torch.tensor([[-1 if i is None else i for i in getattr(e, o)] for e in enc.encodings]) for o in dict.fromkeys(names)}
-
-@patch
-def _in_windows(self:HFTextBlock, inputs, enc, n_rows):
-    "`inputs` with a row for each text and the windows of a text in it"
-    n_windows = torch.bincount(_row_of(enc), minlength=n_rows)
-    mask = torch.arange(int(n_windows.max())) < n_windows[:,None]
-    pad = dict(input_ids=self.hf_tokenizer.pad_token_id, **{o: -1 for o in HFInputs.notes})
-    return {k: by_window(v, mask, pad.get(k, 0)) for k,v in inputs.items()} | dict(n_windows=n_windows)
-
-# %% ../../nbs/data/41_block.ipynb #6136bf7c
-def _empty_rows(enc):
-    "Which rows of `enc` have no token at all"
-    ids = enc['input_ids']
-    if not ids.shape[1]: return ids.new_ones(len(ids)).bool()
-    return enc['attention_mask'].sum(1)==0 if 'attention_mask' in enc else ids.new_zeros(len(ids)).bool()
-
-def _non_empty(sample, token):
-    "`sample` with one token to read"
-    if isinstance(sample, tuple): return (_non_empty(sample[0], token), *sample[1:])
-    return token if isinstance(sample, str) else [token]
-
-# %% ../../nbs/data/41_block.ipynb #1bdbd24f
-@patch
-def token_lengths(self:HFTextBlock,
-    samples:list, # Texts, tuples of two texts, or lists of words
-): # The number of tokens of each before truncation, as an array
-    "How long `samples` are"
-    if not samples: return np.zeros(0, dtype=np.int64)
-    if rows := self._known(samples): return np.array([len(o['input_ids']) for o in rows])
-    return token_lengths(samples, self.hf_tokenizer, is_split_into_words=_are_words(samples), **self.tok_kwargs).to_numpy()
-
-@patch(as_prop=True)
-def length_limit(self:HFTextBlock) -> int|None: # Tokens; None where nothing is cut
-    "How long an input may be: a text, or one of its windows"
-    return None if self.truncation in (False, 'do_not_truncate') else self.max_length
-
-@patch
-def cut(self:HFTextBlock,
-    lengths, # Lengths before truncation, an array
-): # Lengths after it
-    "What truncation makes of `lengths`"
-    return lengths if self.windows or self.length_limit is None else lengths.clip(max=self.length_limit)
-
-@patch
-def padded(self:HFTextBlock,
-    lengths, # Lengths after truncation, an array
-): # The least that a row of each takes in a batch
-    "What padding to a fixed length or to a multiple makes of `lengths`"
-    if self.padding=='max_length': return lengths.clip(min=self.max_length)
-    return lengths if self.pad_to_multiple_of is None else -(-lengths//self.pad_to_multiple_of)*self.pad_to_multiple_of
-
-@patch
-def decode(self:HFTextBlock,
-    inputs, # `HFInputs`, or `HFRows`
-    max_n:int=None, # At most so many rows
-) -> list: # A text for each, or a tuple of two for a pair
-    "The texts that `inputs` stand for, as the model reads them"
-    if isinstance(inputs, dict): return decode_texts(inputs, self.hf_tokenizer, max_n)
-    return [decode_texts({k: v[None] for k,v in o.items()}, self.hf_tokenizer)[0] for o in inputs[:max_n]]
-
+# %% ../../nbs/data/41_block.ipynb #6f5e6276
 @patch
 def text_problem(self:HFTextBlock,
-    x, # What the dataset gives for a text
-) -> str|None: # None if `x` can be encoded
-    "What is wrong with `x`"
+    x, # A text, as the dataset returns it
+) -> str|None: # None if it can be encoded
+    "Return what is wrong with `x`"
     if isinstance(x, tuple) and len(x)==2: return self.text_problem(x[0]) or self.text_problem(x[1])
     if self.is_split_into_words:
         if is_listy(x) and all(isinstance(o, str) for o in x): return None
-        return f"the text is {x!r:.80}, not a list of words, which is_split_into_words=True asks for"
+        return f"the text is {x!r:.80}, not a list of words, as is_split_into_words=True requires"
     return None if isinstance(x, str) else f"the text is {x!r:.80}, not a string"
+
+# %% ../../nbs/data/41_block.ipynb #7cc318a6
+@patch
+def __getstate__(self:HFTextBlock): return vars(self) | dict(modules=sorted(o for o in sys.modules if o.startswith('blurlike.')))
+
+@patch
+def __setstate__(self:HFTextBlock, state):
+    for o in state.pop('modules'):
+        with suppress(ModuleNotFoundError): import_module(o)
+    vars(self).update(state)
+
+# %% ../../nbs/data/41_block.ipynb #02b9f52f
+@patch
+def _options_of(self:HFTextBlock, part, stride):
+    "The arguments of `RowTemplate.rows`, or of `RowTemplate.windows`"
+    tok = self.hf_tokenizer
+    empty_id = tok.pad_token_id if tok.eos_token_id is None else tok.eos_token_id
+    options = dict(max_length=self.length_limit, left=tok.truncation_side=='left', empty_id=empty_id)
+    if not self.windows: return options | dict(truncation=self.truncation)
+    return options | dict(part=part, stride=self.stride if stride is None else stride)
+
+@patch(as_prop=True)
+def length_limit(self:HFTextBlock) -> int|None: # Tokens; None where nothing is truncated
+    "The number of tokens of a row at most, or of one of its windows"
+    return None if self.truncation in (False, 'do_not_truncate') else self.max_length
+
+# %% ../../nbs/data/41_block.ipynb #f8895067
+@patch
+def template(self:HFTextBlock,
+    pair:bool=False, # Whether rows are pairs of texts
+) -> RowTemplate:
+    "Return the special tokens around the texts of a row"
+    return RowTemplate(self.hf_tokenizer, pair, self.tok_kwargs.get('add_special_tokens', True))
+
+@patch
+def contents(self:HFTextBlock,
+    texts:list, # Texts, or lists of words
+    columns=(), # Further columns, such as "word_ids"
+) -> TokenTable:
+    "Return the tokens of `texts`, without special tokens and without truncation"
+    return tokenize(texts, self.hf_tokenizer, columns, **{k: v for k,v in self.tok_kwargs.items() if k not in _OWN_TOK_KWARGS})
+
+# %% ../../nbs/data/41_block.ipynb #3737bcfd
+@patch
+def _wants(self:HFTextBlock, name):
+    "Whether the model gets the token types, or the attention mask"
+    asked = self.tok_kwargs.get(f'return_{name}')
+    return name in self.input_names and (name in self.hf_tokenizer.model_input_names if asked is None else asked)
+
+@patch
+def tokenize(self:HFTextBlock,
+    texts:list, # Texts, tuples of two texts, or lists of words
+    *,
+    columns=None, # Further columns; None for those that the task needs
+    part:int=None, # The text of a pair that is cut into windows, 0 or 1; None for the one that truncation says
+    stride:int=None, # Tokens that neighbouring windows share; None for the block's
+) -> TokenTable:
+    "Return the table of `texts`, as the model reads them"
+    columns,pair = self.task.columns if columns is None else columns,len(texts) > 0 and isinstance(texts[0], tuple)
+    template = self.template(pair)
+    parts = [self.contents(o, [c for c in columns if c!='sequence_ids']) for o in text_columns(texts)]
+    options = self._options_of(int(pair and self.truncation!='only_first') if part is None else part, stride)
+    table = template.windows(parts, **options) if self.windows else template.rows(parts, **options)
+    tells_parts = self._wants('token_type_ids') and any(t==1 for *_,t in template.segments)
+    keep = {'input_ids', *columns, *(['token_type_ids'] if self._wants('token_type_ids') else []),
+            *(['sequence_ids'] if pair and not tells_parts else [])}
+    table.columns = {k: v for k,v in table.columns.items() if k in keep}
+    return table
+
+# %% ../../nbs/data/41_block.ipynb #bd12dd39
+@patch
+def inputs(self:HFTextBlock,
+    table:TokenTable, # From `tokenize`
+    rows, # The rows of the batch
+    side:str=None, # "left" or "right": where padding goes; None for the tokenizer's side
+) -> HFInputs: # Tensors of shape batch x sequence, or batch x windows x sequence, on the CPU
+    "Return a batch of rows of `table`"
+    tok = self.hf_tokenizer
+    side = side or self.tok_kwargs.get('padding_side') or tok.padding_side
+    values = {k: -1 for k in table.columns} | dict(offsets=0, input_ids=tok.pad_token_id, token_type_ids=tok.pad_token_type_id)
+    batch = HFInputs(table.pad(rows, {k: values[k] for k in table.columns}, self.max_length if self.padding=='max_length' else None,
+                               self.pad_to_multiple_of, side=='left'))
+    if self.padding in (False, 'do_not_pad'): _check_unpadded(batch, self.padding)
+    res = HFInputs({k: v for k,v in batch.items() if k not in ('attention_mask', 'token_type_ids') or self._wants(k)})
+    res.hf_block,res.source = self,(table, rows)
+    return res
+
+def _check_unpadded(batch, padding):
+    "Raise `ValueError` if rows have different lengths"
+    if batch.for_model()['attention_mask'].all(): return
+    raise ValueError(f"padding={padding!r} leaves the rows of a batch at different lengths, which are not one tensor: use padding=True.")
+
+# %% ../../nbs/data/41_block.ipynb #b075d483
+@patch
+def encode(self:HFTextBlock,
+    samples:list, # Texts, tuples of two texts, or lists of words
+) -> HFInputs: # Tensors of shape batch x sequence, on the CPU
+    "Encode a batch of texts"
+    return self.inputs(self.tokenize(samples), range(len(samples)))
+
+@patch
+def token_lengths(self:HFTextBlock,
+    samples:list, # Texts, tuples of two texts, or lists of words
+) -> np.ndarray:
+    "Return the token length of each of `samples` before truncation"
+    return self.tokenize(samples).full_lengths
+
+# %% ../../nbs/data/41_block.ipynb #bcba90ca
+@patch
+def padded(self:HFTextBlock,
+    lengths, # Token lengths, an array
+): # An array
+    "Return the lengths after padding to a fixed length or to a multiple"
+    if self.padding=='max_length': return lengths.clip(min=self.max_length)
+    return lengths if self.pad_to_multiple_of is None else -(-lengths//self.pad_to_multiple_of)*self.pad_to_multiple_of
+
+# %% ../../nbs/data/41_block.ipynb #b1dc9f0d
+@patch
+def settled(self:HFTextBlock,
+    dataset, # Samples `(text,)` or `(text, target)`
+) -> HFTextBlock:
+    "Return a block with the task that the targets of `dataset` are for; the block itself if it has a task"
+    if self.task_is_settled: return self
+    sample = dataset[0] if len(dataset) else ()
+    if not isinstance(sample, tuple) or len(sample) < 2: return self
+    cls,res = infer_task(lambda o: o.fits(sample[1])),copy(self)
+    res.task_is_settled = True
+    res._set_task(self.task if cls is None else cls())
+    return res
+
+# %% ../../nbs/data/41_block.ipynb #aca58d43
+@patch
+def decode(self:HFTextBlock,
+    inputs, # `HFInputs`, or `HFRows`
+    max_n:int=None, # Rows at most; None for all
+) -> list: # For each row a text, or a tuple of two for a pair
+    "Decode the texts of `inputs`, as the model reads them"
+    if isinstance(inputs, dict): return decode_texts(inputs, self.hf_tokenizer, max_n)
+    return [decode_texts({k: v[None] for k,v in o.items()}, self.hf_tokenizer)[0] for o in inputs[:max_n]]

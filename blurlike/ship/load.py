@@ -23,7 +23,8 @@ from .hub import find_model
 from ..train.learner import hf_learner
 from ..core.objects import load_hf_config, load_hf_model, load_hf_tokenizer
 from .onnx import ONNX_FILES, OnnxModel
-from ..tasks.base import Task, all_tasks, get_task, get_vocab, infer_task
+from ..tasks.base import Task, all_tasks, get_task, infer_task
+from ..tasks.labels import get_vocab
 
 # %% ../../nbs/ship/74_load.ipynb #2bb2166a
 def _saved_by_us(folder):

@@ -26,7 +26,8 @@ from huggingface_hub import ModelCard
 
 import blurlike
 from .card import GENERATED, training_runs
-from ..tasks.base import get_block, get_vocab
+from ..tasks.base import get_block
+from ..tasks.labels import get_vocab
 
 # %% ../../nbs/ship/71_save.ipynb #52fe6d28
 def _exchange(

@@ -28,6 +28,7 @@ from transformers.utils import ModelOutput
 from ..core.inputs import HFInputs, HFRows
 from ..core.objects import forward_kwargs
 from ..core.precision import without_cudnn_attention
+from ..tasks.generation import Generates
 
 # %% ../../nbs/train/62_callback.ipynb #13e39cce
 class HFLoss:
@@ -151,11 +152,12 @@ class HFCallback(Callback):
         if self.task is None: return
         self._check()
         if isinstance(self.loss_func, HFLoss) and self.loss_func.loss_func is None:
-            self.loss_func.loss_func = self.task.loss_func(self.dls)
+            self.loss_func.loss_func = self.task.loss_func()
 
     def _check(self):
         "Raise `ValueError` if the model does not fit the data"
         self.task.check_model(self.dls, self.model)
+        self.task.configure(self.dls, self.model)
         self.checked = id(self.dls),id(self.model)
 
     def before_fit(self):
@@ -180,7 +182,7 @@ class HFCallback(Callback):
         "Name the inputs, and add labels if the model is to compute the loss, or what its decoder reads if it is not"
         inputs = HFInputs(self.xb[0])
         if isinstance(self.loss_func, HFLoss) and self.yb: inputs |= self.task.labels(self.yb, inputs) if self.task else {'labels': self.yb[0]}
-        elif self.task: inputs |= self.task.decoder_inputs(get_model(self.model), inputs, self.yb, self.dls.hf_block)
+        elif isinstance(self.task, Generates): inputs |= self.task.decoder_inputs(get_model(self.model), inputs, self.yb, self.dls.hf_block)
         if self.training: self.learn.yb = tuple(map(_plain, self.yb))
         self.learn.xb = (inputs,)
 
@@ -201,7 +203,7 @@ class HFCallback(Callback):
         gather = getattr(self.learn, 'gather_preds', None)
         if gather is None: return
         if gather.with_input and isinstance(gather.inputs, dict): gather.inputs = HFRows.from_columns(gather.inputs)
-        if self.task is None: return
+        if not isinstance(self.task, Generates): return
         for o in ('preds', 'targets'):
             if isinstance(rows := getattr(gather, o), L) and len(rows): setattr(gather, o, self.task.join_rows(rows, self.dls.hf_block))
 

@@ -142,7 +142,7 @@ def hf_learner(
     if not isinstance(model, torch.nn.Module):
         raise ValueError(f"model={model!r} is not a model: pass the checkpoint to HFTextDataLoaders, and a model, or nothing, here.")
     ours = [HFCallback(), *([HFMixedPrecision(precision)] if precision!='fp32' else []), *([GradientClip(max_grad_norm)] if max_grad_norm else [])]
-    learn = Learner(dls, model.to(dls.device), loss_func=task.loss_func(dls) if loss_func is None else loss_func, opt_func=opt_func,
+    learn = Learner(dls, model.to(dls.device), loss_func=task.loss_func() if loss_func is None else loss_func, opt_func=opt_func,
                     splitter=splitter, metrics=task.metrics() if metrics is None else metrics, lr=lr,
                     cbs=[o for o in ours if not _has(cbs, type(o))] + list(L(cbs)), **kwargs)
     learn.train_bn = train_bn

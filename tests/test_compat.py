@@ -1,0 +1,302 @@
+"The private names of other libraries exist and do what blurlike relies on."
+import inspect
+import logging
+import pickle
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from conftest import characters, make_config, make_objects, wordpiece
+from fastai.callback.core import Callback
+from fastai.data.all import CategoryBlock, ColReader, DataBlock, DataLoader, Datasets, TfmdDL, TransformBlock
+from fastai.interpret import Interpretation
+from fastai.optimizer import OptimWrapper
+from fastai.test_utils import synth_learner
+from torch import nn
+from torch.ao.quantization import per_channel_dynamic_qconfig, quantize_dynamic
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+    BertConfig,
+    BertForSequenceClassification,
+    FillMaskPipeline,
+    T5Config,
+    TokenClassificationPipeline,
+)
+from transformers.pipelines.token_classification import AggregationStrategy
+
+from blurlike.core.compat import (
+    autocast_depth,
+    call_all_callbacks,
+    call_listeners_only,
+    end_cleanup,
+    entity_pipeline,
+    epoch_indices,
+    fill_mask,
+    has_bf16_arithmetic,
+    has_int8_dot_products,
+    has_model_class,
+    int8_linear,
+    item_pipeline,
+    model_classes,
+    quiet_load_report,
+    remove_capture_hooks,
+    set_input_count,
+    type_transforms,
+    without_offsets,
+)
+
+
+class Events(Callback):
+    "Note the events, of which it defines four"
+    def before_fit(self): self.seen = ['before_fit']
+    def before_batch(self): self.seen.append('before_batch')
+    def after_loss(self): self.seen.append('after_loss')
+    def after_fit(self): self.seen.append('after_fit')
+
+
+class Everything(Callback):
+    "Note the events, by overriding `__call__`"
+    def __call__(self, event_name): self.seen = [*getattr(self, 'seen', []), event_name]
+
+
+class Idle(Callback):
+    "Count how often fastai calls it"
+    calls = 0
+    def __getattribute__(self, k):
+        if k=='run': Idle.calls += 1 # which `Callback.__call__` reads first
+        return super().__getattribute__(k)
+
+
+@pytest.fixture
+def synth():
+    learn = synth_learner(cbs=[Events(), Everything(), Idle()])
+    with learn.no_bar(), learn.no_logging(): yield learn
+
+
+def columns(df): return Datasets(df, [[ColReader('text'), str.upper], [ColReader('label')]])
+
+
+# fastai
+
+def test_end_cleanup_releases_the_batch(synth):
+    for o in ('dl', 'pred', 'loss'): setattr(synth, o, 1)
+    synth.xb = synth.yb = (1,)
+    end_cleanup(synth)
+    assert (synth.dl, synth.pred, synth.loss, synth.xb, synth.yb) == (None, None, None, (None,), (None,))
+
+
+def test_listeners_get_the_events_that_fastai_sends(synth):
+    def fit():
+        Idle.calls,synth.everything.seen = 0,[]
+        synth.fit(1)
+        return (synth.events.seen, synth.everything.seen),Idle.calls
+    expected,calls = fit()
+    call_listeners_only(synth)
+    seen,fewer = fit()
+    assert seen == expected
+    assert fewer < calls/3
+    pickle.dumps(synth._call_one)
+    call_all_callbacks(synth)
+    assert fit() == (expected, calls)
+
+
+def test_an_item_passes_through_the_pipeline_of_its_column(df):
+    tls = columns(df).tls
+    assert [item_pipeline(o)(df.iloc[0]) for o in tls] == [df.text[0].upper(), df.label[0]]
+    assert [o[0] for o in tls] == [item_pipeline(o)(df.iloc[0]) for o in tls]
+
+
+def test_type_transforms_make_the_samples_of_the_block(df):
+    block = DataBlock(blocks=(TransformBlock, CategoryBlock), get_x=ColReader('text'), get_y=ColReader('label'))
+    mine,fastais = Datasets(df, type_transforms(block)),block.datasets(df)
+    assert fastais.vocab == mine.vocab
+    assert all(mine[int(i)] == fastais.train[n] for n,i in enumerate(fastais.splits[0]))
+
+
+def test_epoch_indices_are_those_that_get_idxs_drew():
+    drawn,seen = [],[]
+    class Loader(DataLoader):
+        def get_idxs(self):
+            drawn.append(super().get_idxs())
+            return drawn[-1]
+        def sample(self):
+            seen.append(list(epoch_indices(self)))
+            return super().sample()
+    dl = Loader(list(range(20)), bs=4, shuffle=True)
+    for _ in range(2): list(dl)
+    assert seen == drawn
+    assert seen[0] != seen[1]
+
+
+def test_an_input_count_saves_reading_a_batch():
+    dl = TfmdDL([], bs=2, num_workers=0)
+    set_input_count(dl, 2)
+    assert dl.n_inp == 2
+    assert dl.new([]).n_inp == 2
+
+
+def test_the_loaders_signatures_name_the_methods_that_are_options():
+    for cls in (DataLoader, TfmdDL): assert set(DataLoader._methods) <= set(inspect.signature(cls.__init__).parameters)
+
+
+class Hooked(TfmdDL):
+    "Note which of the hooks fastai calls"
+    def __init__(self, *args, **kwargs):
+        self.called = []
+        super().__init__(*args, **kwargs)
+
+    def _one_pass(self):
+        self.called.append('_one_pass')
+        super()._one_pass()
+
+    def _decode_batch(self, b, max_n=9, full=True):
+        self.called.append('_decode_batch')
+        return super()._decode_batch(b, max_n, full)
+
+    def _pre_show_batch(self, b, max_n=9):
+        self.called.append('_pre_show_batch')
+        return super()._pre_show_batch(b, max_n)
+
+
+def test_fastai_calls_the_hooks_of_loaders():
+    dl = Hooked([(torch.tensor([i]), torch.tensor(i)) for i in range(4)], bs=2, num_workers=0)
+    def calls(f):
+        dl.called.clear()
+        f()
+        return set(dl.called)
+    assert calls(lambda: dl.n_inp) == {'_one_pass'}
+    assert calls(lambda: dl.decode_batch(dl.one_batch())) == {'_decode_batch'}
+    assert '_pre_show_batch' in calls(lambda: dl.show_batch(show=False))
+    assert '_pre_show_batch' in calls(lambda: dl.show_results(dl.one_batch(), torch.zeros(2), show=False))
+    assert '_pre_show_batch' in Interpretation.plot_top_losses.__code__.co_names
+
+
+def test_fastai_calls_the_hook_of_optimizers():
+    set_ = []
+    class Wrapper(OptimWrapper):
+        def _set_hyper(self, k, v): set_.append((k, list(v)))
+    Wrapper([nn.Parameter(torch.ones(1))], torch.optim.SGD, lr=1.).set_hyper('lr', .1)
+    assert set_ == [('lr', [.1])]
+
+
+# transformers
+
+def test_auto_classes_map_configurations_to_models():
+    assert model_classes(AutoModelForSequenceClassification, BertConfig) == (BertForSequenceClassification,)
+    assert model_classes(AutoModelForCausalLM, T5Config) == model_classes(None, BertConfig) == ()
+    assert has_model_class(AutoModelForCausalLM, BertConfig)
+    assert not has_model_class(AutoModelForCausalLM, T5Config)
+
+
+def test_asking_for_a_model_class_imports_no_model():
+    code = '''import sys; from transformers import AutoModelForCausalLM, GPT2Config; from blurlike.core.compat import has_model_class
+assert has_model_class(AutoModelForCausalLM, GPT2Config); sys.exit("transformers.models.gpt2.modeling_gpt2" in sys.modules)'''
+    subprocess.run([sys.executable, '-W', 'ignore', '-c', code], check=True)
+
+
+def test_the_load_report_is_hidden_and_nothing_else(tmp_path, caplog, monkeypatch):
+    make_objects('bert', auto_model=AutoModelForMaskedLM).model.save_pretrained(tmp_path)
+    monkeypatch.setattr(logging.getLogger('transformers'), 'propagate', True) # which pytest listens to
+    AutoModelForSequenceClassification.from_pretrained(tmp_path)
+    assert 'LOAD REPORT' in caplog.text
+    caplog.clear()
+    with quiet_load_report():
+        AutoModelForSequenceClassification.from_pretrained(tmp_path)
+        assert not caplog.records
+        logging.getLogger('transformers.modeling_utils').warning('another message')
+    assert 'another message' in caplog.text
+    assert not logging.getLogger('transformers.modeling_utils').filters
+
+
+def test_capture_hooks_are_removed_and_others_stay():
+    model,ids = make_objects('bert').model,torch.ones(1, 3, dtype=torch.long)
+    def hooks(): return [h for m in model.modules() for h in m._forward_hooks.values()]
+    mine = model.register_forward_hook(lambda *_: None)
+    model(input_ids=ids, output_hidden_states=True)
+    assert len(hooks()) > 1
+    with pytest.raises(Exception, match='pickle'): pickle.dumps(model.base_model)
+    remove_capture_hooks(model)
+    assert len(hooks()) == 1
+    mine.remove()
+    pickle.dumps(model)
+    assert len(model(input_ids=ids, output_hidden_states=True).hidden_states) == model.config.num_hidden_layers + 1
+
+
+def test_ids_are_the_same_without_offsets(df):
+    tokenizer,texts = wordpiece(),df.text.tolist()
+    kwargs = dict(padding=True, truncation=True, max_length=16)
+    fast = without_offsets(tokenizer)
+    assert fast(texts, **kwargs).data == tokenizer(texts, **kwargs).data
+    assert all(o == (0, 0) for o in fast(texts).encodings[0].offsets)
+    assert any(o != (0, 0) for o in tokenizer(texts).encodings[0].offsets)
+    assert without_offsets(slow := characters()) is slow
+
+
+@pytest.mark.parametrize('strategy', AggregationStrategy)
+def test_entities_are_those_of_the_pipeline(strategy, df):
+    config,tokenizer = make_config('bert', num_labels=3)
+    model = AutoModelForTokenClassification.from_config(config)
+    text = df.text[0]
+    enc = tokenizer(text, return_offsets_mapping=True, return_tensors='pt')
+    scores = model.eval()(**{k: v for k,v in enc.items() if k!='offset_mapping'}).logits[0].softmax(-1).detach().numpy()
+    special,pipe = np.array(enc.encodings[0].special_tokens_mask),entity_pipeline(tokenizer, config)
+    pre = pipe.gather_pre_entities(text, enc['input_ids'][0], scores, enc['offset_mapping'][0], special, strategy)
+    expected = TokenClassificationPipeline(model=model, tokenizer=tokenizer, aggregation_strategy=strategy, ignore_labels=[])(text)
+    keys = ('entity', 'entity_group', 'word', 'start', 'end')
+    assert [[o.get(k) for k in keys] for o in pipe.aggregate(pre, strategy)] == [[o.get(k) for k in keys] for o in expected]
+
+
+@pytest.mark.parametrize('targets', [None, ['film', 'plot', 'warm']])
+def test_masks_are_filled_as_by_the_pipeline(targets):
+    hf = make_objects('bert', auto_model=AutoModelForMaskedLM)
+    texts = ['the [MASK] film', 'a [MASK] and a [MASK]']
+    enc = hf.tokenizer(texts, padding=True, return_tensors='pt')
+    filled = fill_mask(hf.tokenizer, enc['input_ids'], hf.model.eval()(**enc).logits.detach(), 2, targets)
+    expected = FillMaskPipeline(model=hf.model, tokenizer=hf.tokenizer)(texts, top_k=2, targets=targets)
+    for mine,theirs in zip([filled[0], *filled[1]], [expected[0], *expected[1]], strict=True):
+        assert [{k: v for k,v in o.items() if k!='score'} for o in mine] == [{k: v for k,v in o.items() if k!='score'} for o in theirs]
+        assert [o['score'] for o in mine] == pytest.approx([o['score'] for o in theirs])
+
+
+# torch
+
+def test_hardware_answers_with_a_boolean():
+    assert isinstance(has_bf16_arithmetic(torch.device('cpu')), bool)
+    assert isinstance(has_int8_dot_products(), bool)
+    assert has_bf16_arithmetic(torch.device('meta')) is False
+
+
+def test_an_emulated_bf16_does_not_count(monkeypatch):
+    asked = []
+    monkeypatch.setattr(torch.cuda, 'is_bf16_supported', lambda including_emulation=True: asked.append(including_emulation) or True)
+    assert has_bf16_arithmetic(torch.device('cuda'))
+    assert asked == [False]
+
+
+@pytest.mark.parametrize(('vnni', 'reduced'), [(True, False), (False, True)])
+def test_an_int8_layer_uses_all_bits_that_the_cpu_can(vnni, reduced, monkeypatch):
+    monkeypatch.setattr(torch.cpu, '_is_vnni_supported', lambda: vnni)
+    assert int8_linear.__wrapped__().reduce_range is reduced
+
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
+def test_an_int8_layer_computes_what_the_layer_did(dtype):
+    torch.manual_seed(0)
+    layer,x = nn.Sequential(nn.Linear(64, 8)),torch.randn(4, 64)
+    rounded = quantize_dynamic(layer, {nn.Linear: per_channel_dynamic_qconfig}, mapping={nn.Linear: int8_linear()})
+    assert type(rounded[0]) is int8_linear()
+    assert rounded(x.to(dtype)).dtype == dtype
+    assert (rounded(x.to(dtype)).float() - layer(x)).abs().max() < 0.1
+
+
+def test_autocast_depth_counts_open_contexts():
+    assert autocast_depth() == 0
+    with torch.autocast('cpu', torch.bfloat16):
+        assert autocast_depth() == 1
+        with torch.autocast('cpu', enabled=False): assert autocast_depth() == 2
+    assert autocast_depth() == 0
