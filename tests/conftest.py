@@ -6,6 +6,7 @@ os.environ['HF_HUB_OFFLINE'] = '1' # before any Hugging Face library is imported
 import inspect  # noqa: E402
 import json  # noqa: E402
 import random  # noqa: E402
+import re  # noqa: E402
 from copy import deepcopy  # noqa: E402
 from functools import cache  # noqa: E402
 
@@ -22,6 +23,17 @@ from transformers import (  # noqa: E402
 )
 
 from blurlike.all import HFObjects, HFTextDataLoaders, hf_learner, set_pad_token  # noqa: E402
+
+
+def mentions(*facts):
+    "A pattern for `match=`: a message contains each of `facts` as it stands, in any order and between any words"
+    return r'\A' + ''.join(rf'(?=[\s\S]*{_whole(str(o))})' for o in facts)
+
+
+def _whole(fact):
+    "A pattern for `fact` that 'row 7' finds in 'row 7:' but not in 'row 77' or 'row 7.5'"
+    return (r'(?<!\w)(?<!\d\.)' if fact[0].isalnum() else '') + re.escape(fact) + (r'(?!\w|\.\d)' if fact[-1].isalnum() else '')
+
 
 GOOD = 'warm funny moving lovely bright tender joyful clever'.split()
 BAD = 'dull slow empty sour clumsy stale hollow grim'.split()

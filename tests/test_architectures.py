@@ -1,4 +1,4 @@
-"What an architecture may stumble over, whatever the task; each with every task is in test_matrix.py."
+"Properties of every architecture, for any task; test_matrix.py tests each with every task."
 import pandas as pd
 import pytest
 import torch
@@ -46,7 +46,7 @@ SHORTER,NO_TABLE = {'prophetnet': 1},{'mpt': 64}
 
 
 @pytest.mark.parametrize('arch', sorted(ARCHITECTURES))
-def test_the_longest_text_that_is_allowed_runs_through_the_model(arch):
+def test_the_longest_allowed_text_fits_the_model(arch):
     auto_model = next(o for o in MODELS if CONFIG_MAPPING[arch] in o._model_mapping)
     hf = make_objects(arch, auto_model=auto_model)
     model,limit = hf.model.eval(),position_limit(hf.model)

@@ -1,8 +1,9 @@
-"Benchmarks report what was measured: turns alternate, ratios are by round, a section replaces only its own."
+"Benchmarks alternate between contestants, take ratios round by round, and replace only their own section of the results."
 import sys
 from pathlib import Path
 
 import pytest
+from conftest import mentions
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from benchmarks.speed import common  # noqa: E402
@@ -18,7 +19,7 @@ def test_contestants_take_turns_in_an_order_that_is_reversed_every_other_round()
     assert [i for i,_ in turns[::2]] == [-1, 0, 1, 2]
 
 
-def test_rounds_that_warm_up_are_forgotten():
+def test_warm_up_rounds_are_discarded():
     assert alternate({'a': lambda i: {'n': i}}, 2, warmup=3)['a'].n.tolist() == [0, 1]
 
 
@@ -28,13 +29,13 @@ def test_a_ratio_is_taken_round_by_round():
     assert (row['target'], row['reached']) == ('', '')
 
 
-def test_rounds_that_are_missing_are_an_error():
+def test_missing_rounds_raise():
     with pytest.raises(ValueError): ratio_row('a over b', [1, 2], [1])  # noqa: PT011
 
 
 @pytest.mark.parametrize(('target', 'also', 'reached'), [('>= 2', None, 'yes'), ('>= 2.1', None, 'no'), ('<= 2', None, 'yes'), ('<= 1.9', None, 'no'),
                                                          ('>= 2', {'close': True}, 'yes'), ('>= 2', {'close': False}, 'no')])
-def test_a_target_is_reached_by_the_median_and_by_what_else_it_asks(target, also, reached):
+def test_a_target_applies_to_the_median_and_to_extra_conditions(target, also, reached):
     row = figure_row('a', [1, 2, 9], target, also)
     assert row['reached'] == reached
     assert row['target'] == ', '.join([target, *(also or {})])
@@ -49,7 +50,7 @@ def test_a_section_replaces_only_its_own(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_the_old_file_stays_if_the_new_one_cannot_take_its_place(tmp_path, monkeypatch):
+def test_a_failed_write_keeps_the_old_file(tmp_path, monkeypatch):
     path = tmp_path/'RESULTS.md'
     write_section(path, 'a', 'old')
     before = path.read_text()
@@ -59,7 +60,7 @@ def test_the_old_file_stays_if_the_new_one_cannot_take_its_place(tmp_path, monke
     assert path.read_text() == before
 
 
-def test_a_section_says_how_and_where_it_was_measured():
+def test_a_section_contains_its_command_and_its_machine():
     text = section_text('What.', {'Caption.': [{'x': 1, 'y': 'b'}]}, 'python -m benchmarks.speed')
     assert text.startswith('What.\n\n`python -m benchmarks.speed`, 2')
     assert text.endswith('Caption.\n\n| x | y |\n| --- | --- |\n| 1 | b |')
@@ -69,4 +70,4 @@ def test_a_section_says_how_and_where_it_was_measured():
 def test_sections_are_chosen_by_name():
     assert chosen('') == list(SECTIONS)
     assert chosen('data,training') == ['data', 'training']
-    with pytest.raises(ValueError, match="'speed' is not one of training"): chosen('data,speed')
+    with pytest.raises(ValueError, match=mentions("'speed'", *SECTIONS)): chosen('data,speed')

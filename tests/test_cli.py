@@ -1,11 +1,13 @@
-"The command line: what scripts can rely on."
+"The command line, as scripts use it."
 import json
+import re
 import subprocess
 import sys
 import threading
 
 import pandas as pd
 import pytest
+from conftest import mentions
 from test_load import quiet
 from test_matrix import assert_same, frame, make_learner
 
@@ -32,7 +34,7 @@ def blurlike(*args, given=None, **kwargs):
 def answers(out): return [json.loads(o) for o in out.splitlines()]
 
 
-def test_predictions_come_line_by_line_in_order(models):
+def test_predictions_are_printed_line_by_line_in_order(models):
     folder,learn = models['sequence-classification']
     texts = TEXTS*5 + ['zoë 東京 🎬']
     done = blurlike('predict', folder, '--chunk', 4, given='\n'.join(texts) + '\n')
@@ -40,14 +42,14 @@ def test_predictions_come_line_by_line_in_order(models):
     assert_same(answers(done.stdout), json.loads(json.dumps(learn.hf_predict(texts))))
 
 
-def test_nothing_but_answers_is_on_standard_output(models):
+def test_standard_output_has_only_predictions(models):
     folder,_ = models['sequence-classification']
     done = blurlike('predict', folder, '--chunk', 1000, given=('the film ' + 'warm '*100 + '\n')*700) # ten batches and more, which have a progress bar
     assert done.returncode == 0, done.stderr
     assert len(answers(done.stdout)) == 700
 
 
-def test_answers_are_there_before_all_questions_are_asked(models):
+def test_predictions_are_printed_before_the_input_ends(models):
     process = subprocess.Popen([sys.executable, '-W', 'ignore', '-m', 'blurlike', 'predict', models['sequence-classification'][0], '--chunk', '1'], text=True,
                                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
     watchdog = threading.Timer(120, process.kill)
@@ -61,7 +63,7 @@ def test_answers_are_there_before_all_questions_are_asked(models):
     watchdog.cancel()
 
 
-def test_a_reader_that_has_seen_enough_is_no_error(models, tmp_path):
+def test_a_closed_pipe_is_not_an_error(models, tmp_path):
     (tmp_path/'texts.txt').write_text('the film\n'*400)
     command = f"{sys.executable} -W ignore -m blurlike predict {models['sequence-classification'][0]} --chunk 1 --file {tmp_path/'texts.txt'}"
     done = subprocess.run(['bash', '-c', f'set -o pipefail; {command} | head -1'], capture_output=True, text=True)
@@ -71,7 +73,7 @@ def test_a_reader_that_has_seen_enough_is_no_error(models, tmp_path):
 @pytest.mark.parametrize(('task', 'lines', 'items'), [
     ('question-answering', [{'question': 'the film', 'context': 'the plot dull'}], None), ('token-classification', [['the', 'film']], None),
     ('sequence-classification', [['the film', 'the plot']], [('the film', 'the plot')]), ('summarization', ['the film warm'], None)])
-def test_lines_of_json_are_what_the_task_takes(models, task, lines, items, capsys, tmp_path):
+def test_lines_of_json_are_inputs_of_the_task(models, task, lines, items, capsys, tmp_path):
     folder,learn = models[task]
     (tmp_path/'lines.jsonl').write_text(''.join(json.dumps(o) + '\n' for o in lines))
     assert run(['predict', folder, '--jsonl', '--file', str(tmp_path/'lines.jsonl')]) == 0
@@ -94,7 +96,7 @@ def test_a_model_is_trained_evaluated_and_read_by_transformers(df, hf, tmp_path)
     done = blurlike('train', 'rows.csv', '--checkpoint', 'ckpt', '--text-col', 'review', '--label-col', 'mood', '--valid-col', 'is_valid', '--epochs', 6, '--lr', 0.01, '--precision', 'fp32',
                     '--out', 'out', cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert done.stdout == 'The model lies in out.\n'
+    assert re.fullmatch(r'.*\bout\b.*\n', done.stdout)
     assert 'valid_loss' in done.stderr
     done = blurlike('evaluate', 'out', 'rows.csv', cwd=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -106,17 +108,17 @@ def test_a_model_is_trained_evaluated_and_read_by_transformers(df, hf, tmp_path)
     assert sum(o['label']==l for o,l in zip(pipe(df.text.tolist()), df.label, strict=True)) / len(df) == pytest.approx(res['accuracy'], abs=1e-6)
 
 
-def test_columns_of_other_names_are_evaluated_too(models, tmp_path, capsys):
+def test_columns_can_be_named(models, tmp_path, capsys):
     frame('sequence-classification').rename(columns={'text': 'review', 'label': 'mood'}).to_csv(tmp_path/'rows.csv')
     folder = models['sequence-classification'][0]
     assert run(['evaluate', folder, str(tmp_path/'rows.csv'), '--text-col', 'review', '--label-col', 'mood']) == 0
     assert json.loads(capsys.readouterr().out)['rows'] == 8
     assert run(['evaluate', folder, str(tmp_path/'rows.csv')]) == 1
-    assert "has no column 'text': there are 'Unnamed: 0', 'review', 'mood', 'is_valid'; say which it is with --text-col." in capsys.readouterr().err
+    assert re.search(mentions("'text'", "'review'", "'mood'", '--text-col'), capsys.readouterr().err)
 
 
 @pytest.mark.parametrize('suffix', ['csv', 'tsv', 'jsonl', 'parquet'])
-def test_lists_come_out_of_every_kind_of_file(suffix, tmp_path):
+def test_lists_are_read_from_every_kind_of_file(suffix, tmp_path):
     df = pd.DataFrame(dict(tokens=[['the', "film's", '[x]'], ['a']], labels=[['O', 'B-X', 'O'], []], text=['[a] b', 'c']))
     path = tmp_path/f'rows.{suffix}'
     {'csv': lambda: df.to_csv(path, index=False), 'tsv': lambda: df.to_csv(path, sep='\t', index=False), 'jsonl': lambda: df.to_json(path, orient='records', lines=True),
@@ -126,16 +128,18 @@ def test_lists_come_out_of_every_kind_of_file(suffix, tmp_path):
     assert again.text.tolist() == df.text.tolist()
 
 
-@pytest.mark.parametrize(('args', 'code', 'says'), [
-    ((), 0, ''), (('--help',), 0, ''), (('train', '--help'), 0, ''), (('dance',), 2, "blurlike: 'dance' is no command: there are train, predict, evaluate, push, serve."),
-    (('train', 'gone.csv', '--checkpoint', 'x'), 1, "blurlike train: data='gone.csv' is no file."), (('train', 'rows.xls', '--checkpoint', 'x'), 1, "blurlike train: data='rows.xls' is none of"),
-    (('train', 'rows.csv', '--checkpoint', 'x', '--out', '.'), 1, 'holds other files and no config.json'),
-    (('train', 'rows.csv'), 1, 'blurlike train: --checkpoint is missing'), (('predict', 'no/such/folder'), 1, "blurlike predict: path='no/such/folder' is neither a folder"),
-    (('predict', 'MODEL', '--file', 'gone.txt'), 1, "blurlike predict: file='gone.txt' is no file."), (('predict', 'MODEL', '--option', 'k'), 1, "blurlike predict: option='k' is not name=value"),
-    (('predict', 'MODEL', '--option', 'dance=1', '--file', 'texts.txt'), 1, "blurlike predict: 'dance' is no option here; there are batch_tokens, precision."),
-    (('predict', 'MODEL', '--jsonl', '--file', 'texts.txt'), 1, 'blurlike predict: line 1 is no JSON'), (('push', 'MODEL', 'no--name'), 1, "blurlike push: repo_id='no--name' is no name on the Hub"),
-    (('evaluate', 'MODEL'), 2, 'the following arguments are required: data')])
-def test_codes_and_one_line_errors(args, code, says, models, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize(('args', 'code', 'facts'), [
+    ((), 0, []), (('--help',), 0, []), (('train', '--help'), 0, []), (('dance',), 2, ["'dance'", 'train', 'predict', 'evaluate', 'push', 'serve']),
+    (('train', 'gone.csv', '--checkpoint', 'x'), 1, ['blurlike train', "data='gone.csv'"]),
+    (('train', 'rows.xls', '--checkpoint', 'x'), 1, ['blurlike train', "data='rows.xls'"]),
+    (('train', 'rows.csv', '--checkpoint', 'x', '--out', '.'), 1, ['blurlike train', 'config.json']),
+    (('train', 'rows.csv'), 1, ['blurlike train', '--checkpoint']), (('predict', 'no/such/folder'), 1, ['blurlike predict', "path='no/such/folder'"]),
+    (('predict', 'MODEL', '--file', 'gone.txt'), 1, ['blurlike predict', "file='gone.txt'"]),
+    (('predict', 'MODEL', '--option', 'k'), 1, ['blurlike predict', "option='k'", 'name=value']),
+    (('predict', 'MODEL', '--option', 'dance=1', '--file', 'texts.txt'), 1, ['blurlike predict', "'dance'", 'batch_tokens', 'precision']),
+    (('predict', 'MODEL', '--jsonl', '--file', 'texts.txt'), 1, ['blurlike predict', 'line 1', 'JSON']),
+    (('push', 'MODEL', 'no--name'), 1, ['blurlike push', "repo_id='no--name'"]), (('evaluate', 'MODEL'), 2, ['data'])])
+def test_exit_codes_and_one_line_errors(args, code, facts, models, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path/'texts.txt').write_text('the film\n')
     (tmp_path/'rows.csv').write_text('text,label\na,b\n')
@@ -143,12 +147,12 @@ def test_codes_and_one_line_errors(args, code, says, models, tmp_path, monkeypat
     except SystemExit as e: got = e.code
     out,err = capsys.readouterr()
     assert got == code
-    assert says in err
+    assert re.search(mentions(*facts), err)
     if code==1: assert len(err.strip().splitlines()) == 1
     if code==0: assert 'blurlike' in out
 
 
 def test_help_has_an_example_and_does_not_wait_for_torch():
     done = subprocess.run([sys.executable, '-X', 'importtime', '-m', 'blurlike', 'predict', '--help'], capture_output=True, text=True)
-    assert 'example:\n  blurlike predict my_model < texts.txt > out.jsonl\n  blurlike predict' in done.stdout
+    assert 'blurlike predict my_model < texts.txt > out.jsonl\n' in done.stdout
     assert ' torch' not in done.stderr

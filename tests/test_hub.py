@@ -1,10 +1,11 @@
-"Models go to the Hub and come back: the real client, a real server on loopback, other processes, and connections that break."
+"Models are pushed to a Hub server on loopback and pulled from it by other processes, also over connections that break."
 import json
 import os
 import subprocess
 import sys
 
 import pytest
+from conftest import mentions
 from hub_server import serving
 from test_load import quiet
 from test_matrix import assert_same, make_learner
@@ -41,7 +42,7 @@ class Process:
         self.process.stdin.write(json.dumps(''.join(f'{k} = {v!r}\n' for k,v in names.items()) + code) + '\n')
         self.process.stdin.flush()
         answer = json.loads(self.process.stdout.readline())
-        if 'error' in answer: raise RuntimeError(f"{answer['type']}: {answer['error']}", answer['trace'])
+        if 'error' in answer: raise RuntimeError(f"{answer['type']}: {answer['error']}") from RuntimeError(answer['trace'])
         return answer['value']
 
     def close(self):
@@ -86,7 +87,7 @@ def puller(hub, tmp_path_factory):
 def uploads(hub): return [p for m,p in hub.requests if m=='PUT']
 
 
-def test_what_is_pushed_is_listed_and_pulled_by_another_process(hub, pusher, puller, saved):
+def test_another_process_lists_and_pulls_what_was_pushed(hub, pusher, puller, saved):
     url = pusher('res = learn.push_to_hub("ada/moods", commit_message="Moods of films").commit_url')
     assert url.startswith(f'{hub.url}/ada/moods/commit/')
     repo = hub.repos['model', 'ada/moods']
@@ -98,7 +99,7 @@ def test_what_is_pushed_is_listed_and_pulled_by_another_process(hub, pusher, pul
     assert puller('from transformers import pipeline\nres = pipeline("text-classification", "ada/moods", device="cpu")(texts)[0]["label"]', texts=TEXTS) == saved[1][0]['label']
 
 
-def test_only_what_has_changed_is_uploaded_again(hub, pusher):
+def test_only_changed_files_are_uploaded_again(hub, pusher):
     pusher('learn.push_to_hub("ada/twice")')
     hub.requests.clear()
     pusher('learn.push_to_hub("ada/twice", card=learn.model_card(model_name="Another name"))')
@@ -109,7 +110,7 @@ def test_only_what_has_changed_is_uploaded_again(hub, pusher):
     assert len(uploads(hub)) == 1
 
 
-def test_a_pull_asks_for_no_pickle_and_no_program(hub, pusher, puller):
+def test_a_pull_requests_no_pickle_and_no_code(hub, pusher, puller):
     pusher('learn.push_to_hub("ada/beside")\nfor n in ("pytorch_model.bin", "modeling.py", "model.pkl"): HfApi().upload_file(path_or_fileobj=b"x", path_in_repo=n, repo_id="ada/beside")')
     hub.requests.clear()
     puller('load_hf_learner("ada/beside", device="cpu")')
@@ -118,7 +119,7 @@ def test_a_pull_asks_for_no_pickle_and_no_program(hub, pusher, puller):
     assert not any(p.endswith(('.bin', '.py', '.pkl')) for p in asked)
 
 
-def test_an_export_to_onnx_goes_the_same_way(hub, pusher, puller, saved, tmp_path):
+def test_an_onnx_export_is_pushed_and_pulled(hub, pusher, puller, saved, tmp_path):
     pusher('learn.export_onnx(path)\nsmall = load_hf_learner(path)\nsmall.push_to_hub("ada/exported")', path=str(tmp_path/'exported'))
     assert 'onnx/model.onnx' in pusher('res = HfApi().list_repo_files("ada/exported")')
     assert_same(puller('res = load_hf_learner("ada/exported").hf_predict(texts)', texts=TEXTS), saved[1])
@@ -128,7 +129,7 @@ def test_an_export_to_onnx_goes_the_same_way(hub, pusher, puller, saved, tmp_pat
     puller('load_hf_learner("ada/moods", device="cpu")')
 
 
-def test_a_second_pull_is_of_the_cache(hub, pusher, puller):
+def test_a_second_pull_uses_the_cache(hub, pusher, puller):
     pusher('learn.push_to_hub("ada/cached")')
     puller('load_hf_learner("ada/cached", device="cpu")')
     hub.requests.clear()
@@ -144,10 +145,10 @@ def test_a_revision_is_a_branch_or_a_commit(hub, pusher, puller):
     shards = puller(ask, revision='main')
     assert len(shards) > 1
     assert 'model.safetensors' not in shards
-    with pytest.raises(RuntimeError, match="OSError: path='ada/revisions' .*there is none of this name"): puller('load_hf_learner("ada/revisions", revision="gone")')
+    with pytest.raises(RuntimeError, match=mentions('OSError', "path='ada/revisions'", 404)): puller('load_hf_learner("ada/revisions", revision="gone")')
 
 
-def test_a_pull_request_leaves_the_branch(hub, pusher):
+def test_a_pull_request_leaves_the_branch_unchanged(hub, pusher):
     pusher('learn.push_to_hub("ada/asked")')
     before = hub.repos['model', 'ada/asked'].refs['main']
     assert pusher('res = learn.push_to_hub("ada/asked", create_pr=True, card=learn.model_card(model_name="Better")).pr_url') == f'{hub.url}/ada/asked/discussions/1'
@@ -157,70 +158,70 @@ def test_a_pull_request_leaves_the_branch(hub, pusher):
 def test_a_private_model_needs_a_token(hub, pusher, puller, saved):
     pusher('learn.push_to_hub("ada/secret", private=True)')
     assert hub.repos['model', 'ada/secret'].private
-    for token in (None, 'hf_bob', 'hf_wrong'):
-        with pytest.raises(RuntimeError, match="OSError: path='ada/secret' is no folder, and as a name on the Hub: there is none of this name") as e:
+    for token,status in ((None, 401), ('hf_bob', 404), ('hf_wrong', 401)):
+        with pytest.raises(RuntimeError, match=mentions('OSError', "path='ada/secret'", status)) as e:
             puller('load_hf_learner("ada/secret", token=token)', token=token)
-        assert '\n' not in str(e.value.args[0])
+        assert '\n' not in str(e.value)
     assert_same(puller('res = load_hf_learner("ada/secret", token="hf_ada", device="cpu").hf_predict(texts)', texts=TEXTS), saved[1])
 
 
-@pytest.mark.parametrize(('args', 'says'), [
-    ('"ada/x", token="hf_wrong"', 'OSError: repo_id=.ada/x.: there is none of this name, or it is private and the token does not open it'),
-    ('"ada/x", token="hf_reader"', 'OSError: repo_id=.ada/x.: the token may not do this'), ('"bob/x"', 'OSError: repo_id=.bob/x.: the token may not do this'),
-    ('"no--name"', 'ValueError: repo_id=.no--name. is no name on the Hub, such as .user/model.'), ('"a/b/c"', 'ValueError: repo_id=.a/b/c. is no name')])
-def test_a_push_that_may_not_be_says_so(pusher, args, says):
-    with pytest.raises(RuntimeError, match=says) as e: pusher(f'learn.push_to_hub({args})')
-    assert '\n' not in str(e.value.args[0])
+@pytest.mark.parametrize(('args', 'facts'), [
+    ('"ada/x", token="hf_wrong"', ['OSError', "repo_id='ada/x'", 'token', 401]), ('"ada/x", token="hf_reader"', ['OSError', "repo_id='ada/x'", 'token', 403]),
+    ('"bob/x"', ['OSError', "repo_id='bob/x'", 'token', 403]), ('"no--name"', ['ValueError', "repo_id='no--name'", "'user/model'"]),
+    ('"a/b/c"', ['ValueError', "repo_id='a/b/c'", "'user/model'"])])
+def test_a_push_that_is_not_allowed_raises(pusher, args, facts):
+    with pytest.raises(RuntimeError, match=mentions(*facts)) as e: pusher(f'learn.push_to_hub({args})')
+    assert '\n' not in str(e.value)
 
 
 def test_without_a_token_nothing_is_pushed(hub, puller, saved):
-    with pytest.raises(RuntimeError, match='OSError: repo_id=.ada/x.: '): puller('load_hf_learner(folder, device="cpu").push_to_hub("ada/x")', folder=saved[0])
+    with pytest.raises(RuntimeError, match=mentions('OSError', "repo_id='ada/x'", 'token', 401)): puller('load_hf_learner(folder, device="cpu").push_to_hub("ada/x")', folder=saved[0])
     assert ('model', 'ada/x') not in hub.repos
 
 
 @pytest.mark.parametrize('fault', [('/lfs/', 'cut', 'PUT'), ('/commit/', 'cut', 'POST'), ('/commit/', 409, 'POST'), ('/commit/', 500, 'POST'), ('/preupload/', 403, 'POST')])
-def test_a_push_that_breaks_leaves_the_repository_and_a_retry_completes(hub, pusher, fault):
+def test_a_failed_push_leaves_the_repository_and_a_retry_completes(hub, pusher, fault):
     name = f"ada/broken{hash(fault) % 10**6}"
     pusher('learn.push_to_hub(name)', name=name)
     repo = hub.repos['model', name]
     before = dict(repo.refs)
     hub.faults += [fault]*20
     change = 'import torch\nwith torch.no_grad(): learn.model.classifier.bias += torch.rand(2)\n'
-    with pytest.raises(RuntimeError, match=f"OSError: repo_id='{name}'") as e: pusher(change + 'learn.push_to_hub(name)', name=name)
-    assert '\n' not in str(e.value.args[0])
+    with pytest.raises(RuntimeError, match=mentions('OSError', f"repo_id='{name}'")) as e: pusher(change + 'learn.push_to_hub(name)', name=name)
+    assert '\n' not in str(e.value)
     assert repo.refs == before
     hub.faults.clear()
     pusher('learn.push_to_hub(name)', name=name)
     assert repo.refs != before
 
 
-def test_a_connection_that_is_cut_once_is_taken_up_again(hub, pusher):
+def test_a_push_survives_one_broken_connection(hub, pusher):
     hub.faults += [('/lfs/', 'cut', 'PUT')]
     pusher('import torch\nwith torch.no_grad(): learn.model.classifier.bias += 3\nlearn.push_to_hub("ada/once")\nwith torch.no_grad(): learn.model.classifier.bias -= 3')
     assert 'model.safetensors' in hub.repos['model', 'ada/once'].commits[hub.repos['model', 'ada/once'].refs['main']]
 
 
-def test_a_hub_that_is_away_is_told(saved, hub, tmp_path):
+def test_an_unreachable_hub_raises(saved, hub, tmp_path):
     with serving() as other: pass
     process = Process(other, tmp_path)
-    for code in ('load_hf_learner("ada/moods")', 'load_hf_learner(folder, device="cpu").push_to_hub("ada/moods")'):
-        with pytest.raises(RuntimeError, match='OSError: .*the Hub cannot be reached') as e: process(code, folder=saved[0])
-        assert '\n' not in str(e.value.args[0])
+    for code,name in (('load_hf_learner("ada/moods")', 'path'), ('load_hf_learner(folder, device="cpu").push_to_hub("ada/moods")', 'repo_id')):
+        with pytest.raises(RuntimeError, match=mentions('OSError', f"{name}='ada/moods'", 'refused')) as e: process(code, folder=saved[0])
+        assert '\n' not in str(e.value)
     process.close()
 
 
-def test_a_card_that_someone_wrote_on_the_hub_stays(hub, pusher):
+def test_a_card_edited_on_the_hub_is_kept(hub, pusher):
     pusher('learn.push_to_hub("ada/carded")\nHfApi().upload_file(path_or_fileobj=b"# My own", path_in_repo="README.md", repo_id="ada/carded")\nlearn.push_to_hub("ada/carded")')
     repo = hub.repos['model', 'ada/carded']
     assert repo.commits[repo.refs['main']]['README.md'].data == b'# My own'
 
 
-def test_the_hub_takes_the_cards_metadata(pusher):
+def test_the_hub_accepts_the_metadata_of_the_card(pusher):
     pusher('card = learn.model_card(language="en", license="mit", datasets="imdb")\ncard.validate()')
-    with pytest.raises(RuntimeError, match='must be a string'): pusher('card.data.pipeline_tag = ["a"]\ncard.validate()')
+    with pytest.raises(RuntimeError, match=mentions('ValueError', 'pipeline_tag')): pusher('card.data.pipeline_tag = ["a"]\ncard.validate()')
 
 
-def test_fastais_own_way_to_the_hub_works(hub, pusher, puller, saved):
+def test_push_to_hub_fastai_works_too(hub, pusher, puller, saved):
     pusher('push_to_hub_fastai(load_hf_learner(folder, device="cpu"), repo_id="ada/pickled")', folder=saved[0])
     assert 'model.pkl' in hub.repos['model', 'ada/pickled'].commits[hub.repos['model', 'ada/pickled'].refs['main']]
     preds = puller('res = from_pretrained_fastai("ada/pickled").hf_predict(texts)', texts=TEXTS)

@@ -1,4 +1,4 @@
-"Importing the library changes nothing for others and hides none of their names."
+"Importing blurlike changes no global state and hides no name of fastai."
 import json
 import subprocess
 import sys
@@ -34,23 +34,23 @@ def test_no_name_hides_one_of_fastais():
     assert not hidden
 
 
-def test_what_is_about_hugging_face_alone_does_not_import_fastai():
+def test_modules_about_hugging_face_alone_do_not_import_fastai():
     code = 'import sys, blurlike.core.objects, blurlike.train.splitter; sys.exit("fastai" in sys.modules)'
     subprocess.run([sys.executable, '-W', 'ignore', '-c', code], check=True)
 
 
-def test_the_learner_brings_fastais_methods_along():
+def test_the_learner_has_the_methods_of_fastai():
     code = 'from blurlike.train.learner import hf_learner, Learner; Learner.fit_one_cycle, Learner.fine_tune, Learner.lr_find, Learner.summary'
     subprocess.run([sys.executable, '-W', 'ignore', '-c', code], check=True)
 
 
-def test_the_one_import_has_all_that_the_walkthrough_uses():
+def test_blurlike_all_has_the_names_of_the_walkthrough():
     names = '''HFTextDataLoaders hf_learner get_hf_objects HFTextBlock HFCallback HFLoss hf_splitter HFDataLoader HFInputs token_lengths
                plot_token_lengths AutoModelForSequenceClassification pipeline'''.split()
     assert [n for n in names if not hasattr(ours, n)] == []
 
 
-def test_what_takes_seconds_to_import_waits_until_it_is_needed():
+def test_slow_imports_are_delayed():
     slow = 'transformers.modeling_utils transformers.pipelines transformers.generation.utils datasets gradio onnxruntime onnx torchvision'.split()
     code = f"""
 import sys

@@ -1,4 +1,4 @@
-"What has been saved comes back whole, in this process and in others, and nothing that lies beside it runs."
+"A saved model loads in this process and in others with the same predictions, and no pickle or code in its folder runs."
 import json
 import pickle
 import re
@@ -10,7 +10,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
-from conftest import make_objects
+from conftest import make_objects, mentions
 from fastai.data.all import CategoryBlock, ColReader, ColSplitter, DataBlock
 from fastai.learner import Learner, load_learner
 from fastai.losses import CrossEntropyLossFlat
@@ -40,7 +40,7 @@ def quiet(learn):
 
 @pytest.fixture(scope='module')
 def saved(tmp_path_factory):
-    "For each task the folder of a model that was trained a little, texts, and what the learner says of them"
+    "For each task, the folder of a model that was trained for an epoch, texts, and its predictions"
     res = {}
     for task in TASKS:
         learn = quiet(make_learner(ARCHS.get(task, 'bert'), task))
@@ -51,7 +51,7 @@ def saved(tmp_path_factory):
 
 
 def ask(code, saved):
-    "What another process answers for all models"
+    "Return what another process prints for all models"
     run = subprocess.run([sys.executable, '-W', 'ignore', '-c', code], input=json.dumps({k: (str(v[0]), v[1]) for k,v in saved.items()}), capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     return json.loads(run.stdout.splitlines()[-1])
@@ -69,11 +69,11 @@ def loaded(saved): return ask(LOAD, saved)
 
 
 @EVERY_TASK
-def test_a_learner_in_another_process_says_the_same(task, saved, loaded):
+def test_a_learner_in_another_process_predicts_the_same(task, saved, loaded):
     assert_same(loaded[task], json.loads(json.dumps(saved[task][2])))
 
 
-# Where transformers 5 has no pipeline any more, what its documentation does in the place of one
+# Where transformers 5 has no pipeline, the code that its documentation shows instead
 WITHOUT_US = """
 import json, sys
 sys.modules['blurlike'] = sys.modules['fastai'] = sys.modules['fastcore'] = None
@@ -123,7 +123,7 @@ def comparable(task, ours, theirs):
 
 
 @EVERY_TASK
-def test_transformers_alone_says_the_same(task, saved, theirs):
+def test_transformers_alone_predicts_the_same(task, saved, theirs):
     folder,texts,preds = saved[task]
     if task=='causal-lm': preds = load_hf_learner(folder).hf_generate(texts, max_new_tokens=4, do_sample=False)
     if task=='sequence-classification': preds = [{k: o[k] for k in ('label', 'score')} for o in preds]
@@ -146,7 +146,7 @@ def test_a_loaded_learner_shows_validates_and_trains_on(task, saved, capsys):
 
 
 @EVERY_TASK
-def test_without_our_file_the_task_is_seen_from_the_architecture(task, saved, tmp_path):
+def test_without_blurlike_json_the_task_is_inferred_from_the_architecture(task, saved, tmp_path):
     folder,texts,preds = saved[task]
     shutil.copytree(folder, tmp_path/'model')
     (tmp_path/'model'/'blurlike.json').unlink()
@@ -156,7 +156,7 @@ def test_without_our_file_the_task_is_seen_from_the_architecture(task, saved, tm
     if name==task: assert_same(learn.hf_predict(texts, many=True), preds)
 
 
-def test_a_data_block_and_a_plain_learner_come_back(df, hf, tmp_path):
+def test_a_data_block_and_a_plain_learner_load_too(df, hf, tmp_path):
     block = DataBlock(blocks=(HFTextBlock(*hf, max_length=24), CategoryBlock), get_x=ColReader('text'), get_y=ColReader('label'), splitter=ColSplitter())
     learn = Learner(block.dataloaders(df, bs=8), hf.model, loss_func=CrossEntropyLossFlat(), cbs=[HFCallback])
     again = load_hf_learner(learn.save_pretrained(tmp_path/'model'))
@@ -193,13 +193,13 @@ def test_columns_of_zeros_and_ones_come_back(hf, tmp_path):
 def test_new_data_must_have_the_models_classes_in_its_order(df, saved):
     folder = saved['sequence-classification'][0]
     turned = HFTextDataLoaders.from_df(df, folder, valid_col='is_valid', vocab=['good', 'bad'])
-    with pytest.raises(ValueError, match=r"The model's classes are 'bad', 'good', in this order, and the data's are 'good', 'bad': pass vocab="):
+    with pytest.raises(ValueError, match=mentions("'bad', 'good'", "'good', 'bad'", 'vocab=')):
         load_hf_learner(folder, dls=turned)
     learn = quiet(load_hf_learner(folder))
     learn.dls = turned
-    with pytest.raises(ValueError, match='in this order'): learn.fit(1)
+    with pytest.raises(ValueError, match=mentions("'bad', 'good'", "'good', 'bad'", 'vocab=')): learn.fit(1)
     more = HFTextDataLoaders.from_df(df, folder, valid_col='is_valid', vocab=['bad', 'good', 'so-so'])
-    with pytest.raises(ValueError, match='num_labels=2, but the data has 3 labels'): load_hf_learner(folder, dls=more)
+    with pytest.raises(ValueError, match=mentions('num_labels=2', 3)): load_hf_learner(folder, dls=more)
 
 
 # --- The card
@@ -220,7 +220,7 @@ def test_the_card_of_every_task_is_read_by_the_hubs_library_and_its_code_runs(ta
     for o in blocks: exec(o.replace('PATH', str(folder)), {})
 
 
-def test_the_card_tells_what_was_trained(df, hf, tmp_path):
+def test_the_card_describes_the_training(df, hf, tmp_path):
     learn = quiet(hf_learner(HFTextDataLoaders.from_df(df, hf, valid_col='is_valid', bs=8), hf.model))
     learn.lr_find(num_it=3, show_plot=False)
     learn.fine_tune(2, 1e-2)
@@ -232,25 +232,25 @@ def test_the_card_tells_what_was_trained(df, hf, tmp_path):
     result = {o.metric_type: o.metric_value for o in card_of(learn.save_pretrained(tmp_path/'model')).data.eval_results}
     assert result == {'loss': pytest.approx(loss, abs=1e-3), 'accuracy': pytest.approx(acc, abs=1e-4)}
     text = card_of(tmp_path/'model').text
-    assert 'all but the last of' in text
+    assert re.search(rf"\b{runs[0]['groups']}\b.*frozen|frozen.*\b{runs[0]['groups']}\b", text)
     assert len(re.findall(r'^\| [12] \| [12] \|', text, re.M)) == 3
     assert load_hf_learner(tmp_path/'model').hf.runs == runs
 
 
-def test_metadata_is_what_one_says(learn):
+def test_a_card_has_the_metadata_that_is_passed(learn):
     data = learn.model_card(language=['en', 'de'], license='mit', datasets='imdb', model_name='Moods', limits='Not for poems.').data
     assert (data.language, data.license, data.datasets, data.model_name) == (['en', 'de'], 'mit', 'imdb', 'Moods')
     assert 'Not for poems.' in learn.model_card(limits='Not for poems.').text
 
 
-def test_the_base_model_is_named_where_it_has_a_name(df, hf, tmp_path):
+def test_the_base_model_is_named_if_it_has_a_name_on_the_hub(df, hf, tmp_path):
     def base(name):
         hf.config._name_or_path = name
         return hf_learner(HFTextDataLoaders.from_df(df, hf, valid_col='is_valid'), hf.model).model_card().data.base_model
     assert [base(o) for o in ('google/tiny-bert', str(tmp_path), '', '/gone/away/somewhere')] == ['google/tiny-bert', None, None, None]
 
 
-def test_a_card_that_someone_wrote_stays(learn, tmp_path):
+def test_an_edited_card_is_kept(learn, tmp_path):
     folder = learn.save_pretrained(tmp_path/'model')
     card = folder/'README.md'
     learn.save_pretrained(folder, card=learn.model_card(model_name='Moods'))
@@ -262,14 +262,14 @@ def test_a_card_that_someone_wrote_stays(learn, tmp_path):
     assert card.read_text() == '# My own\n'
 
 
-# --- What a folder may hold
+# --- Files in a folder
 
 @pytest.fixture
 def folder(saved, tmp_path): return Path(shutil.copytree(saved['sequence-classification'][0], tmp_path/'model'))
 
 
 class Bomb:
-    "What runs when it is unpickled"
+    "Touch a file when it is unpickled"
     def __init__(self, path): self.path = path
     def __reduce__(self): return Path.touch, (self.path,)
 
@@ -278,7 +278,7 @@ PICKLES = ('pytorch_model.bin', 'pytorch_model-00001-of-00001.bin', 'model.pkl',
            'adapter_model.bin', 'model.pth', 'tokenizer.pkl', 'vocab.pkl', 'vocab.bin', 'flax_model.msgpack', 'tf_model.h5', 'model.ckpt.index')
 
 
-def test_the_bomb_is_live(tmp_path):
+def test_the_bomb_runs_when_it_is_unpickled(tmp_path):
     (tmp_path/'model.pkl').write_bytes(pickle.dumps(Bomb(tmp_path/'it_ran')))
     with pytest.raises(Exception): load_learner(tmp_path/'model.pkl')  # noqa: B017, PT011 -- it has run by then
     assert (tmp_path/'it_ran').exists()
@@ -290,7 +290,7 @@ def test_no_pickle_is_opened(folder, tmp_path, whole):
     if whole: load_hf_learner(folder).hf_predict('the film')
     else:
         (folder/'model.safetensors').unlink()
-        with pytest.raises(FileNotFoundError, match='has no model.safetensors, and pytorch_model.*bin is a pickle, which is not opened'): load_hf_learner(folder)
+        with pytest.raises(FileNotFoundError, match=mentions(folder, 'model.safetensors', 'pytorch_model')): load_hf_learner(folder)
     assert not (tmp_path/'it_ran').exists()
 
 
@@ -313,101 +313,100 @@ def test_no_code_runs(folder, tmp_path, known):
         (folder/name).write_text(json.dumps(config))
     if known: load_hf_learner(folder).hf_predict('the film')
     else:
-        with pytest.raises(ValueError, match='trust_remote_code=True has to be passed'): load_hf_learner(folder)
+        with pytest.raises(ValueError, match=mentions(folder, 'trust_remote_code=True')): load_hf_learner(folder)
     assert not (tmp_path/'it_ran').exists()
 
 
-@pytest.mark.parametrize(('name', 'says'), [
-    ('config.json', 'it has no config.json'), ('model.safetensors', 'it has no model.safetensors'), ('tokenizer*', 'it has no tokenizer.json')])
-def test_half_a_model_says_what_is_missing(folder, name, says):
+@pytest.mark.parametrize(('name', 'missing'), [('config.json', 'config.json'), ('model.safetensors', 'model.safetensors'), ('tokenizer*', 'tokenizer.json')])
+def test_an_incomplete_folder_raises(folder, name, missing):
     for o in folder.glob(name): o.unlink()
-    with pytest.raises(FileNotFoundError, match=f'model is not a whole model: {says}'): load_hf_learner(folder)
+    with pytest.raises(FileNotFoundError, match=mentions(folder, missing)): load_hf_learner(folder)
 
 
-def test_a_missing_shard_is_named(saved, tmp_path):
+def test_a_missing_shard_raises(saved, tmp_path):
     learn = load_hf_learner(saved['sequence-classification'][0])
     folder = learn.save_pretrained(tmp_path/'model', max_shard_size='10KB')
     gone = sorted(folder.glob('model-*.safetensors'))[1]
     gone.unlink()
-    with pytest.raises(FileNotFoundError, match=f'it has no {gone.name}'): load_hf_learner(folder)
+    with pytest.raises(FileNotFoundError, match=mentions(folder, gone.name)): load_hf_learner(folder)
 
 
 @pytest.mark.parametrize('break_it', [lambda b: b[:-9], lambda b: b[:40], lambda b: b'', lambda b: b'\xff'*100])
-def test_a_corrupted_weights_file_is_told(folder, break_it):
+def test_a_corrupt_weights_file_raises(folder, break_it):
     path = folder/'model.safetensors'
     path.write_bytes(break_it(path.read_bytes()))
-    with pytest.raises(ValueError, match='model.*AutoModelForSequenceClassification weights cannot be used') as e: load_hf_learner(folder)
+    with pytest.raises(ValueError, match=mentions(folder, 'AutoModelForSequenceClassification')) as e: load_hf_learner(folder)
     assert '\n' not in str(e.value)
 
 
-@pytest.mark.parametrize(('change', 'says'), [
-    (dict(schema=2, versions={'blurlike': '9.1.0'}), r"has schema 2, and blurlike \S+ reads up to schema 1: it was written by blurlike 9.1.0, so pip install 'blurlike>=9.1.0'"),
-    (dict(schema=None), "has no number under 'schema'"), (dict(task='dancing'), "task='dancing' does not exist"), (dict(task_options={'steps': 3}), "'steps' is no option")])
-def test_a_file_of_ours_that_cannot_be_read_is_told(folder, change, says):
+@pytest.mark.parametrize(('change', 'facts'), [
+    (dict(schema=2, versions={'blurlike': '9.1.0'}), ['blurlike.json', 'schema', 2, 1, "'blurlike>=9.1.0'"]), (dict(schema=None), ['blurlike.json', "'schema'"]),
+    (dict(task='dancing'), ["task='dancing'"]), (dict(task_options={'steps': 3}), ["'steps'"])])
+def test_an_invalid_blurlike_json_raises(folder, change, facts):
     path = folder/'blurlike.json'
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
-    with pytest.raises((ValueError, TypeError), match=says): load_hf_learner(folder)
+    with pytest.raises((ValueError, TypeError), match=mentions(*facts)): load_hf_learner(folder)
 
 
-def test_a_file_of_ours_that_is_cut_off_is_told(folder):
+def test_a_truncated_blurlike_json_raises(folder):
     (folder/'blurlike.json').write_text('{"schema": 1, ')
-    with pytest.raises(ValueError, match='blurlike.json is no JSON file'): load_hf_learner(folder)
+    with pytest.raises(ValueError, match=mentions(folder/'blurlike.json')): load_hf_learner(folder)
 
 
-def test_a_checkpoint_that_was_not_trained_for_the_task_is_refused(hf, tmp_path):
+def test_a_checkpoint_without_a_trained_head_raises(hf, tmp_path):
     AutoModel.from_config(hf.config).save_pretrained(tmp_path)
     hf.tokenizer.save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match='was made for none of blurlike.s tasks, or for several .*say which with task='): load_hf_learner(tmp_path)
-    with pytest.raises(ValueError, match='no trained BertForSequenceClassification: it has no weights for classifier'): load_hf_learner(tmp_path, task='sequence-classification')
+    with pytest.raises(ValueError, match=mentions(tmp_path, 'BertModel', 'task=')): load_hf_learner(tmp_path)
+    with pytest.raises(ValueError, match=mentions(tmp_path, 'BertForSequenceClassification', 'classifier')):
+        load_hf_learner(tmp_path, task='sequence-classification')
 
 
 @pytest.mark.parametrize(('kwargs', 'name'), [(dict(num_labels=3), 'sequence-classification'), (dict(num_labels=1), 'regression'),
     (dict(num_labels=3, problem_type='regression'), 'regression'), (dict(num_labels=3, problem_type='multi_label_classification'), 'multi-label-classification')])
-def test_a_folder_of_transformers_tells_the_kind_of_classification(kwargs, name, tmp_path):
+def test_the_configuration_tells_the_kind_of_classification(kwargs, name, tmp_path):
     hf = make_objects(**kwargs, auto_model=AutoModelForSequenceClassification)
     hf.model.save_pretrained(tmp_path)
     hf.tokenizer.save_pretrained(tmp_path)
     assert get_block(load_hf_learner(tmp_path).dls).task.name == name
 
 
-@pytest.mark.parametrize(('path', 'says'), [('no/such/folder', 'neither a folder nor a name on the Hub'), ('a--b', 'neither a folder nor a name on the Hub'),
-                                             ('user/model', 'is no folder, and as a name on the Hub: the Hub cannot be reached')])
-def test_what_is_no_folder_is_told(path, says):
-    with pytest.raises(OSError, match=says) as e: load_hf_learner(path)
+@pytest.mark.parametrize(('path', 'error'), [('no/such/folder', FileNotFoundError), ('a--b', FileNotFoundError), ('user/model', OSError)])
+def test_an_unknown_path_raises(path, error):
+    with pytest.raises(error, match=f'path={path!r}') as e: load_hf_learner(path)
     assert '\n' not in str(e.value)
 
 
-def test_a_file_is_no_folder(folder):
-    with pytest.raises(NotADirectoryError, match='is a file, and a model is a folder'): load_hf_learner(folder/'config.json')
+def test_a_file_instead_of_a_folder_raises(folder):
+    with pytest.raises(NotADirectoryError, match=mentions('path=', folder/'config.json')): load_hf_learner(folder/'config.json')
 
 
-def test_a_tokenizer_without_its_words_is_not_a_whole_model(folder):
+def test_a_missing_tokenizer_json_raises(folder):
     (folder/'tokenizer.json').unlink()
-    with pytest.raises(FileNotFoundError, match='is not a whole model: it has no tokenizer.json'): load_hf_learner(folder)
+    with pytest.raises(FileNotFoundError, match=mentions(folder, 'tokenizer.json')): load_hf_learner(folder)
 
 
-def test_a_tokenizer_that_needs_no_file_is_whole(df, tmp_path):
+def test_a_tokenizer_without_files_loads(df, tmp_path):
     hf = make_objects('canine')
     learn = hf_learner(HFTextDataLoaders.from_df(df, hf, valid_col='is_valid', bs=8, device='cpu'), hf.model)
     assert not (learn.save_pretrained(tmp_path/'model')/'tokenizer.json').exists()
     assert_same(load_hf_learner(tmp_path/'model', device='cpu').hf_predict('the film'), learn.hf_predict('the film'))
 
 
-def test_classes_of_other_names_are_told(df, saved):
+def test_data_with_other_classes_raises(df, saved):
     other = df.assign(label=df.label.map({'good': 'fine', 'bad': 'awful'}))
     folder = saved['sequence-classification'][0]
     dls = HFTextDataLoaders.from_df(other, folder, valid_col='is_valid', bs=8, device='cpu')
-    with pytest.raises(ValueError, match="The model's classes are 'bad', 'good', and the data's are 'awful', 'fine'"): load_hf_learner(folder, dls=dls)
+    with pytest.raises(ValueError, match=mentions("'bad', 'good'", "'awful', 'fine'")): load_hf_learner(folder, dls=dls)
 
 
-def test_without_rows_nothing_is_trained_or_validated(saved):
+def test_training_and_validation_without_rows_raise(saved):
     learn = quiet(load_hf_learner(saved['sequence-classification'][0], device='cpu'))
-    with pytest.raises(ValueError, match='There are no rows to train on: give the learner data'): learn.fit(1)
-    with pytest.raises(ValueError, match='There are no rows to validate on: pass dl='): learn.validate()
+    with pytest.raises(ValueError, match=mentions('dls')): learn.fit(1)
+    with pytest.raises(ValueError, match=mentions('dl=')): learn.validate()
     with learn.no_bar(): assert learn.validate(dl=learn.dls.test_dl(frame('sequence-classification'), with_labels=True))[0] > 0
 
 
-def test_a_file_of_ours_that_lacks_something_is_told(folder):
+def test_a_missing_key_of_blurlike_json_raises(folder):
     info = json.loads((folder/'blurlike.json').read_text())
     (folder/'blurlike.json').write_text(json.dumps({k: v for k,v in info.items() if k != 'columns'}))
-    with pytest.raises(ValueError, match="has nothing under 'columns': save the model again"): load_hf_learner(folder)
+    with pytest.raises(ValueError, match=mentions(folder/'blurlike.json', "'columns'")): load_hf_learner(folder)

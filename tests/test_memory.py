@@ -1,7 +1,8 @@
-"What fits is found by trying, what does not fit says so, and neither leaves a trace."
+"find_batch_size finds a batch that fits, errors name a batch that does not, and neither changes the learner."
 import gc
 import multiprocessing
 import random
+import re
 import subprocess
 import sys
 import threading
@@ -13,7 +14,7 @@ import datasets
 import numpy as np
 import pytest
 import torch
-from conftest import make_objects, make_texts
+from conftest import make_objects, make_texts, mentions
 from fastai.callback.training import GradientAccumulation
 from fastai.text.all import (
     Adam,
@@ -30,8 +31,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from transformers import AutoModelForSeq2SeqLM
 
-from blurlike import memory
 from blurlike.all import HFDataLoader, HFLoss, HFTextBlock, HFTextDataLoaders, find_batch_size, hf_learner
+from blurlike.train import memory
 from blurlike.train.callback import _autocast_depth
 from blurlike.train.memory import available_memory, largest_size, longest_samples, with_room, worst_batch
 
@@ -71,7 +72,7 @@ def longest(dl): return worst_batch(dl, longest_samples(dl, 1)[0], 1)[0]['input_
 
 
 def state(learn):
-    "All that a learner's next steps depend on"
+    "Everything that the next steps of a learner depend on"
     moments = [t for o in learn.opt.opt.state.values() for t in o.values()] if learn.opt else []
     weights = [*learn.model.parameters(), *learn.model.buffers()]
     tensors = [*weights, *moments, torch.get_rng_state(), *(p.grad for p in learn.model.parameters() if p.grad is not None)]
@@ -110,10 +111,10 @@ def test_whatever_the_limit_the_size_keeps_it_and_uses_it(dls, rows, at):
     assert found==30 or with_room(found + max(1, found//8)) > rows
 
 
-def test_a_row_that_does_not_fit_is_an_error_that_says_so(learn):
+def test_a_row_that_does_not_fit_raises(learn):
     Device(learn, 3)
     before = state(learn)
-    with pytest.raises(torch.OutOfMemoryError, match=r'in a batch of 1 row x \d+ tokens: set a smaller max_length.* or a smaller model\.$'):
+    with pytest.raises(torch.OutOfMemoryError, match=mentions(1, longest(learn.dls.train), 'max_length')):
         find_batch_size(learn, show=False)
     assert_same(state(learn), before)
 
@@ -121,7 +122,7 @@ def test_a_row_that_does_not_fit_is_an_error_that_says_so(learn):
 @pytest.mark.parametrize('precision', ['fp32', 'bf16'])
 @pytest.mark.parametrize('trained', [False, True])
 @pytest.mark.parametrize('limit', [None, 400])
-def test_the_learner_is_afterwards_as_it_was(dls, hf, precision, trained, limit):
+def test_the_learner_is_unchanged(dls, hf, precision, trained, limit):
     learn = hf_learner(dls, hf.model, precision=precision, cbs=[GradientAccumulation(8), Disturbance()])
     mine,average = learn.disturbance,learn.disturbance.average
     def my_state(): return [mine.seen, list(mine.log), mine.average.weight.tolist()]
@@ -154,7 +155,7 @@ def test_gradients_and_other_optimizers_are_kept_too(dls, hf):
     assert str(learn.opt.hypers) == hypers
 
 
-def test_an_error_of_another_kind_is_raised_and_leaves_the_learner_as_it_was(learn):
+def test_another_error_is_raised_and_leaves_the_learner_unchanged(learn):
     learn.fit(1, 1e-3)
     Device(learn, 400, 'backward', error=ZeroDivisionError)
     before = state(learn)
@@ -162,7 +163,7 @@ def test_an_error_of_another_kind_is_raised_and_leaves_the_learner_as_it_was(lea
     assert_same(state(learn), before)
 
 
-def test_what_follows_is_what_would_have_followed(dls):
+def test_training_continues_as_without_the_search(dls):
     def losses(find):
         torch.manual_seed(0)
         fresh = dls.train.new(seed=1)
@@ -174,7 +175,7 @@ def test_what_follows_is_what_would_have_followed(dls):
     assert losses(True) == losses(False)
 
 
-def test_callbacks_that_write_files_keep_still(learn, tmp_path):
+def test_callbacks_write_no_files(learn, tmp_path):
     learn.path = tmp_path
     learn.add_cbs([SaveModelCallback(monitor='train_loss', every_epoch=True), CSVLogger()])
     find_batch_size(learn, max_bs=4, show=False)
@@ -200,7 +201,7 @@ def test_the_longest_target_is_in_the_worst_batch(df):
     with learn.no_bar(), learn.no_logging(): assert find_batch_size(learn, max_bs=2, show=False) == 2
 
 
-def test_a_stream_is_judged_by_its_first_rows(df, hf):
+def test_a_stream_is_measured_by_its_first_rows(df, hf):
     class Stream(torch.utils.data.IterableDataset):
         def __iter__(self): return ((t, torch.tensor(int(l=='good'))) for t,l in zip(df.text, df.label, strict=True))
     block = HFTextBlock(*hf, task='sequence-classification')
@@ -237,7 +238,7 @@ class SmallMachine:
 
 @settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(rows=st.integers(1, 36))
-def test_on_a_cpu_no_try_is_made_that_would_take_too_much(dls, rows):
+def test_no_batch_beyond_the_memory_is_tried_on_a_cpu(dls, rows):
     learn = hf_learner(dls, make_objects().model, metrics=[])
     machine = SmallMachine(learn, 0)
     machine.there_are = 10**9 + 5*10**7 + machine.grads + rows*10**6
@@ -248,23 +249,23 @@ def test_on_a_cpu_no_try_is_made_that_would_take_too_much(dls, rows):
     assert found==30 or with_room(found + max(1, found//8)) > rows
 
 
-def test_bytes_are_kept_to_on_a_real_cpu(learn, capsys):
+def test_a_memory_limit_holds_on_a_real_cpu(learn, capsys):
     watch = memory.CPUGauge()
     watch.reset()
     allowed = watch.peak() + 60_000_000
     found = find_batch_size(learn, memory=allowed)
     lines = capsys.readouterr().out.splitlines()
     assert f'{found:>12}{with_room(found):>12}' in '\n'.join(o for o in lines if o.endswith('yes'))
-    with pytest.raises(ValueError, match=r'takes \d\.\d\d GB, more than memory=1000: set a smaller max_length'):
+    with pytest.raises(ValueError, match=mentions(longest(learn.dls.train), 'memory=1000', 'max_length')):
         find_batch_size(learn, memory=1000, show=False)
 
 
-@pytest.mark.parametrize(('options', 'message'), [(dict(max_bs=0), 'max_bs=0'), (dict(memory='8GB'), "memory='8GB' is not a number of bytes")])
-def test_options_that_make_no_sense(learn, options, message):
-    with pytest.raises(ValueError, match=message): find_batch_size(learn, **options)
+@pytest.mark.parametrize(('name', 'value'), [('max_bs', 0), ('memory', '8GB')])
+def test_invalid_options_raise(learn, name, value):
+    with pytest.raises(ValueError, match=mentions(f'{name}={value!r}')): find_batch_size(learn, **{name: value})
 
 
-def test_control_groups_count_where_they_allow_less(tmp_path):
+def test_control_groups_limit_the_available_memory(tmp_path):
     (tmp_path/'memory.max').write_text('1000\n')
     (tmp_path/'memory.current').write_text('700\n')
     (tmp_path/'memory.stat').write_text('anon 500\ninactive_file 100\n')
@@ -280,34 +281,34 @@ def test_control_groups_count_where_they_allow_less(tmp_path):
         assert available_memory() == 450
 
 
-# What an out-of-memory error says, and leaves
+# Out-of-memory errors
 
 
 @pytest.mark.parametrize('at', ['forward', 'backward', 'step'])
 @pytest.mark.parametrize('error', [torch.OutOfMemoryError, RuntimeError])
-def test_an_out_of_memory_error_names_the_batch_and_what_helps(learn, at, error):
+def test_an_out_of_memory_error_names_the_batch_and_the_remedies(learn, at, error):
     width = longest(learn.dls.train)
     Device(learn, 100, at, error)
     with pytest.raises(error) as e: learn.fit(1, 1e-3)
     assert type(e.value) is error
-    assert str(e.value) == (f'Out of memory in a batch of 8 rows x {width} tokens: set a smaller bs (find_batch_size(learn) finds one) and GradientAccumulation '
-                            'to make up for it, a smaller max_length or precision="bf16".')
+    assert re.search(mentions(8, width, 'bs', 'find_batch_size', 'GradientAccumulation', 'max_length', 'precision', 'bf16'), str(e.value))
     assert "can't allocate memory" in str(e.value.__cause__)
 
 
-def test_what_is_in_use_already_is_not_advised(dls, hf):
+def test_remedies_already_in_use_are_not_suggested(dls, hf):
     learn = hf_learner(dls, hf.model, precision='bf16', cbs=GradientAccumulation(8))
     Device(learn, 100)
     with learn.no_bar(), learn.no_logging(), pytest.raises(torch.OutOfMemoryError) as e: learn.fit(1)
-    assert str(e.value).endswith('set a smaller bs (find_batch_size(learn) finds one) or a smaller max_length.')
+    assert re.search(mentions('bs', 'find_batch_size', 'max_length'), str(e.value))
+    assert not re.search('GradientAccumulation|precision', str(e.value))
     dls.train.batch_tokens = 500
-    with learn.no_bar(), learn.no_logging(), pytest.raises(torch.OutOfMemoryError, match='set a smaller batch_tokens than 500'): learn.fit(1)
+    with learn.no_bar(), learn.no_logging(), pytest.raises(torch.OutOfMemoryError, match=mentions('batch_tokens', 500)): learn.fit(1)
 
 
 @pytest.mark.parametrize('act', [lambda learn: learn.validate(), lambda learn: learn.get_preds(with_input=True)])
-def test_validation_and_prediction_say_so_too(learn, act):
+def test_validation_and_prediction_name_the_batch_too(learn, act):
     Device(learn, 100)
-    with pytest.raises(torch.OutOfMemoryError, match=r'in a batch of \d+ rows x \d+ tokens: set a smaller bs, a smaller max_length or'): act(learn)
+    with pytest.raises(torch.OutOfMemoryError, match=mentions(8, longest(learn.dls.valid), 'bs', 'max_length')): act(learn)
 
 
 def test_windows_are_counted(df):
@@ -315,7 +316,7 @@ def test_windows_are_counted(df):
     dls = HFTextDataLoaders.from_df(df, hf, valid_col='is_valid', bs=8, max_length=16, windows=True, device='cpu')
     learn = hf_learner(dls, hf.model)
     Device(learn, 100)
-    with learn.no_bar(), learn.no_logging(), pytest.raises(torch.OutOfMemoryError, match=r'in a batch of 8 rows in \d\d windows x 16 tokens:'): learn.fit(1)
+    with learn.no_bar(), learn.no_logging(), pytest.raises(torch.OutOfMemoryError, match=r'\b8 rows\b.*\b\d\d windows\b.*\b16 tokens\b'): learn.fit(1)
 
 
 @pytest.mark.parametrize('precision', ['fp32', 'bf16'])
@@ -337,7 +338,7 @@ def test_a_failed_batch_leaves_nothing_behind(dls, hf, precision, at, error):
     assert learn.validate()[0] < 0.3
 
 
-def test_the_memory_of_a_failed_batch_is_let_go_while_its_error_is_kept(learn):
+def test_a_kept_error_does_not_keep_the_memory_of_its_batch(learn):
     held = []
     def keep(module, args, output): held.append(weakref.ref(output))
     def refuse(module, args): raise torch.OutOfMemoryError('CUDA out of memory.')
@@ -349,7 +350,7 @@ def test_the_memory_of_a_failed_batch_is_let_go_while_its_error_is_kept(learn):
     assert held[0]() is None
 
 
-def test_a_callback_that_ends_an_epoch_is_no_failure(learn):
+def test_a_callback_may_end_an_epoch(learn):
     class Enough(Callback):
         def after_batch(self):
             if self.training: raise CancelTrainException
@@ -385,15 +386,15 @@ with learn.no_bar(), learn.no_logging():
 """
 
 
-def test_a_real_lack_of_memory_is_told_and_got_over():
+def test_training_goes_on_after_a_real_lack_of_memory():
     code = REAL.format(tests=str(Path(__file__).parent))
     run = subprocess.run([sys.executable, '-W', 'ignore', '-c', code], capture_output=True, text=True)
-    assert 'RuntimeError | Out of memory in a batch of 20 rows x 256 tokens: set a smaller bs' in run.stdout, run.stderr
+    assert re.search(mentions('RuntimeError', 20, 256, 'bs'), run.stdout), run.stderr
     assert "can't allocate memory" in run.stdout
     assert run.stdout.rstrip().endswith('went on')
 
 
-# What worker processes cannot be given
+# Objects that cannot be sent to worker processes
 
 
 @pytest.fixture
@@ -413,29 +414,29 @@ def loaders(df, hf, get_x, **kwargs):
     (dict(get_x=lambda o: o['text']), r'dl\.dataset\.tls\S+', r"\(dict\(get_x=lambda o: o\['text'\]\)"),
     (dict(get_x=ColReader('text'), item_tfms=[lambda o: o]), r'dl\.after_item\S+', r"\(dict\(get_x=ColReader\('text'\), item_tfms=\[lambda o: o\]\)"),
 ])
-def test_a_lambda_that_spawned_workers_cannot_have_is_named(df, hf, spawn, options, where, line):
-    with pytest.raises(ValueError, match=f'num_workers=1: {where} is `{line}.*, which cannot be sent to a process that spawn starts: use a function'):
+def test_a_lambda_for_spawned_workers_raises(df, hf, spawn, options, where, line):
+    with pytest.raises(ValueError, match=f'num_workers=1.*{where}.*{line}'):
         next(iter(loaders(df, hf, **options).train))
 
 
-def test_what_else_cannot_be_pickled_is_named_too(df, hf, spawn):
+def test_other_objects_that_cannot_be_pickled_raise(df, hf, spawn):
     dl = loaders(df, hf, ColReader('text')).train
     dl.dataset.handle = threading.Lock()
-    with pytest.raises(ValueError, match=r'dl\.dataset\.handle is <unlocked _thread\.lock'): next(iter(dl))
+    with pytest.raises(ValueError, match=mentions('num_workers=1', 'dl.dataset.handle', '<unlocked _thread.lock')): next(iter(dl))
 
 
-def test_forked_workers_take_lambdas_and_their_errors_are_their_own(df, hf):
+def test_forked_workers_accept_lambdas_and_raise_their_own_errors(df, hf):
     dl = loaders(df, hf, lambda o: o['text'], item_tfms=[lambda o: o]).train
     assert sum(len(b[0]['input_ids']) for b in dl) == 80
     dl.rows,dl.create_item = None,lambda i: i.nothing
     with pytest.raises(AttributeError, match='nothing'): next(iter(dl))
 
 
-def test_a_stream_shorter_than_a_pool_is_judged_whole(df, hf):
+def test_a_stream_shorter_than_a_pool_is_measured_whole(df, hf):
     stream = datasets.Dataset.from_pandas(df[['text', 'label']]).to_iterable_dataset()
     learn = hf_learner(HFTextDataLoaders.from_dataset(dict(train=stream.skip(40), valid=stream.take(40)), hf, n=60, bs=8, device='cpu'), hf.model)
     assert find_batch_size(learn, max_bs=4, memory=10**12, show=False) == 4
 
 
-def test_what_is_no_learner_is_named(dls):
-    with pytest.raises(ValueError, match=r'learn=DataLoaders\(\.\.\.\) is not a Learner'): find_batch_size(dls)
+def test_something_other_than_a_learner_raises(dls):
+    with pytest.raises(ValueError, match=mentions('learn=DataLoaders', 'Learner')): find_batch_size(dls)

@@ -1,4 +1,4 @@
-"What is exported says what the model says, in onnxruntime and without PyTorch, for batches of any size."
+"An ONNX export predicts as the model does, in onnxruntime and without PyTorch, for batches of any size."
 import json
 import pickle
 import re
@@ -8,12 +8,12 @@ import sys
 import numpy as np
 import pytest
 import torch
-from conftest import make_objects, make_texts
+from conftest import make_objects, make_texts, mentions
 from test_load import quiet, texts_of
 from test_matrix import make_learner
 
 import blurlike.ship.onnx
-from blurlike.all import HFTextDataLoaders, get_block, hf_learner, load_hf_learner, minilm_checkpoint, load_movie_reviews
+from blurlike.all import HFTextDataLoaders, get_block, hf_learner, load_hf_learner, load_movie_reviews, minilm_checkpoint
 from blurlike.ship.onnx import OnnxModel
 
 TASKS = ['sequence-classification', 'multi-label-classification', 'regression', 'token-classification', 'question-answering', 'masked-lm']
@@ -43,7 +43,7 @@ def reviews():
 def exported(reviews, tmp_path_factory): return reviews[0].export_onnx(tmp_path_factory.mktemp('onnx')/'model')
 
 
-def test_200_real_texts_get_the_models_probabilities(reviews, exported):
+def test_200_real_texts_get_the_same_probabilities(reviews, exported):
     learn,texts = reviews[0],reviews[1].text.tolist()
     theirs,ours = learn.hf_predict(texts),load_hf_learner(exported).hf_predict(texts)
     probs = [np.array([o['probs'] for o in preds]) for preds in (theirs, ours)]
@@ -52,7 +52,7 @@ def test_200_real_texts_get_the_models_probabilities(reviews, exported):
     assert np.abs(probs[0] - probs[1]).max() < 1e-4
 
 
-def test_the_axes_of_batches_are_open(exported):
+def test_batch_size_and_length_are_dynamic(exported):
     model = load_hf_learner(exported).model
     for o in (*model.session.get_inputs(), *model.session.get_outputs()): assert isinstance(o.shape[0], str)
     assert all(isinstance(o.shape[1], str) for o in model.session.get_inputs())
@@ -78,7 +78,7 @@ print(json.dumps([labels[str(i)] for i in session.run(None, {k: np.array(v) for 
     assert json.loads(run.stdout) == [o['label'] for o in reviews[0].hf_predict(texts)]
 
 
-def test_8_bits_are_a_quarter_of_the_size_and_nearly_as_right(reviews, exported, tmp_path):
+def test_int8_has_a_quarter_of_the_size_and_nearly_the_accuracy(reviews, exported, tmp_path):
     learn = reviews[0]
     small = load_hf_learner(learn.export_onnx(tmp_path/'small', precision='int8'))
     assert small.model.file.stat().st_size < 0.3 * next(exported.glob('onnx/*')).stat().st_size
@@ -107,25 +107,26 @@ def test_architectures_are_exported(arch, df, tmp_path):
     for some in (texts[:1], texts): assert_close(learn.hf_predict(some, many=True), loaded.hf_predict(some, many=True))
 
 
-def test_what_cannot_be_exported_leaves_no_folder(df, tmp_path, capfd):
+def test_a_failed_export_leaves_no_folder(df, tmp_path, capfd):
     hf = make_objects('longformer')
     learn = hf_learner(HFTextDataLoaders.from_df(df, hf, valid_col='is_valid', bs=8, device='cpu'), hf.model)
-    with pytest.raises(ValueError, match='LongformerForSequenceClassification cannot be exported to ONNX for batches of all sizes: .*'): learn.export_onnx(tmp_path/'model')
+    with pytest.raises(ValueError, match=mentions('LongformerForSequenceClassification', 'ONNX')):
+        learn.export_onnx(tmp_path/'model')
     assert not list(tmp_path.iterdir())
     assert len(capfd.readouterr().out) < 1000 # and not the graph that an exporter prints
 
 
-def test_an_export_that_is_not_the_model_is_refused(learn, tmp_path, monkeypatch):
+def test_an_export_with_other_outputs_raises(learn, tmp_path, monkeypatch):
     forward = OnnxModel.forward
     def other(self, **inputs):
         res = forward(self, **inputs)
         for k in res: res[k] = res[k] + (0.01 if len(inputs['input_ids'])==3 else 0)
         return res
     monkeypatch.setattr(OnnxModel, 'forward', other)
-    with pytest.raises(ValueError, match='cannot be exported.*logits differ by'): learn.export_onnx(tmp_path/'model')
+    with pytest.raises(ValueError, match=mentions(type(learn.model).__name__, 'logits')): learn.export_onnx(tmp_path/'model')
 
 
-def test_the_learner_is_as_it_was(learn, tmp_path):
+def test_the_learner_is_unchanged(learn, tmp_path):
     model,training = learn.model,learn.model.training
     learn.export_onnx(tmp_path/'model')
     assert learn.model is model
@@ -133,7 +134,7 @@ def test_the_learner_is_as_it_was(learn, tmp_path):
     learn.fit(1)
 
 
-def test_a_learner_of_onnx_saves_what_it_has(exported, reviews, tmp_path):
+def test_a_learner_loaded_from_onnx_can_be_saved(exported, reviews, tmp_path):
     loaded = load_hf_learner(exported)
     again = load_hf_learner(loaded.save_pretrained(tmp_path/'again'))
     assert again.hf_predict('A film to see twice.') == loaded.hf_predict('A film to see twice.')
@@ -145,7 +146,7 @@ def test_a_learner_of_onnx_saves_what_it_has(exported, reviews, tmp_path):
     assert loaded.hf.runs
 
 
-def test_windows_and_the_names_of_classes_come_along(tmp_path):
+def test_windows_are_restored(tmp_path):
     learn = make_learner('bert', 'question-answering')
     loaded = load_hf_learner(learn.export_onnx(tmp_path/'model'))
     mine,theirs = get_block(loaded.dls),get_block(learn.dls)
@@ -154,48 +155,49 @@ def test_windows_and_the_names_of_classes_come_along(tmp_path):
     assert_close(learn.hf_predict(long), loaded.hf_predict(long))
 
 
-def test_a_file_can_be_chosen(learn, tmp_path):
+def test_the_onnx_file_can_be_chosen(learn, tmp_path):
     folder = learn.export_onnx(tmp_path/'model')
     learn.save_pretrained(tmp_path/'both')
     (folder/'onnx').rename(tmp_path/'both'/'onnx')
     assert not isinstance(load_hf_learner(tmp_path/'both').model, OnnxModel)
     assert isinstance(load_hf_learner(tmp_path/'both', onnx='onnx/model.onnx').model, OnnxModel)
-    with pytest.raises(FileNotFoundError, match="onnx='model.onnx' is not in .*: of this kind there is 'onnx/model.onnx'"): load_hf_learner(tmp_path/'both', onnx='model.onnx')
+    with pytest.raises(FileNotFoundError, match=mentions("onnx='model.onnx'", tmp_path/'both', "'onnx/model.onnx'")):
+        load_hf_learner(tmp_path/'both', onnx='model.onnx')
     learn.save_pretrained(tmp_path/'both') # new weights, and no export of the old ones beside them
     assert not (tmp_path/'both'/'onnx').exists()
 
 
-def test_wrong_input_is_told(learn, tmp_path, monkeypatch):
+def test_invalid_arguments_raise(learn, tmp_path, monkeypatch):
     learn.save_pretrained(tmp_path/'model')
-    with pytest.raises(FileExistsError, match='holds the weights of a model'): learn.export_onnx(tmp_path/'model')
-    with pytest.raises(ValueError, match="precision='int4' is not one of 'fp32', 'int8'"): learn.export_onnx(tmp_path/'new', precision='int4')
-    with pytest.raises(ValueError, match="task='causal-lm' generates"): make_learner('gpt2', 'causal-lm').export_onnx(tmp_path/'new')
+    with pytest.raises(FileExistsError, match=mentions(tmp_path/'model')): learn.export_onnx(tmp_path/'model')
+    with pytest.raises(ValueError, match=mentions("precision='int4'", "'fp32'", "'int8'")): learn.export_onnx(tmp_path/'new', precision='int4')
+    with pytest.raises(ValueError, match="task='causal-lm'"): make_learner('gpt2', 'causal-lm').export_onnx(tmp_path/'new')
     monkeypatch.setitem(sys.modules, 'onnxscript', None)
-    with pytest.raises(ImportError, match=r"onnxscript is not installed: pip install 'blurlike\[onnx\]'"): learn.export_onnx(tmp_path/'new')
+    with pytest.raises(ImportError, match=mentions('onnxscript', 'blurlike[onnx]')): learn.export_onnx(tmp_path/'new')
     assert not (tmp_path/'new').exists()
 
 
-def test_it_is_for_predicting(exported):
-    with pytest.raises(ValueError, match='OnnxModel has no parameters to train'): quiet(load_hf_learner(exported)).fit(1)
-    with pytest.raises(ValueError, match='is one of ONNX already'): load_hf_learner(exported).export_onnx(exported.parent/'again')
+def test_an_exported_model_cannot_be_trained_or_exported_again(exported):
+    with pytest.raises(ValueError, match='OnnxModel'): quiet(load_hf_learner(exported)).fit(1)
+    with pytest.raises(ValueError, match=mentions('ONNX')): load_hf_learner(exported).export_onnx(exported.parent/'again')
 
 
-def test_a_broken_file_is_told(exported, tmp_path):
+def test_a_corrupt_file_raises(exported, tmp_path):
     assert blurlike.ship.onnx.ONNX_FILES[0]=='onnx/model.onnx'
     folder = load_hf_learner(exported).save_pretrained(tmp_path/'model')
     (folder/'onnx'/'model.onnx').write_bytes(b'half')
-    with pytest.raises(OSError, match='model.onnx.* cannot be read'): load_hf_learner(folder)
+    with pytest.raises(OSError, match=mentions(folder/'onnx'/'model.onnx')): load_hf_learner(folder)
 
 
-def test_weights_are_not_lost(exported, learn, tmp_path):
+def test_an_export_does_not_replace_weights(exported, learn, tmp_path):
     learn.save_pretrained(tmp_path/'model')
-    with pytest.raises(FileExistsError, match='holds the weights of a model'): load_hf_learner(exported).save_pretrained(tmp_path/'model')
+    with pytest.raises(FileExistsError, match=mentions(tmp_path/'model')): load_hf_learner(exported).save_pretrained(tmp_path/'model')
     (tmp_path/'model'/'model.safetensors').rename(tmp_path/'model'/'pytorch_model.bin')
-    with pytest.raises(FileExistsError, match='holds the weights of a model'): learn.export_onnx(tmp_path/'model')
+    with pytest.raises(FileExistsError, match=mentions(tmp_path/'model')): learn.export_onnx(tmp_path/'model')
     assert (tmp_path/'model'/'pytorch_model.bin').exists()
 
 
-def test_a_folder_called_onnx_that_holds_more_than_a_models_export_stays(learn, tmp_path):
+def test_an_onnx_folder_with_other_files_is_kept(learn, tmp_path):
     folder = learn.save_pretrained(tmp_path/'model')
     (folder/'onnx').mkdir()
     (folder/'onnx'/'model.onnx').write_text('of the old weights')
@@ -207,21 +209,22 @@ def test_a_folder_called_onnx_that_holds_more_than_a_models_export_stays(learn, 
     assert (folder/'onnx'/'notes.md').read_text()=='mine'
 
 
-def test_a_misspelt_option_is_told(learn, tmp_path):
-    with pytest.raises(TypeError, match='opset_versoin'): learn.export_onnx(tmp_path/'model', opset_versoin=18)
+def test_a_misspelled_option_raises(learn, tmp_path):
+    with pytest.raises(TypeError, match=mentions('opset_versoin')): learn.export_onnx(tmp_path/'model', opset_versoin=18)
 
 
-def test_the_cards_code_runs_and_rounded_weights_claim_no_results(reviews, exported, tmp_path):
+def test_the_code_of_cards_runs_and_int8_weights_claim_no_results(reviews, exported, tmp_path):
     small = reviews[0].export_onnx(tmp_path/'small', precision='int8')
     cards = [(o/'README.md').read_text() for o in (exported, small)]
     assert 'model-index' in cards[0]
     assert 'model-index' not in cards[1]
-    assert 'rounded to 8 bits' in cards[1]
+    assert re.search(r'\bint8\b|\b8 bits\b', cards[1])
+    assert not re.search(r'\bint8\b|\b8 bits\b', cards[0])
     for folder,card in zip((exported, small), cards, strict=True):
         for code in re.findall('```python\n(.*?)```', card, re.DOTALL): exec(code.replace('PATH', str(folder)), {})
 
 
-def test_a_learner_of_onnx_is_pickled_by_its_files_name(exported, tmp_path):
+def test_an_onnx_model_is_pickled_by_the_path_of_its_file(exported, tmp_path):
     loaded = load_hf_learner(exported)
     model = pickle.loads(pickle.dumps(loaded.model))
     assert str(exported/'onnx'/'model.onnx') in repr(model)

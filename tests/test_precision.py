@@ -1,7 +1,7 @@
-"Fewer bits say nearly the same, and what a device or a model cannot do is said."
+"Lower precisions predict nearly the same, and an unsupported precision raises."
 import pytest
 import torch
-from conftest import make_objects
+from conftest import make_objects, mentions
 
 from blurlike.all import HFTextDataLoaders, hf_learner
 from blurlike.core.precision import evaluating, in_int8, without_cudnn_attention
@@ -29,7 +29,7 @@ def test_the_model_is_as_it_was(learn, df):
     learn.fit(1)
 
 
-def test_the_copy_in_8_bits_is_made_once_and_anew_for_other_weights(learn, df):
+def test_the_int8_copy_is_made_once_for_given_weights(learn, df):
     texts = df.text.tolist()
     copy = in_int8(learn.model)
     assert in_int8(learn.model) is copy
@@ -46,29 +46,29 @@ def test_architectures_predict_in_8_bits(arch, df):
     assert (probs(learn, df.text.tolist(), 'int8') - probs(learn, df.text.tolist())).abs().max() < 0.1
 
 
-def test_a_precision_that_does_not_exist_is_named(learn):
-    with pytest.raises(ValueError, match="precision='int4' is not one of 'fp32', 'bf16', 'fp16', 'int8'"): learn.hf_predict('a text', precision='int4')
+def test_an_unknown_precision_raises(learn):
+    with pytest.raises(ValueError, match=mentions("precision='int4'", "'fp32'", "'bf16'", "'fp16'", "'int8'")): learn.hf_predict('a text', precision='int4')
 
 
 def test_8_bits_need_a_cpu_and_linear_layers(learn):
-    with pytest.raises(ValueError, match="Embedding has no linear layers"): in_int8(torch.nn.Embedding(2, 2))
-    with pytest.raises(ValueError, match="precision='int8' is for the CPU, and the model is on meta"): in_int8(torch.nn.Linear(2, 2, device='meta'))
+    with pytest.raises(ValueError, match=mentions('Embedding')): in_int8(torch.nn.Embedding(2, 2))
+    with pytest.raises(ValueError, match=mentions("precision='int8'", 'meta')): in_int8(torch.nn.Linear(2, 2, device='meta'))
 
 
-def test_a_precision_that_the_device_cannot_do_is_said(learn, monkeypatch):
+def test_a_precision_that_the_device_does_not_support_raises(learn, monkeypatch):
     def refuse(*args, **kwargs): raise RuntimeError('no such kernel')
     monkeypatch.setattr(torch, 'autocast', refuse)
-    with pytest.raises(ValueError, match=r"precision='bf16' is not possible on cpu \(no such kernel\)"), evaluating(learn.model, 'bf16'): pass
+    with pytest.raises(ValueError, match=mentions("precision='bf16'", 'cpu', 'no such kernel')), evaluating(learn.model, 'bf16'): pass
 
 
-def test_a_model_of_a_precision_of_its_own_keeps_it():
+def test_an_exported_model_keeps_its_precision():
     model = torch.nn.Linear(2, 2)
     model.precision = 'fp32'
-    with pytest.raises(ValueError, match="was exported in 'fp32'"), evaluating(model, 'int8'): pass
+    with pytest.raises(ValueError, match=mentions("'fp32'", "'int8'")), evaluating(model, 'int8'): pass
     with evaluating(model, 'fp32') as m: assert m is model
 
 
-def test_texts_are_attended_to_by_kernels_that_need_no_plan(learn):
+def test_cudnn_attention_is_off_while_a_learner_runs(learn):
     cuda,seen = torch.backends.cuda,[]
     learn.model.register_forward_hook(lambda *_: seen.append(cuda.cudnn_sdp_enabled()))
     learn.fit(1)
@@ -79,7 +79,7 @@ def test_texts_are_attended_to_by_kernels_that_need_no_plan(learn):
     assert cuda.cudnn_sdp_enabled()
 
 
-def test_who_allows_no_other_kernels_keeps_cudnns(monkeypatch):
+def test_cudnn_attention_stays_on_if_it_is_the_only_kernel(monkeypatch):
     cuda = torch.backends.cuda
     for o in ('flash_sdp_enabled', 'mem_efficient_sdp_enabled'): monkeypatch.setattr(cuda, o, lambda: False)
     with without_cudnn_attention(): assert cuda.cudnn_sdp_enabled()

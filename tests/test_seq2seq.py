@@ -1,4 +1,4 @@
-"Texts for texts: every encoder-decoder family through the library, generation, metrics, and what is told of wrong input."
+"Summarization, translation and text2text generation: every encoder-decoder family, generation, metrics and invalid input."
 import random
 import sys
 
@@ -7,7 +7,7 @@ import pytest
 import sacrebleu
 import torch
 from conftest import make_objects as bert_objects
-from conftest import make_texts
+from conftest import make_texts, mentions
 from datasets import Dataset
 from fastai.data.block import DataBlock
 from fastai.data.transforms import ColReader, ColSplitter
@@ -80,7 +80,7 @@ def languages(cls):
     return cls(vocab=vocab, src_lang='en_XX', tgt_lang='fr_XX')
 
 
-# weights are large, so that a model that has learnt nothing writes another text for each text
+# Weights are large, so that an untrained model generates a different text for each input
 _IDS = dict(pad_token_id=1, bos_token_id=0, eos_token_id=2)
 _BART = _IDS | dict(d_model=32, encoder_layers=2, decoder_layers=2, encoder_attention_heads=2, decoder_attention_heads=2, encoder_ffn_dim=48,
                     decoder_ffn_dim=48, max_position_embeddings=64, decoder_start_token_id=2, forced_eos_token_id=None, init_std=1.)
@@ -142,7 +142,7 @@ def make_learner(pairs, hf, task='translation', lr=1e-3, metrics=(), **kwargs):
 
 
 def by_hand(model, tokenizer, texts, **kwargs):
-    "What `generate` gives for one text after the other"
+    "Return the output of `generate` for one text at a time"
     model.eval()
     def one(text):
         inputs = {k: v for k,v in tokenizer([text], return_tensors='pt').items() if k!='token_type_ids'}
@@ -184,7 +184,7 @@ def learn(pairs):
 
 @pytest.mark.parametrize('kwargs', [dict(num_beams=3), dict(max_new_tokens=2), dict(max_length=3), dict(num_beams=2, length_penalty=2., no_repeat_ngram_size=2),
                                     dict(generation_config=GenerationConfig(num_beams=2, max_new_tokens=4)), dict(repetition_penalty=1.5)])
-def test_generate_takes_every_argument_of_generate(kwargs, learn, pairs, hf_texts):
+def test_hf_generate_accepts_the_arguments_of_generate(kwargs, learn, pairs, hf_texts):
     by_name = kwargs if 'max_new_tokens' not in kwargs else kwargs | dict(max_length=None)
     assert [o['translation_text'] for o in learn.hf_generate(hf_texts, **kwargs)] == by_hand(learn.model, learn.dls.hf_block.hf_tokenizer, hf_texts, **by_name)
 
@@ -193,7 +193,7 @@ def test_generate_takes_every_argument_of_generate(kwargs, learn, pairs, hf_text
 def hf_texts(): return make_pairs(30, seed=7).text.tolist()
 
 
-def test_the_size_of_a_batch_changes_nothing_and_the_order_stays(learn, hf_texts):
+def test_the_batch_size_changes_neither_texts_nor_their_order(learn, hf_texts):
     whole = learn.hf_generate(hf_texts)
     assert len({str(o) for o in whole}) > 5
     assert whole == learn.hf_generate(hf_texts, batch_tokens=1) == [learn.hf_generate(o) for o in hf_texts]
@@ -201,14 +201,14 @@ def test_the_size_of_a_batch_changes_nothing_and_the_order_stays(learn, hf_texts
     assert learn.hf_generate(hf_texts[::-1]) == whole[::-1]
 
 
-def test_several_sequences_a_text_come_as_a_list_for_each_text(learn, hf_texts):
+def test_several_sequences_per_text_are_a_list_for_each_text(learn, hf_texts):
     three = learn.hf_generate(hf_texts, num_beams=3, num_return_sequences=3)
     assert [len(o) for o in three] == [3]*30
     assert [o[0] for o in three] == learn.hf_generate(hf_texts, num_beams=3) == learn.hf_predict(hf_texts, num_beams=3)
     assert learn.hf_generate(hf_texts[0], num_beams=3, num_return_sequences=3) == three[0]
 
 
-def test_generating_leaves_the_model_in_its_mode(learn, hf_texts):
+def test_generating_keeps_the_mode_of_the_model(learn, hf_texts):
     learn.model.train()
     first = learn.hf_generate(hf_texts, return_dict_in_generate=True)
     assert learn.model.training
@@ -242,7 +242,7 @@ def test_generate_every_skips_epochs_and_never_the_last(pairs, monkeypatch):
     assert len(calls) == 4*len(learn.dls.valid)
 
 
-def test_scores_are_those_of_the_texts_that_are_generated(learn, pairs):
+def test_metrics_score_the_generated_texts(learn, pairs):
     valid = pairs[pairs.is_valid]
     written = [o['translation_text'] for o in learn.hf_generate(valid.text.tolist())]
     _,rouge,bleu,chrf = learn.validate()
@@ -253,7 +253,7 @@ def test_scores_are_those_of_the_texts_that_are_generated(learn, pairs):
 
 
 @pytest.mark.parametrize('loss_func', [None, HFLoss, lambda: CrossEntropyLossFlat(ignore_index=-100)])
-def test_a_plain_learner_predicts_explains_and_shows(loss_func, pairs, capsys):
+def test_a_plain_learner_predicts_and_shows(loss_func, pairs, capsys):
     hf = make_objects('bart')
     dls = HFTextDataLoaders.from_df(pairs, hf, task='translation', valid_col='is_valid', bs=8, device='cpu')
     loss_func = dls.hf_block.task.loss_func(dls) if loss_func is None else loss_func()
@@ -276,7 +276,7 @@ def test_a_plain_learner_predicts_explains_and_shows(loss_func, pairs, capsys):
     assert 'next tokens' in shown
 
 
-def test_a_learner_that_was_exported_writes_the_same(learn, tmp_path, hf_texts):
+def test_an_exported_learner_generates_the_same(learn, tmp_path, hf_texts):
     learn.path = tmp_path
     before = learn.hf_generate(hf_texts)
     learn.fit(1)
@@ -296,7 +296,7 @@ def test_a_datasets_dataset_trains_each_task(task, key, pairs):
     assert list(learn.hf_predict('red blue')) == [key]
 
 
-def test_a_datablock_sees_from_the_target_that_texts_are_to_be_written(pairs):
+def test_a_datablock_infers_the_task_from_the_targets(pairs):
     hf = make_objects('t5')
     dblock = DataBlock(blocks=(HFTextBlock(*hf), TextTargetBlock()), get_x=ColReader('text'), get_y=ColReader('translation'), splitter=ColSplitter())
     dls = dblock.dataloaders(pairs, bs=8)
@@ -304,7 +304,7 @@ def test_a_datablock_sees_from_the_target_that_texts_are_to_be_written(pairs):
     assert dls.one_batch()[1].shape[0] == 8
 
 
-def test_the_prefix_is_read_by_the_model_and_counts(pairs):
+def test_the_prefix_is_part_of_the_input(pairs):
     hf = make_objects('t5')
     plain,prefixed = (HFTextDataLoaders.from_df(pairs, hf, task='translation', valid_col='is_valid', bs=8, device='cpu', prefix=o) for o in ('', 'cat dog '))
     assert (prefixed.train.token_lengths == plain.train.token_lengths + 2).all()
@@ -325,7 +325,7 @@ def test_languages_reach_tokenizer_and_decoder(arch, pairs):
     assert french in ids[0,:2]
 
 
-def test_a_tokenizer_that_does_not_end_texts_is_helped(pairs):
+def test_targets_get_an_end_token_if_the_tokenizer_adds_none(pairs):
     hf = make_objects('t5')
     hf.tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(single='$A', special_tokens=[])
     dls = HFTextDataLoaders.from_df(pairs, hf, task='translation', valid_col='is_valid', bs=8, device='cpu', max_target_length=5)
@@ -334,7 +334,7 @@ def test_a_tokenizer_that_does_not_end_texts_is_helped(pairs):
     assert targets.shape[1] == 5
 
 
-def test_generation_is_as_long_as_the_targets_or_as_is_asked(pairs):
+def test_generation_is_as_long_as_the_targets_unless_set(pairs):
     longest = max(len(o.split()) for o in pairs.translation) + 2 # a token at each end
     assert make_learner(pairs, make_objects()).model.generation_config.max_length == longest + 1
     assert make_learner(pairs, make_objects(), max_target_length=12).model.generation_config.max_length == 13
@@ -342,14 +342,14 @@ def test_generation_is_as_long_as_the_targets_or_as_is_asked(pairs):
     assert (asked.max_new_tokens, asked.num_beams) == (3, 2)
 
 
-def test_the_decoder_may_have_less_room_than_the_encoder(pairs):
+def test_the_decoder_may_have_fewer_positions_than_the_encoder(pairs):
     block = HFTextBlock(*make_objects('led'), task='summarization')
     assert (block.max_length, block.task.target_limit) == (64, 32)
-    with pytest.raises(ValueError, match='max_target_length=33 is more than the 32 tokens that the decoder'):
+    with pytest.raises(ValueError, match=mentions('max_target_length=33', 32)):
         HFTextBlock(*make_objects('led'), task='summarization', max_target_length=33)
 
 
-def test_targets_that_are_cut_are_counted(pairs):
+def test_truncated_targets_are_counted(pairs):
     dls = HFTextDataLoaders.from_df(pairs, make_objects(), task='translation', valid_col='is_valid', max_target_length=5, device='cpu')
     report = dls.truncation_report()
     lengths = pairs.translation.str.split().map(len) + 2
@@ -361,7 +361,7 @@ def test_targets_that_are_cut_are_counted(pairs):
 
 @settings(max_examples=30, deadline=None)
 @given(texts=st.lists(st.lists(st.sampled_from(WORDS), min_size=1, max_size=9).map(' '.join), min_size=1, max_size=9), limit=st.integers(3, 12))
-def test_targets_come_back_as_they_were_up_to_the_limit(texts, limit):
+def test_targets_decode_to_the_text_up_to_the_limit(texts, limit):
     block = HFTextBlock(*_BART_OBJECTS, task='translation', max_target_length=limit)
     inputs,targets = block.task.collate([(o, TextTarget(o)) for o in texts], block)
     assert targets.shape == (len(texts), min(limit, max(len(o.split()) for o in texts)+2))
@@ -369,53 +369,53 @@ def test_targets_come_back_as_they_were_up_to_the_limit(texts, limit):
     assert block.decode(inputs) == texts
 
 
-@pytest.mark.parametrize(('column', 'value', 'message'), [
-    ('text', '', r"row 3: the text is '', and there is nothing to read"), ('text', ' \n', 'row 3: the text is .* nothing to read'),
-    ('translation', '  ', "row 3: the target is '  ', and there is nothing to write"), ('translation', 7, 'row 3: the target is 7, not a string'),
-    ('translation', ['red'], r"row 3: the target is \['red'\], not a string"), ('translation', None, 'first is row 3')])
-def test_rows_that_cannot_be_used_are_named(column, value, message, pairs):
+@pytest.mark.parametrize(('column', 'value', 'facts'), [
+    ('text', '', ['text', "''"]), ('text', ' \n', ['text', repr(' \n')]), ('translation', '  ', ['target', "'  '"]), ('translation', 7, ['target', 7]),
+    ('translation', ['red'], ['target', "['red']"]), ('translation', None, [])])
+def test_invalid_rows_raise(column, value, facts, pairs):
     wrong = pairs.astype(object)
     wrong.at[3, column] = value
-    with pytest.raises(ValueError, match=message): HFTextDataLoaders.from_df(wrong, make_objects(), task='translation', valid_col='is_valid')
+    with pytest.raises(ValueError, match=mentions('row 3', *facts)):
+        HFTextDataLoaders.from_df(wrong, make_objects(), task='translation', valid_col='is_valid')
 
 
-@pytest.mark.parametrize(('options', 'message'), [
-    (dict(src_lang='fr'), "src_lang='fr': .* knows no languages; such a model is told by a prefix"), (dict(max_target_length=65), 'use at most 64'),
-    (dict(max_target_length=2.5), 'max_target_length=2.5 is not a positive number'), (dict(generate_every=0), 'generate_every=0 is not a positive'),
-    (dict(generate_every=None), 'generate_every=None is not a positive'), (dict(prefix=None), 'prefix=None is not a string'),
-    (dict(generate_kwargs=dict(num_return_sequences=3)), 'num_return_sequences'), (dict(generate_kwargs=dict(temperature=.5)), 'temperature'),
-    (dict(generate_kwargs=dict(bad_words_ids=torch.ones(1))), 'JSON'), (dict(windows=True, max_length=9), 'windows=True: translation writes one text')])
-def test_options_that_cannot_be_met_are_named(options, message, pairs):
-    with pytest.raises(ValueError, match=message): HFTextDataLoaders.from_df(pairs, make_objects(), task='translation', **options)
+@pytest.mark.parametrize(('options', 'facts'), [
+    (dict(src_lang='fr'), ["src_lang='fr'", 'prefix']), (dict(max_target_length=65), ['max_target_length=65', 64]),
+    (dict(max_target_length=2.5), ['max_target_length=2.5']), (dict(generate_every=0), ['generate_every=0']), (dict(generate_every=None), ['generate_every=None']),
+    (dict(prefix=None), ['prefix=None']), (dict(generate_kwargs=dict(num_return_sequences=3)), ['num_return_sequences']),
+    (dict(generate_kwargs=dict(temperature=.5)), ['temperature']), (dict(generate_kwargs=dict(bad_words_ids=torch.ones(1))), ['generate_kwargs', 'JSON']),
+    (dict(windows=True, max_length=9), ['windows=True', 'translation'])])
+def test_invalid_options_raise(options, facts, pairs):
+    with pytest.raises(ValueError, match=mentions(*facts)): HFTextDataLoaders.from_df(pairs, make_objects(), task='translation', **options)
 
 
-def test_languages_that_there_are_not_and_some_that_there_are(pairs):
-    with pytest.raises(ValueError, match="tgt_lang='fr' is no language of MBartTokenizer: there are 'ar_AR', 'cs_CZ'"):
+def test_an_unknown_language_raises_and_lists_the_known_ones(pairs):
+    with pytest.raises(ValueError, match=mentions("tgt_lang='fr'", "'ar_AR'", "'cs_CZ'")):
         HFTextDataLoaders.from_df(pairs, make_objects('mbart'), task='translation', tgt_lang='fr')
 
 
-def test_models_that_do_not_write_texts_for_texts_are_named(pairs, tmp_path):
+def test_models_that_are_not_encoder_decoders_raise(pairs, tmp_path):
     hf = bert_objects()
     hf.model.save_pretrained(tmp_path)
     hf.tokenizer.save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="'bert' has no Seq2SeqLM model in transformers: choose"):
+    with pytest.raises(ValueError, match="'bert'"):
         HFTextDataLoaders.from_df(pairs, tmp_path, task='summarization', label_col='translation')
     for objects in (hf, bert_objects('t5')):
-        with pytest.raises(ValueError, match='does not write texts for texts: summarization needs a model of AutoModelForSeq2SeqLM'):
+        with pytest.raises(ValueError, match=mentions(type(objects.model).__name__, 'summarization', 'AutoModelForSeq2SeqLM')):
             HFTextDataLoaders.from_df(pairs, objects, task='summarization', label_col='translation')
 
 
-def test_wrong_arguments_of_generate_are_named(learn):
-    with pytest.raises(TypeError, match="did you mean 'num_beams'"): learn.hf_generate('red', num_beam=2)
-    with pytest.raises(ValueError, match="first is number 1: the text is '', and there is nothing to read"): learn.hf_generate(['red', ''])
-    with pytest.raises(ValueError, match="The text cannot be used: the text is 3, not a string"): learn.hf_generate([3])
+def test_invalid_arguments_of_generate_raise(learn):
+    with pytest.raises(TypeError, match=mentions("'num_beam'", "'num_beams'")): learn.hf_generate('red', num_beam=2)
+    with pytest.raises(ValueError, match=mentions('1 of 2', "''")): learn.hf_generate(['red', ''])
+    with pytest.raises(ValueError, match=mentions('text', 3)): learn.hf_generate([3])
 
 
-def test_a_missing_package_is_named_with_what_to_install(monkeypatch, pairs):
+def test_a_missing_package_raises_with_what_to_install(monkeypatch, pairs):
     monkeypatch.setitem(sys.modules, 'rouge_score.rouge_scorer', None)
     monkeypatch.setitem(sys.modules, 'sacrebleu.metrics', None)
-    with pytest.raises(ImportError, match=r'pip install rouge_score, or blurlike\[seq2seq\]'): Rouge()
-    with pytest.raises(ImportError, match=r'pip install sacrebleu, or blurlike\[seq2seq\]'): ChrF()
+    with pytest.raises(ImportError, match=mentions('rouge_score', 'blurlike[seq2seq]')): Rouge()
+    with pytest.raises(ImportError, match=mentions('sacrebleu', 'blurlike[seq2seq]')): ChrF()
     make_learner(pairs, make_objects())
 
 

@@ -1,4 +1,4 @@
-"A model's page answers as the model does, to a person in a browser and to programs, and takes what people type."
+"The web page of a model predicts as the model does, in a browser and for programs, and handles any input."
 import math
 import re
 import socket
@@ -11,6 +11,7 @@ from pathlib import Path
 import httpx
 import pytest
 import torch
+from conftest import mentions
 from gradio_client import Client
 from hub_server import serving
 from PIL import Image
@@ -37,7 +38,7 @@ def open_page(model, **kwargs):
 
 @contextmanager
 def client_of(model, **kwargs):
-    "A function that asks a page as a program does"
+    "A function that calls the page as a program does"
     with open_page(model, **kwargs) as app:
         client = Client(app.local_url, verbose=False)
         yield lambda *args: client.predict(*args, api_name='/predict')
@@ -50,13 +51,13 @@ def free_port():
 
 
 def typed(task, text):
-    "What is typed for a text, and how it is told to `hf_predict`"
+    "Return the values of the page's boxes for a text"
     if task=='causal-lm': return [text, 5, 0]
     return list(text.values()) if isinstance(text, dict) else [text, 0.4] if task=='multi-label-classification' else [text, 5] if task in WRITERS else [text]
 
 
 def agrees(task, learn, text, shown):
-    "Whether what a page gives is what the learner says"
+    "Whether a page shows the predictions of the learner"
     if learn.dls.hf_block.task.generates: return shown == list(learn.hf_generate(text, max_new_tokens=5).values())[0]
     pred = learn.hf_predict(text)
     bars = lambda o: {c['label']: c['confidence'] for c in o['confidences']}
@@ -77,7 +78,7 @@ def agrees(task, learn, text, shown):
 
 
 @EVERY_TASK
-def test_a_page_says_what_the_learner_says(task, saved):  # noqa: F811
+def test_a_page_shows_the_predictions_of_the_learner(task, saved):  # noqa: F811
     path,texts,_ = saved[task]
     learn = load_hf_learner(path)
     with client_of(path) as say:
@@ -85,7 +86,7 @@ def test_a_page_says_what_the_learner_says(task, saved):  # noqa: F811
 
 
 @pytest.mark.skipif(find_browser() is None, reason='there is no Chromium: apt-get install chromium')
-def test_a_person_tries_every_task_in_a_browser(saved, tmp_path):  # noqa: F811
+def test_every_task_works_in_a_browser(saved, tmp_path):  # noqa: F811
     from playwright.sync_api import expect
     with browser_page() as page:
         asked = []
@@ -140,16 +141,16 @@ def test_a_person_tries_every_task_in_a_browser(saved, tmp_path):  # noqa: F811
                 most = int(page.get_by_label('max_new_tokens').first.input_value() or 0) or 64
                 expect(page.get_by_label('generated text')).to_have_value(list(learn.hf_generate(texts[0], max_new_tokens=most).values())[0])
 
-        # What cannot be used is told on the page
+        # Errors are shown on the page
         path,texts,preds = saved['masked-lm']
         with open_page(path) as app:
             ask(page, app.local_url, {'text': texts[0]})
             expect(page.get_by_test_id('cell-0-1')).to_have_text(preds[0][0]['token_str'].strip())
-            for wrong,says in (('no gap in it', 'has no '), ('   ', 'nothing in the box')):
+            for wrong,fact in (('no gap in it', '[MASK]'), ('   ', 'text')):
                 ask(page, app.local_url, {'text': wrong})
-                expect(page.get_by_text(says).first).to_be_visible()
+                expect(page.get_by_test_id('toast-text').first).to_contain_text(fact)
                 assert 'Traceback' not in page.content()
-                assert '.py' not in page.get_by_text(says).first.inner_text()
+                assert '.py' not in page.get_by_test_id('toast-text').first.inner_text()
         assert all(o.startswith(('http://127.0.0.1:', 'data:', 'blob:')) for o in asked), 'the page fetches something from elsewhere'
 
 
@@ -164,7 +165,7 @@ def test_pairs_have_two_boxes(tmp_path):
 
 
 @pytest.mark.parametrize('task', ['causal-lm', 'translation'])
-def test_a_text_appears_while_it_is_written(task, saved):  # noqa: F811
+def test_a_text_appears_while_it_is_generated(task, saved):  # noqa: F811
     learn,text = load_hf_learner(saved[task][0]),saved[task][1][0]
     learn.model.generation_config.update(eos_token_id=None, forced_eos_token_id=None) # so that there is something to watch
     options = dict(max_new_tokens=30, do_sample=True, suppress_tokens=learn.dls.hf_block.hf_tokenizer.all_special_ids)
@@ -177,16 +178,16 @@ def test_a_text_appears_while_it_is_written(task, saved):  # noqa: F811
     for a,b in zip(parts[:-1], parts[1:-1], strict=False): assert b.startswith(a)
     beams = list(stream_generate(learn, text, max_new_tokens=10, num_beams=2))
     assert beams == [list(learn.hf_generate(text, max_new_tokens=10, num_beams=2).values())[0]]
-    with pytest.raises(ValueError, match='The text cannot be used'): list(stream_generate(learn, 3, max_new_tokens=3))
+    with pytest.raises(ValueError, match=mentions('text', 3)): list(stream_generate(learn, 3, max_new_tokens=3))
 
 
-def test_programs_name_the_boxes(saved):  # noqa: F811
+def test_programs_pass_values_by_name(saved):  # noqa: F811
     path,texts,preds = saved['question-answering']
     with open_page(path) as app: shown = Client(app.local_url, verbose=False).predict(**texts[0], api_name='/predict')
     assert shown[1]['label'] == preds[0]['answer']
 
 
-def test_writing_stops_when_nobody_looks():
+def test_generation_stops_when_the_page_is_closed():
     learn = quiet(make_learner('llama', 'causal-lm')) # whose positions have no end
     learn.model.generation_config.eos_token_id = None
     calls = []
@@ -200,15 +201,15 @@ def test_writing_stops_when_nobody_looks():
     assert len(calls)==before < 100_000
 
 
-def test_wrong_input_is_answered_by_a_sentence(saved):  # noqa: F811
+def test_invalid_input_is_answered_by_an_error(saved):  # noqa: F811
     path,texts,_ = saved['masked-lm']
     with client_of(path, max_chars=100) as say:
-        for text,says in (('', 'There is nothing in the box: type a text.'), ('long '*30, 'The text has 150 characters, and this page takes 100.'), ('no gap', 'has no')):
-            with pytest.raises(Exception, match=re.escape(says)): say(text)
+        for text,facts in (('', ['text']), ('long '*30, ['text', 150, 100]), ('no gap', ['gap', '[MASK]'])):
+            with pytest.raises(Exception, match=mentions(*facts)): say(text)
         assert say(texts[0])['data'] # and the next one is answered
 
 
-def test_what_goes_wrong_inside_is_not_told_to_everybody(learn, monkeypatch):
+def test_internal_errors_are_not_shown(learn, monkeypatch):
     def fail(*args, **kwargs): raise RuntimeError('the password is 1234')
     monkeypatch.setattr(learn, 'hf_predict', fail)
     with client_of(learn) as say, pytest.raises(Exception) as e: say('the film')  # noqa: PT011
@@ -219,7 +220,8 @@ def test_large_requests_are_refused(learn):
     with open_page(learn, max_chars=1000) as app:
         url = f'{app.local_url}gradio_api/call/predict'
         answer = httpx.post(url, content=b'x'*1_000_000)
-        assert (answer.status_code, answer.text) == (413, 'A request may have 116,000 bytes.')
+        assert answer.status_code == 413
+        assert '116,000' in answer.text
         def chunks():
             for _ in range(1000): yield b'x'*1000
         try: assert httpx.post(url, content=chunks()).status_code >= 400
@@ -227,7 +229,7 @@ def test_large_requests_are_refused(learn):
         assert httpx.post(url, json=dict(data=['the film'])).status_code==200
 
 
-def test_only_this_machine_may_look(learn):
+def test_only_this_machine_has_access(learn):
     with open_page(learn) as app:
         port = app.server_port
         with socket.create_connection(('127.0.0.1', port), 5): pass
@@ -235,24 +237,24 @@ def test_only_this_machine_may_look(learn):
     with open_page(learn, host='0.0.0.0') as app, socket.create_connection(('127.0.0.2', app.server_port), 5): pass
 
 
-def test_what_cannot_be_served_is_told(learn, monkeypatch):
+def test_invalid_arguments_of_serve_raise(learn, monkeypatch):
     with closing(socket.socket()) as s:
         s.bind(('127.0.0.1', 0))
         s.listen()
         port = s.getsockname()[1]
-        with pytest.raises(OSError, match=f'port={port} is taken'): serve(learn, port=port, wait=False)
-    with pytest.raises(FileNotFoundError, match='neither a folder nor a name'): serve('/no/such/model', wait=False)
+        with pytest.raises(OSError, match=mentions(f'port={port}')): serve(learn, port=port, wait=False)
+    with pytest.raises(FileNotFoundError, match=mentions('/no/such/model')): serve('/no/such/model', wait=False)
     for port in (99999, 0, '80'):
-        with pytest.raises(ValueError, match=f'port={port!r} is not a number from 1 to 65535'): serve(learn, port=port, wait=False)
-    with pytest.raises(OSError, match="host='192.0.2.1' is no address of this machine"): serve(learn, host='192.0.2.1', wait=False)
-    with pytest.raises(TypeError, match='revision: this is for loading a model'): serve(learn, revision='main', wait=False)
+        with pytest.raises(ValueError, match=mentions(f'port={port!r}', 65535)): serve(learn, port=port, wait=False)
+    with pytest.raises(OSError, match="host='192.0.2.1'"): serve(learn, host='192.0.2.1', wait=False)
+    with pytest.raises(TypeError, match=mentions('revision')): serve(learn, revision='main', wait=False)
     monkeypatch.setattr(learn.dls.hf_block.task, 'page', 'poster')
-    with pytest.raises(ValueError, match="page='poster' is no page: there are 'answers'"): gradio_page(learn)
+    with pytest.raises(ValueError, match=mentions("page='poster'", "'answers'")): gradio_page(learn)
     monkeypatch.setitem(sys.modules, 'gradio', None)
-    with pytest.raises(ImportError, match=r"gradio is not installed: pip install 'blurlike\[serve\]'"): serve(learn)
+    with pytest.raises(ImportError, match=mentions('gradio', 'blurlike[serve]')): serve(learn)
 
 
-def test_a_task_of_ones_own_can_have_a_page_of_its_own(learn, monkeypatch):
+def test_a_custom_task_can_have_a_custom_page(learn, monkeypatch):
     class Shout(Page):
         name = 'shout'
         def outputs(self): return [self.gr.Textbox(label='loud')]
@@ -263,7 +265,7 @@ def test_a_task_of_ones_own_can_have_a_page_of_its_own(learn, monkeypatch):
     with client_of(learn) as say: assert say('the film')['label'] == learn.hf_predict('the film')['label']
 
 
-def test_a_space_is_the_page_and_the_model(saved, tmp_path):  # noqa: F811
+def test_a_space_contains_the_page_and_the_model(saved, tmp_path):  # noqa: F811
     path,texts,preds = saved['sequence-classification']
     push = f"learn = load_hf_learner({str(path)!r}); res = learn.push_to_space('ada/moods', title='Moods').commit_url; there = HfApi().list_repo_files('ada/moods', repo_type='space')"
     with serving() as hub:
@@ -272,11 +274,11 @@ def test_a_space_is_the_page_and_the_model(saved, tmp_path):  # noqa: F811
         files = worker('res = there')
         assert {'app.py', 'requirements.txt', 'README.md', 'model/config.json', 'model/model.safetensors', 'model/tokenizer.json'} <= set(files)
         hub.requests.clear()
-        worker(push) # again: nothing is uploaded anew
+        worker(push) # again: nothing is uploaded
         assert not [o for o in hub.requests if o[0]=='PUT']
         folder = Path(worker(f"from huggingface_hub import snapshot_download\nres = snapshot_download('ada/moods', repo_type='space', local_dir={str(tmp_path/'space')!r})"))
         reader = Process(hub, tmp_path/'home2', token='hf_reader')
-        with pytest.raises(RuntimeError, match="repo_id='ada/other': the token may not do this"): reader(push.replace('ada/moods', 'ada/other'))
+        with pytest.raises(RuntimeError, match=mentions("repo_id='ada/other'", 'token', 403)): reader(push.replace('ada/moods', 'ada/other'))
         for o in (worker, reader): o.close()
     assert 'sdk: gradio' in (folder/'README.md').read_text()
     assert 'title: Moods' in (folder/'README.md').read_text()
