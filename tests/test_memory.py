@@ -7,11 +7,14 @@ import subprocess
 import sys
 import threading
 import weakref
+from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
+from types import SimpleNamespace
 
 import datasets
 import numpy as np
+import psutil
 import pytest
 import torch
 from conftest import make_objects, make_texts, mentions
@@ -32,9 +35,9 @@ from hypothesis import strategies as st
 from transformers import AutoModelForSeq2SeqLM
 
 from blurlike.all import HFDataLoader, HFLoss, HFTextBlock, HFTextDataLoaders, find_batch_size, hf_learner
+from blurlike.core.compat import autocast_depth
 from blurlike.train import memory
-from blurlike.train.callback import _autocast_depth
-from blurlike.train.memory import available_memory, largest_size, longest_samples, with_room, worst_batch
+from blurlike.train.memory import largest_size, longest_samples, memory_limit, peak_memory, process_memory, with_room, worst_batch
 
 
 class Device:
@@ -55,8 +58,7 @@ class Device:
         if self.check_forward: self.check()
 
     def check(self):
-        if self.tokens > self.limit:
-            raise self.error("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes.")
+        if self.tokens > self.limit: raise self.error("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes.")
 
 
 class Disturbance(Callback):
@@ -76,18 +78,12 @@ def state(learn):
     "Everything that the next steps of a learner depend on"
     moments = [t for o in learn.opt.opt.state.values() for t in o.values()] if learn.opt else []
     weights = [*learn.model.parameters(), *learn.model.buffers()]
-    tensors = [*weights, *moments, torch.get_rng_state(),
-               *(p.grad for p in learn.model.parameters() if p.grad is not None)]
-    recorder = {k: v for k,v in vars(learn.recorder).items()
-                if k not in ('learn', 'loss', 'smooth_loss', 'start_epoch')}
-    rest = dict(modes=[m.training for m in learn.model.modules()],
-                rng=(random.getstate(), np.random.get_state()[1].tolist()),
-                loader=learn.dls.train.rng.getstate(), dls=id(learn.dls), cbs=[id(o) for o in learn.cbs],
-                names=sorted(vars(learn)),
-                hypers=str(learn.opt.hypers) if learn.opt else None, hooks=len(learn.model._forward_pre_hooks),
-                recorder=str(recorder),
-                smooth=str(vars(learn.recorder.smooth_loss)), runs=deepcopy(learn.hf.runs),
-                iters=vars(learn).get('train_iter'))
+    tensors = [*weights, *moments, torch.get_rng_state(), *(p.grad for p in learn.model.parameters() if p.grad is not None)]
+    recorder = {k: v for k,v in vars(learn.recorder).items() if k not in ('learn', 'loss', 'smooth_loss', 'start_epoch')}
+    rest = dict(modes=[m.training for m in learn.model.modules()], rng=(random.getstate(), np.random.get_state()[1].tolist()),
+                loader=learn.dls.train.rng.getstate(), dls=id(learn.dls), cbs=[id(o) for o in learn.cbs], names=sorted(vars(learn)),
+                hypers=str(learn.opt.hypers) if learn.opt else None, hooks=len(learn.model._forward_pre_hooks), recorder=str(recorder),
+                smooth=str(vars(learn.recorder.smooth_loss)), runs=deepcopy(learn.hf.runs), iters=vars(learn).get('train_iter'))
     return [t.detach().clone() for t in tensors],rest
 
 
@@ -153,14 +149,12 @@ def test_gradients_and_other_optimizers_are_kept_too(dls, hf):
     with learn.no_bar(), learn.no_logging():
         learn.fit(1, 1e-3)
         for p in learn.model.parameters(): p.grad = torch.ones_like(p)
-        before = [{k: v.clone() if torch.is_tensor(v) else v for k,v in o.items()}
-                  for o in learn.opt.state_dict()['state']]
+        before = [{k: v.clone() if torch.is_tensor(v) else v for k,v in o.items()} for o in learn.opt.state_dict()['state']]
         hypers = str(learn.opt.hypers)
         find_batch_size(learn, max_bs=4, show=False)
     assert all((p.grad==1).all() for p in learn.model.parameters())
     after = learn.opt.state_dict()['state']
-    assert all(torch.equal(v, o[k]) if torch.is_tensor(v) else v==o[k] for o,b in zip(after, before, strict=True)
-               for k,v in b.items())
+    assert all(torch.equal(v, o[k]) if torch.is_tensor(v) else v==o[k] for o,b in zip(after, before, strict=True) for k,v in b.items())
     assert str(learn.opt.hypers) == hypers
 
 
@@ -176,8 +170,7 @@ def test_training_continues_as_without_the_search(dls):
     def losses(find):
         torch.manual_seed(0)
         fresh = dls.train.new(seed=1)
-        learn = hf_learner(HFTextDataLoaders(fresh, dls.valid, device='cpu'),
-                           make_objects(hidden_dropout_prob=0.1).model)
+        learn = hf_learner(HFTextDataLoaders(fresh, dls.valid, device='cpu'), make_objects(hidden_dropout_prob=0.1).model)
         with learn.no_bar(), learn.no_logging():
             if find: find_batch_size(learn, show=False)
             learn.fit(2, 1e-3)
@@ -202,8 +195,7 @@ def test_the_longest_target_is_in_the_worst_batch(df):
     hf = make_objects('bart', auto_model=AutoModelForSeq2SeqLM)
     texts = make_texts(20).text.sort_values(key=lambda o: o.str.len()).tolist()
     data = df[:20].assign(text=texts[::-1], target=texts) # the longest text has the shortest target
-    dls = HFTextDataLoaders.from_df(data, hf, label_col='target', task='summarization', valid_pct=0.1, bs=4,
-                                    max_length=64, device='cpu')
+    dls = HFTextDataLoaders.from_df(data, hf, label_col='target', task='summarization', valid_pct=0.1, bs=4, max_length=64, device='cpu')
     samples,_ = longest_samples(dls.train, 3)
     rows = [dls.train.do_item(i) for i in range(dls.train.n)]
     assert samples[0][0] == max((o[0] for o in rows), key=lambda o: len(o.split()))
@@ -232,39 +224,35 @@ def test_a_budget_of_tokens_is_found_in_tokens(learn):
 
 
 class SmallMachine:
-    "A CPU that has `there_are` bytes, on which a row takes a million, and the optimizer's state once and for all fifty"
-    asks_first = True
-    def __init__(self, learn, there_are):
-        self.there_are,self.rows,self.used = there_are,0,10**9
-        self.grads = sum(p.nbytes for p in learn.model.parameters())
+    "A CPU with memory for `rows` rows of a million bytes each, and for the optimizer's state, which is there from the first step on"
+    def __init__(self, learn, rows):
+        self.grads,self.rows,self.used = sum(p.nbytes for p in learn.model.parameters()),0,10**9
+        self.size = 10**9 + 5*10**7 + self.grads + rows*10**6
         learn.model.bert.register_forward_pre_hook(self.forward, with_kwargs=True)
     def forward(self, model, args, kwargs): self.rows,self.used = len(kwargs['attention_mask']),10**9 + 5*10**7
-    def limit(self): return self.there_are
-    def reset(self): self.rows = 0
-    def peak(self):
-        peak = self.used + (self.rows and self.rows*10**6 + self.grads)
-        assert peak <= self.there_are, 'the kernel would have ended the process'
-        return peak
+    def process_memory(self): return self.used
+    def memory_limit(self, device): return self.size
+
+    @contextmanager
+    def peak_memory(self, device):
+        yield lambda: self.used + self.grads + self.rows*10**6
+        assert self.used + self.grads + self.rows*10**6 <= self.size, 'the kernel would have ended the process'
 
 
 @settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(rows=st.integers(1, 36))
 def test_no_batch_beyond_the_memory_is_tried_on_a_cpu(dls, rows):
     learn = hf_learner(dls, make_objects().model, metrics=[])
-    machine = SmallMachine(learn, 0)
-    machine.there_are = 10**9 + 5*10**7 + machine.grads + rows*10**6
+    machine = SmallMachine(learn, rows)
     with pytest.MonkeyPatch.context() as m:
-        m.setattr(memory, 'gauge', lambda device: machine)
+        for o in ('peak_memory', 'process_memory', 'memory_limit'): m.setattr(memory, o, getattr(machine, o))
         found = find_batch_size(learn, max_bs=30, show=False)
     assert with_room(found) <= rows
     assert found==30 or with_room(found + max(1, found//8)) > rows
 
 
 def test_a_memory_limit_holds_on_a_real_cpu(learn, capsys):
-    watch = memory.CPUGauge()
-    watch.reset()
-    allowed = watch.peak() + 60_000_000
-    found = find_batch_size(learn, memory=allowed)
+    found = find_batch_size(learn, memory=process_memory() + 60_000_000)
     lines = capsys.readouterr().out.splitlines()
     assert f'{found:>12}{with_room(found):>12}' in '\n'.join(o for o in lines if o.endswith('yes'))
     with pytest.raises(ValueError, match=mentions(longest(learn.dls.train), 'memory=1000', 'max_length')):
@@ -276,22 +264,30 @@ def test_invalid_options_raise(learn, name, value):
     with pytest.raises(ValueError, match=mentions(f'{name}={value!r}')): find_batch_size(learn, **{name: value})
 
 
-def test_control_groups_limit_the_available_memory(tmp_path):
-    (tmp_path/'memory.max').write_text('1000\n')
-    (tmp_path/'memory.current').write_text('700\n')
-    (tmp_path/'memory.stat').write_text('anon 500\ninactive_file 100\n')
-    assert memory._group_leaves(tmp_path) == 400
-    (tmp_path/'memory.max').write_text('max\n')
-    assert memory._group_leaves(tmp_path) == float('inf')
-    old = tmp_path/'v1'
-    old.mkdir()
-    (old/'memory.limit_in_bytes').write_text('1000')
-    (old/'memory.usage_in_bytes').write_text('600')
-    (old/'memory.stat').write_text('total_inactive_file 50')
-    assert memory._group_leaves(old) == 450
-    with pytest.MonkeyPatch.context() as m:
-        m.setattr(memory, '_groups', lambda: [old])
-        assert available_memory() == 450
+def test_the_memory_limit_leaves_a_tenth_of_the_available_memory(monkeypatch):
+    monkeypatch.setattr(psutil, 'virtual_memory', lambda: SimpleNamespace(available=10**9))
+    monkeypatch.setattr(memory, 'process_memory', lambda: 5)
+    assert memory_limit(torch.device('cpu')) == 5 + 9*10**8
+    assert memory_limit(torch.device('cuda')) == float('inf')
+
+
+def test_the_peak_includes_memory_that_was_released():
+    threads = threading.active_count()
+    with peak_memory(torch.device('cpu')) as peak:
+        before = peak()
+        torch.ones(75_000_000)
+    assert 200e6 < peak() - before < 600e6
+    assert threading.active_count()==threads
+
+
+@pytest.mark.parametrize('reports', [True, False])
+def test_the_peak_of_a_gpu_is_its_own(monkeypatch, reports):
+    calls,device = [],SimpleNamespace(type='fake')
+    gpu = SimpleNamespace(empty_cache=lambda: calls.append('empty'))
+    if reports: gpu.reset_peak_memory_stats,gpu.max_memory_reserved = lambda o: calls.append(('reset', o)),lambda o: 7
+    monkeypatch.setattr(torch, 'fake', gpu, raising=False)
+    with peak_memory(device) as peak: assert peak() == (7 if reports else 0)
+    assert calls == (['empty', ('reset', device), 'empty'] if reports else ['empty', 'empty'])
 
 
 # Out-of-memory errors
@@ -304,8 +300,7 @@ def test_an_out_of_memory_error_names_the_batch_and_the_remedies(learn, at, erro
     Device(learn, 100, at, error)
     with pytest.raises(error) as e: learn.fit(1, 1e-3)
     assert type(e.value) is error
-    assert re.search(mentions(8, width, 'bs', 'find_batch_size', 'GradientAccumulation', 'max_length', 'precision',
-                              'bf16'), str(e.value))
+    assert re.search(mentions(8, width, 'bs', 'find_batch_size', 'GradientAccumulation', 'max_length', 'precision', 'bf16'), str(e.value))
     assert "can't allocate memory" in str(e.value.__cause__)
 
 
@@ -316,15 +311,13 @@ def test_remedies_already_in_use_are_not_suggested(dls, hf):
     assert re.search(mentions('bs', 'find_batch_size', 'max_length'), str(e.value))
     assert not re.search('GradientAccumulation|precision', str(e.value))
     dls.train.batch_tokens = 500
-    with learn.no_bar(), learn.no_logging(), pytest.raises(torch.OutOfMemoryError, match=mentions('batch_tokens', 500)):
-        learn.fit(1)
+    with learn.no_bar(), learn.no_logging(), pytest.raises(torch.OutOfMemoryError, match=mentions('batch_tokens', 500)): learn.fit(1)
 
 
 @pytest.mark.parametrize('act', [lambda learn: learn.validate(), lambda learn: learn.get_preds(with_input=True)])
 def test_validation_and_prediction_name_the_batch_too(learn, act):
     Device(learn, 100)
-    with pytest.raises(torch.OutOfMemoryError, match=mentions(8, longest(learn.dls.valid), 'bs', 'max_length')):
-        act(learn)
+    with pytest.raises(torch.OutOfMemoryError, match=mentions(8, longest(learn.dls.valid), 'bs', 'max_length')): act(learn)
 
 
 def test_windows_are_counted(df):
@@ -332,8 +325,7 @@ def test_windows_are_counted(df):
     dls = HFTextDataLoaders.from_df(df, hf, valid_col='is_valid', bs=8, max_length=16, windows=True, device='cpu')
     learn = hf_learner(dls, hf.model)
     Device(learn, 100)
-    counts = r'\b8 rows\b.*\b\d\d windows\b.*\b16 tokens\b'
-    with learn.no_bar(), learn.no_logging(), pytest.raises(torch.OutOfMemoryError, match=counts): learn.fit(1)
+    with learn.no_bar(), learn.no_logging(), pytest.raises(torch.OutOfMemoryError, match=r'\b8 rows\b.*\b\d\d windows\b.*\b16 tokens\b'): learn.fit(1)
 
 
 @pytest.mark.parametrize('precision', ['fp32', 'bf16'])
@@ -346,7 +338,7 @@ def test_a_failed_batch_leaves_nothing_behind(dls, hf, precision, at, error):
         with pytest.raises(error): learn.fit(1, 1e-3)
         assert not learn.model._forward_pre_hooks
         assert all(p.grad is None for p in learn.model.parameters())
-        assert _autocast_depth() == 0
+        assert autocast_depth() == 0
         assert not torch.is_autocast_enabled('cpu')
         assert 'all_batches' not in vars(learn)
         assert learn.loss is learn.pred is learn.loss_grad is learn.loss_func.model_loss is None
@@ -423,15 +415,13 @@ def spawn():
 
 
 def loaders(df, hf, get_x, **kwargs):
-    block = DataBlock(blocks=(HFTextBlock(*hf), CategoryBlock), get_x=get_x, get_y=ColReader('label'),
-                      splitter=ColSplitter(), **kwargs)
+    block = DataBlock(blocks=(HFTextBlock(*hf), CategoryBlock), get_x=get_x, get_y=ColReader('label'), splitter=ColSplitter(), **kwargs)
     return block.dataloaders(df, bs=8, num_workers=1, device='cpu')
 
 
 @pytest.mark.parametrize(('options', 'where', 'line'), [
     (dict(get_x=lambda o: o['text']), r'dl\.dataset\.tls\S+', r"\(dict\(get_x=lambda o: o\['text'\]\)"),
-    (dict(get_x=ColReader('text'), item_tfms=[lambda o: o]), r'dl\.after_item\S+',
-     r"\(dict\(get_x=ColReader\('text'\), item_tfms=\[lambda o: o\]\)"),
+    (dict(get_x=ColReader('text'), item_tfms=[lambda o: o]), r'dl\.after_item\S+', r"\(dict\(get_x=ColReader\('text'\), item_tfms=\[lambda o: o\]\)"),
 ])
 def test_a_lambda_for_spawned_workers_raises(df, hf, spawn, options, where, line):
     with pytest.raises(ValueError, match=f'num_workers=1.*{where}.*{line}'):
@@ -441,8 +431,7 @@ def test_a_lambda_for_spawned_workers_raises(df, hf, spawn, options, where, line
 def test_other_objects_that_cannot_be_pickled_raise(df, hf, spawn):
     dl = loaders(df, hf, ColReader('text')).train
     dl.dataset.handle = threading.Lock()
-    with pytest.raises(ValueError, match=mentions('num_workers=1', 'dl.dataset.handle', '<unlocked _thread.lock')):
-        next(iter(dl))
+    with pytest.raises(ValueError, match=mentions('num_workers=1', 'dl.dataset.handle', '<unlocked _thread.lock')): next(iter(dl))
 
 
 def test_forked_workers_accept_lambdas_and_raise_their_own_errors(df, hf):
@@ -454,8 +443,7 @@ def test_forked_workers_accept_lambdas_and_raise_their_own_errors(df, hf):
 
 def test_a_stream_shorter_than_a_pool_is_measured_whole(df, hf):
     stream = datasets.Dataset.from_pandas(df[['text', 'label']]).to_iterable_dataset()
-    learn = hf_learner(HFTextDataLoaders.from_dataset(dict(train=stream.skip(40), valid=stream.take(40)), hf, n=60,
-                                                      bs=8, device='cpu'), hf.model)
+    learn = hf_learner(HFTextDataLoaders.from_dataset(dict(train=stream.skip(40), valid=stream.take(40)), hf, n=60, bs=8, device='cpu'), hf.model)
     assert find_batch_size(learn, max_bs=4, memory=10**12, show=False) == 4
 
 
