@@ -17,7 +17,7 @@ from fastai.torch_basics import to_device
 from fastai.torch_core import set_seed
 
 from blurlike.all import HFTextDataLoaders, hf_learner, load_movie_reviews, minilm_checkpoint
-from blurlike.data.loader import token_batches
+from blurlike.text.batching import token_batches
 
 # --- Time
 

@@ -23,7 +23,8 @@ from ..data.block import HFTextBlock
 from .hub import find_model
 from .onnx import ONNX_FILES, OnnxModel
 from .save import BLOCK_OPTIONS, SCHEMA
-from ..tasks.base import Task, all_tasks, get_task, get_vocab, infer_task
+from ..tasks.base import Task, all_tasks, get_task, infer_task
+from ..tasks.labels import get_vocab
 from ..train.learner import hf_learner
 
 # %% ../../nbs/ship/74_load.ipynb #036e3f57

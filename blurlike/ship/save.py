@@ -25,7 +25,8 @@ from huggingface_hub import ModelCard
 
 import blurlike
 from .card import is_generated, training_runs
-from ..tasks.base import get_block, get_vocab
+from ..tasks.base import get_block
+from ..tasks.labels import get_vocab
 
 # %% ../../nbs/ship/71_save.ipynb #8383dc0c
 def folder_to_replace(

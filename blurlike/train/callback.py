@@ -28,6 +28,7 @@ from ..core.compat import autocast_depth, end_cleanup, remove_capture_hooks
 from ..core.inputs import HFInputs, HFRows
 from ..core.objects import forward_kwargs
 from ..core.precision import without_cudnn_attention
+from ..tasks.generation import Generates
 
 # %% ../../nbs/train/62_callback.ipynb #13e39cce
 class HFLoss:
@@ -93,10 +94,11 @@ def task(self:HFCallback):
 # %% ../../nbs/train/62_callback.ipynb #3ef5832e
 @patch
 def _check(self:HFCallback):
-    "Raise `ValueError` if the model does not fit the data"
+    "Check that the model fits the data, and configure it; raises `ValueError` if it does not"
     pair = id(self.dls),id(self.model)
     if self.task is None or self.checked==pair: return
     self.task.check_model(self.dls, self.model)
+    self.task.configure(self.dls, self.model)
     self.checked = pair
 
 # %% ../../nbs/train/62_callback.ipynb #fcc1cd9a
@@ -106,7 +108,7 @@ def after_create(self:HFCallback):
     self.learn.train_bn = False
     self._check()
     if self.task and isinstance(self.loss_func, HFLoss) and self.loss_func.loss_func is None:
-        self.loss_func.loss_func = self.task.loss_func(self.dls)
+        self.loss_func.loss_func = self.task.loss_func()
 
 # %% ../../nbs/train/62_callback.ipynb #4970ed99
 @patch
@@ -115,7 +117,7 @@ def before_batch(self:HFCallback):
     inputs,task = HFInputs(self.xb[0]),self.task
     if isinstance(self.loss_func, HFLoss) and self.yb:
         inputs |= task.labels(self.yb, inputs) if task else {'labels': self.yb[0]}
-    elif task: inputs |= task.decoder_inputs(get_model(self.model), inputs, self.yb, self.dls.hf_block)
+    elif isinstance(task, Generates): inputs |= task.decoder_inputs(get_model(self.model), inputs, self.yb, self.dls.hf_block)
     self.learn.xb = (inputs,)
 
 # %% ../../nbs/train/62_callback.ipynb #fd304062
@@ -141,7 +143,7 @@ def after_validate(self:HFCallback):
     gather = getattr(self.learn, 'gather_preds', None)
     if gather is None: return
     if gather.with_input and isinstance(gather.inputs, dict): gather.inputs = HFRows.from_columns(gather.inputs)
-    if self.task is None: return
+    if not isinstance(self.task, Generates): return
     for o in ('preds', 'targets'):
         rows = getattr(gather, o)
         if isinstance(rows, L) and rows: setattr(gather, o, self.task.join_rows(rows, self.dls.hf_block))

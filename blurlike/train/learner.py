@@ -98,7 +98,7 @@ def hf_learner(
     task = get_block(dls).task
     check_precision(precision, torch.device(dls.device))
     model = _model_for(dls, model, config_kwargs, model_kwargs).to(dls.device)
-    if loss_func is None: loss_func = task.loss_func(dls)
+    if loss_func is None: loss_func = task.loss_func()
     if metrics is None: metrics = task.metrics()
     cbs = default_callbacks(precision, max_grad_norm, cbs)
     learn = Learner(dls, model, loss_func, opt_func, lr, splitter, cbs=cbs, metrics=metrics, **kwargs)

@@ -26,6 +26,7 @@ from torch import nn
 
 from ..core.checks import whole_number
 from .callback import is_out_of_memory
+from ..text.tokens import TokenTable
 
 # %% ../../nbs/train/64_memory.ipynb #77c029c8
 def largest_size(
@@ -51,11 +52,11 @@ def with_room(
 
 # %% ../../nbs/train/64_memory.ipynb #c691a51b
 def _first_samples(dl):
-    "Return a function of a position that returns a sample, and all token lengths; of a stream, those of the first pool"
-    if dl.token_lengths is not None: return dl.do_item,dl.token_lengths[:dl.n]
+    "Return a function of a position that returns a sample, and the `TokenTable` of all rows; of a stream, of the first pool"
+    if dl.table is not None: return dl.do_item,dl.table
     samples = map(dl.after_item, islice(dl.dataset, dl.pool*(dl.bs or 1)))
     pool = [o for o in samples if o is not None]
-    return pool.__getitem__,np.asarray(dl.hf_block.task.lengths(pool, dl.hf_block))
+    return pool.__getitem__,dl.task.tokenize(pool, dl.hf_block)
 
 # %% ../../nbs/train/64_memory.ipynb #148ae326
 def longest_samples(
@@ -63,13 +64,11 @@ def longest_samples(
     n:int, # How many samples at most
 ) -> tuple: # The samples, and the token length of the longest after truncation
     "Return the samples that make the largest batch, the longest first"
-    block = dl.hf_block
-    read,lengths = _first_samples(dl)
-    lengths = block.padded(block.cut(lengths))
+    read,table = _first_samples(dl)
+    lengths = dl.hf_block.padded(table.lengths[:dl.n])
     order = np.argsort(-lengths, kind='stable').tolist()
-    if block.task.target_lengths([], block) is not None:
-        targets,_ = block.task.target_lengths([read(i) for i in order], block)
-        order = list(dict.fromkeys([order[0], order[targets.argmax()], *order]))
+    targets = [o.lengths[:dl.n].argmax() for o in table.rows.values() if isinstance(o, TokenTable)]
+    order = list(dict.fromkeys([order[0], *targets, *order]))
     return [read(i) for i in order[:n]],int(lengths.max())
 
 # %% ../../nbs/train/64_memory.ipynb #f72b45af
