@@ -23,6 +23,7 @@ from huggingface_hub.utils import validate_repo_id
 import blurlike
 from ..core.checks import preview
 from ..tasks.base import get_block
+from ..tasks.generation import Generates
 from ..train.callback import HFCallback
 
 # %% ../../nbs/ship/70_card.ipynb #335f55e4
@@ -158,7 +159,7 @@ def _facts(learn):
     task = block.task
     return SimpleNamespace(
         block=block, task=task.name, tag=task.pipeline_tag or task.name,
-        generates=task.generates, example=task.example(block),
+        generates=isinstance(task, Generates), example=task.example(block),
         labels=list(model.config.id2label.values()) if task.has_labels else [],
         base=_base_model(block.hf_config), arch=model.config.model_type,
         library=getattr(model, 'library_name', 'transformers'), int8=getattr(model, 'precision', None)=='int8')

@@ -17,7 +17,6 @@ from secrets import token_hex
 import fastai
 import torch
 import transformers
-from fastai.data.transforms import ColReader
 from fastai.learner import Learner
 from fastai.torch_basics import patch
 from fastai.torch_core import get_model
@@ -27,6 +26,7 @@ import blurlike
 from .card import is_generated, training_runs
 from ..tasks.base import get_block
 from ..tasks.labels import get_vocab
+from ..text.rows import columns_of
 
 # %% ../../nbs/ship/71_save.ipynb #8383dc0c
 def folder_to_replace(
@@ -99,15 +99,6 @@ def atomic_folder(
         _put_in_place(new, path)
     finally: shutil.rmtree(new, ignore_errors=True)
 
-# %% ../../nbs/ship/71_save.ipynb #f23ca183
-def _columns(dls):
-    "Return the columns that texts and targets are read from; None for one that is not read from a column"
-    def of(pipeline):
-        reader = next((o for o in pipeline.tfms.fs if isinstance(o, ColReader)), None)
-        if reader is None or reader.pref or reader.suff or reader.label_delim: return None
-        return reader.cols[0] if len(reader.cols)==1 else list(reader.cols)
-    return dict(zip(('text_col', 'label_col'), map(of, getattr(dls.train_ds, 'tls', ())), strict=False))
-
 # %% ../../nbs/ship/71_save.ipynb #5658e388
 def _plain(label):
     "Convert a label to a JSON-compatible value"
@@ -127,7 +118,7 @@ def preparation(
     task_options = {k: v for k,v in block.task.params().items() if k!='vocab'}
     return dict(schema=SCHEMA, task=block.task.name, task_options=task_options,
                 tokenizer={k: getattr(block, k) for k in BLOCK_OPTIONS},
-                vocab=None if vocab is None else [_plain(o) for o in vocab], columns=_columns(dls),
+                vocab=None if vocab is None else [_plain(o) for o in vocab], columns=columns_of(dls.train_ds),
                 versions={o.__name__: o.__version__ for o in (blurlike, fastai, transformers, torch)})
 
 # %% ../../nbs/ship/71_save.ipynb #9994a62b
@@ -145,6 +136,10 @@ def _own_card(path):
     return text if text and not is_generated(text) else None
 
 # %% ../../nbs/ship/71_save.ipynb #7093524d
+def _learned_options(learn, options):
+    "Task options that the data or the learner has settled, such as a threshold"
+    return {k: v for k,v in get_block(learn.dls).task.decode_options(learn).items() if k in options}
+
 @patch
 def save_pretrained(self:Learner,
     path:str|Path, # The folder to write; a saved model there is replaced
@@ -158,6 +153,7 @@ def save_pretrained(self:Learner,
         keep_weights(folder_to_replace(path), new)
         _tokenizer_to_save(get_block(self.dls)).save_pretrained(new)
         info = preparation(self.dls) | dict(runs=training_runs(self))
+        info['task_options'] |= _learned_options(self, info['task_options'])
         (new/'blurlike.json').write_text(json.dumps(info, indent=2) + '\n', encoding='utf-8')
         (new/'README.md').write_text(str(card or _own_card(path) or self.model_card()), encoding='utf-8')
     return path
