@@ -28,7 +28,7 @@ from transformers import pipeline
 
 from blurlike.all import HFLoss, HFTextBlock, HFTextDataLoaders, SampleTable, all_tasks, hf_learner
 from blurlike.core.inputs import HFInputs
-from blurlike.predict import sample_batches
+from blurlike.predict import text_batches
 
 TEXTS = ['the film warm', 'the plot dull the cast sour the script stale', 'zebra 🎬']
 
@@ -350,8 +350,8 @@ def test_interpretation_of_other_learners_is_unchanged():
 def test_many_texts_are_predicted_pool_by_pool_in_their_order(learn, df, monkeypatch):
     texts = (df.text.tolist() + ['', 'warm warm'])*3
     whole = learn.hf_predict(texts)
-    batches = partial(sample_batches, pool=50)
-    monkeypatch.setattr('blurlike.predict.sample_batches', batches)
+    batches = partial(text_batches, pool=50)
+    monkeypatch.setattr('blurlike.predict.text_batches', batches)
     assert sorted(i for o in batches(learn.dls.hf_block, texts, 200) for i in o) == list(range(len(texts)))
     again = learn.hf_predict(texts, batch_tokens=200)
     assert [o['label'] for o in again] == [o['label'] for o in whole]
