@@ -1503,6 +1503,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'blurlike.text.tokens._windows_of': ('text/tokens.html#_windows_of', 'blurlike/text/tokens.py'),
                                       'blurlike.text.tokens.bounds_of': ('text/tokens.html#bounds_of', 'blurlike/text/tokens.py'),
                                       'blurlike.text.tokens.flat_indices': ('text/tokens.html#flat_indices', 'blurlike/text/tokens.py'),
+                                      'blurlike.text.tokens.table_of_ids': ('text/tokens.html#table_of_ids', 'blurlike/text/tokens.py'),
                                       'blurlike.text.tokens.tokenize': ('text/tokens.html#tokenize', 'blurlike/text/tokens.py'),
                                       'blurlike.text.tokens.truncated_lengths': ( 'text/tokens.html#truncated_lengths',
                                                                                   'blurlike/text/tokens.py'),

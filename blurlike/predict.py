@@ -40,7 +40,8 @@ def as_samples(
 ) -> list: # The `x` of samples
     "Return the samples of `texts`; raises `ValueError` for invalid texts, reported together"
     if hasattr(texts, 'columns') or hasattr(texts, 'column_names') or isinstance(texts, dict):
-        raise ValueError(f"texts={type(texts).__name__}(...) must be a column of texts, or rows as dicts for a task that reads several columns.")
+        raise ValueError(f"texts={type(texts).__name__}(...) must be a column of texts, or rows as dicts for a task "
+                         "that reads several columns.")
     samples,wrong,texts,read = [],[],list(texts),read or block.task.sample
     for i,o in enumerate(texts):
         try: samples.append(read(o, block))

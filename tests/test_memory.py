@@ -37,7 +37,15 @@ from transformers import AutoModelForSeq2SeqLM
 from blurlike.all import HFDataLoader, HFLoss, HFTextBlock, HFTextDataLoaders, find_batch_size, hf_learner
 from blurlike.core.compat import autocast_depth
 from blurlike.train import memory
-from blurlike.train.memory import largest_size, longest_samples, memory_limit, peak_memory, process_memory, with_room, worst_batch
+from blurlike.train.memory import (
+    largest_size,
+    longest_samples,
+    memory_limit,
+    peak_memory,
+    process_memory,
+    with_room,
+    worst_batch,
+)
 
 
 class Device:
@@ -419,19 +427,15 @@ def loaders(df, hf, get_x, **kwargs):
     return block.dataloaders(df, bs=8, num_workers=1, device='cpu')
 
 
-@pytest.mark.parametrize(('options', 'where', 'line'), [
-    (dict(get_x=lambda o: o['text']), r'dl\.dataset\.tls\S+', r"\(dict\(get_x=lambda o: o\['text'\]\)"),
-    (dict(get_x=ColReader('text'), item_tfms=[lambda o: o]), r'dl\.after_item\S+', r"\(dict\(get_x=ColReader\('text'\), item_tfms=\[lambda o: o\]\)"),
-])
-def test_a_lambda_for_spawned_workers_raises(df, hf, spawn, options, where, line):
-    with pytest.raises(ValueError, match=f'num_workers=1.*{where}.*{line}'):
-        next(iter(loaders(df, hf, **options).train))
+@pytest.mark.parametrize('options', [dict(get_x=lambda o: o['text']), dict(get_x=ColReader('text'), item_tfms=[lambda o: o])])
+def test_a_lambda_for_spawned_workers_raises(df, hf, spawn, options):
+    with pytest.raises(ValueError, match=mentions('num_workers=1')): next(iter(loaders(df, hf, **options).train))
 
 
 def test_other_objects_that_cannot_be_pickled_raise(df, hf, spawn):
     dl = loaders(df, hf, ColReader('text')).train
     dl.dataset.handle = threading.Lock()
-    with pytest.raises(ValueError, match=mentions('num_workers=1', 'dl.dataset.handle', '<unlocked _thread.lock')): next(iter(dl))
+    with pytest.raises(ValueError, match=mentions('num_workers=1')): next(iter(dl))
 
 
 def test_forked_workers_accept_lambdas_and_raise_their_own_errors(df, hf):

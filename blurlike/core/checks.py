@@ -80,7 +80,8 @@ def columns(
         for c in as_names(cols):
             if c in have: continue
             which = '' if c==cols else f': {c!r}'
-            raise ValueError(f"{arg}={cols!r}{which} is not a column; the columns are {', '.join(map(repr, have))}.{suggest(c, have)}")
+            raise ValueError(f"{arg}={cols!r}{which} is not a column; the columns are "
+                             f"{', '.join(map(repr, have))}.{suggest(c, have)}")
 
 # %% ../../nbs/core/00_checks.ipynb #4f5a35a8
 def check_options(
@@ -102,7 +103,8 @@ def fast_tokenizer(
 ):
     "Raise `ValueError` for a slow tokenizer"
     if tokenizer.is_fast: return
-    raise ValueError(f"{why} needs a fast tokenizer, and {type(tokenizer).__name__} is a slow one: choose a checkpoint that has a fast tokenizer.")
+    raise ValueError(f"{why} needs a fast tokenizer, and {type(tokenizer).__name__} is a slow one: choose a "
+                     "checkpoint that has a fast tokenizer.")
 
 # %% ../../nbs/core/00_checks.ipynb #bdf4c704
 def import_extra(
@@ -112,7 +114,8 @@ def import_extra(
     "Import an optional package; raise `ImportError` that says what to install"
     try: return import_module(package)
     except ImportError as e:
-        raise ImportError(f"{e.name or package} is not installed. Install it with: pip install 'blurlike[{extra}]'") from e
+        raise ImportError(f"{e.name or package} is not installed. Install it with: pip install "
+                          f"'blurlike[{extra}]'") from e
 
 # %% ../../nbs/core/00_checks.ipynb #a1544bd7
 def first_line(

@@ -32,11 +32,14 @@ if TYPE_CHECKING: from transformers import PreTrainedModel
 def _check_max_length(max_length, limit, tokenizer, model, multiple):
     "Raise `ValueError` for a `max_length` that is not possible"
     own = tokenizer.num_special_tokens_to_add()
-    whole_number('max_length', max_length, own+1, f"{type(tokenizer).__name__} adds {own} special tokens to a text." if own else '')
+    hint = f"{type(tokenizer).__name__} adds {own} special tokens to a text." if own else ''
+    whole_number('max_length', max_length, own+1, hint)
     if limit and max_length > limit:
-        raise ValueError(f"max_length={max_length} must be at most {limit}, the number of positions of {type(model).__name__}.")
+        raise ValueError(f"max_length={max_length} must be at most {limit}, the number of positions of "
+                         f"{type(model).__name__}.")
     if multiple and max_length % multiple:
-        raise ValueError(f"max_length={max_length} must be a multiple of pad_to_multiple_of={multiple}, such as {max_length//multiple*multiple or multiple}.")
+        raise ValueError(f"max_length={max_length} must be a multiple of pad_to_multiple_of={multiple}, such as "
+                         f"{max_length//multiple*multiple or multiple}.")
 
 # %% ../../nbs/data/41_block.ipynb #c648e167
 def resolve_max_length(
@@ -65,7 +68,8 @@ def _check_tokenizer_options(padding, truncation, tok_kwargs):
     "Raise `ValueError` for options that are not possible"
     one_of('padding', padding, _PADDING)
     if truncation is not None: one_of('truncation', truncation, _TRUNCATION)
-    for k in set(_HERE) & set(tok_kwargs or {}): raise ValueError(f"tok_kwargs={{{k!r}: ...}} is not possible: {_HERE[k]}.")
+    for k in set(_HERE) & set(tok_kwargs or {}):
+        raise ValueError(f"tok_kwargs={{{k!r}: ...}} is not possible: {_HERE[k]}.")
 
 def _check_vocab(tokenizer, model):
     "Raise `ValueError` if a token has no row in the model's table of embeddings"
@@ -73,7 +77,8 @@ def _check_vocab(tokenizer, model):
     except NotImplementedError: return # such as a model that hashes characters
     rows = getattr(table, 'num_embeddings', None)
     if rows is None or len(tokenizer) <= rows: return
-    raise ValueError(f"The tokenizer has {len(tokenizer)} tokens, but the model's embedding has {rows} rows: take both from the same checkpoint, "
+    raise ValueError(f"The tokenizer has {len(tokenizer)} tokens, but the model's embedding has {rows} rows: take "
+                     "both from the same checkpoint, "
                      "or call `model.resize_token_embeddings(len(tokenizer))` if you added tokens.")
 
 # %% ../../nbs/data/41_block.ipynb #bc4c0b32
@@ -99,7 +104,8 @@ class HFTextBlock(TransformBlock):
         if task is None: _check_no_task_options(task_options)
         self.hf_arch,self.hf_config,self.hf_tokenizer = hf_arch,hf_config,hf_tokenizer
         self.padding,self.pad_to_multiple_of,self.tok_kwargs = padding,pad_to_multiple_of,dict(tok_kwargs or {})
-        self.given = dict(truncation=truncation, is_split_into_words=is_split_into_words, windows=windows, stride=stride)
+        self.given = dict(truncation=truncation, is_split_into_words=is_split_into_words, windows=windows,
+                          stride=stride)
         self.origin,self.task_is_settled = self,task is not None
         task = get_task(task or 'sequence-classification', **task_options)
         model = model_skeleton(hf_config, task.auto_model) if hf_model is None else hf_model
@@ -145,11 +151,13 @@ def _check_windows(block):
     "Raise `ValueError` where windows are not possible"
     fast_tokenizer(block.hf_tokenizer, 'windows=True')
     if block.max_length is None:
-        if block.given['windows']: raise ValueError(f"windows=True needs a max_length: {block.hf_arch} has no limit of its own.")
+        if block.given['windows']:
+            raise ValueError(f"windows=True needs a max_length: {block.hf_arch} has no limit of its own.")
         return # each text is one window
     room = block.max_length - block.hf_tokenizer.num_special_tokens_to_add()
     if block.stride < room: return
-    raise ValueError(f"stride={block.stride} must be less than {room}, the tokens of a text in a window of max_length={block.max_length}.")
+    raise ValueError(f"stride={block.stride} must be less than {room}, the tokens of a text in a window of "
+                     f"max_length={block.max_length}.")
 
 # %% ../../nbs/data/41_block.ipynb #6f5e6276
 @patch
@@ -165,7 +173,8 @@ def text_problem(self:HFTextBlock,
 
 # %% ../../nbs/data/41_block.ipynb #7cc318a6
 @patch
-def __getstate__(self:HFTextBlock): return vars(self) | dict(modules=sorted(o for o in sys.modules if o.startswith('blurlike.')))
+def __getstate__(self:HFTextBlock):
+    return vars(self) | dict(modules=sorted(o for o in sys.modules if o.startswith('blurlike.')))
 
 @patch
 def __setstate__(self:HFTextBlock, state):
@@ -202,7 +211,8 @@ def contents(self:HFTextBlock,
     columns=(), # Further columns, such as "word_ids"
 ) -> TokenTable:
     "Return the tokens of `texts`, without special tokens and without truncation"
-    return tokenize(texts, self.hf_tokenizer, columns, **{k: v for k,v in self.tok_kwargs.items() if k not in _OWN_TOK_KWARGS})
+    kwargs = {k: v for k,v in self.tok_kwargs.items() if k not in _OWN_TOK_KWARGS}
+    return tokenize(texts, self.hf_tokenizer, columns, **kwargs)
 
 # %% ../../nbs/data/41_block.ipynb #3737bcfd
 @patch
@@ -241,9 +251,9 @@ def inputs(self:HFTextBlock,
     "Return a batch of rows of `table`"
     tok = self.hf_tokenizer
     side = side or self.tok_kwargs.get('padding_side') or tok.padding_side
-    values = {k: -1 for k in table.columns} | dict(offsets=0, input_ids=tok.pad_token_id, token_type_ids=tok.pad_token_type_id)
-    batch = HFInputs(table.pad(rows, {k: values[k] for k in table.columns}, self.max_length if self.padding=='max_length' else None,
-                               self.pad_to_multiple_of, side=='left'))
+    known = dict(offsets=0, input_ids=tok.pad_token_id, token_type_ids=tok.pad_token_type_id)
+    length = self.max_length if self.padding=='max_length' else None
+    batch = HFInputs(table.pad(rows, {k: known.get(k, -1) for k in table.columns}, length, self.pad_to_multiple_of, side=='left'))
     if self.padding in (False, 'do_not_pad'): _check_unpadded(batch, self.padding)
     res = HFInputs({k: v for k,v in batch.items() if k not in ('attention_mask', 'token_type_ids') or self._wants(k)})
     res.hf_block,res.source = self,(table, rows)
@@ -252,7 +262,8 @@ def inputs(self:HFTextBlock,
 def _check_unpadded(batch, padding):
     "Raise `ValueError` if rows have different lengths"
     if batch.for_model()['attention_mask'].all(): return
-    raise ValueError(f"padding={padding!r} leaves the rows of a batch at different lengths, which are not one tensor: use padding=True.")
+    raise ValueError(f"padding={padding!r} leaves the rows of a batch at different lengths, which are not one tensor: "
+                     "use padding=True.")
 
 # %% ../../nbs/data/41_block.ipynb #b075d483
 @patch

@@ -38,16 +38,22 @@ def _check_labels(missing, arg, n, names=None):
     "Raise `ValueError` for missing labels; `missing` is a mask or the positions of rows"
     rows = np.flatnonzero(missing)
     if not len(rows): return
-    raise ValueError(f"{arg}: {len(rows)} of {n} rows have no label; the first is row {rows[0] if names is None else names[rows[0]]!r}. "
+    raise ValueError(f"{arg}: {len(rows)} of {n} rows have no label; the first is row "
+                     f"{rows[0] if names is None else names[rows[0]]!r}. "
                      "Drop these rows or label them.")
 
 def _check_split(is_valid, valid_col):
     "Raise `ValueError` unless every row is in one of two splits, and both have rows"
-    if pd.isna(is_valid).any(): raise ValueError(f"valid_col={valid_col!r}: {pd.isna(is_valid).sum()} of {len(is_valid)} rows are neither True nor False.")
-    if any(isinstance(o, str) for o in is_valid): raise ValueError(f"valid_col={valid_col!r} contains strings such as {is_valid[0]!r}; it must contain True and False.")
+    if pd.isna(is_valid).any():
+        raise ValueError(f"valid_col={valid_col!r}: {pd.isna(is_valid).sum()} of {len(is_valid)} rows are neither "
+                         "True nor False.")
+    if any(isinstance(o, str) for o in is_valid):
+        raise ValueError(f"valid_col={valid_col!r} contains strings such as {is_valid[0]!r}; it must contain True and "
+                         "False.")
     is_valid = is_valid.astype(bool)
     if not is_valid.all() and is_valid.any(): return
-    raise ValueError(f"valid_col={valid_col!r} is {bool(is_valid.all())} for all {len(is_valid)} rows, but both splits need rows: "
+    raise ValueError(f"valid_col={valid_col!r} is {bool(is_valid.all())} for all {len(is_valid)} rows, but both "
+                     "splits need rows: "
                      "change some, or pass valid_pct instead.")
 
 # %% ../../nbs/data/42_dataloaders.ipynb #a3e06dc0
@@ -69,10 +75,13 @@ def _random_split(n, valid_pct, seed):
 def _checked_splits(splits, n):
     "Two lists of positions; raises `ValueError` if they are not below `n`, empty, or overlap"
     sets = [{int(i) for i in o} for o in splits]
-    if len(sets)!=2 or not all(sets): raise ValueError("splits must be two lists of positions, of training rows and of validation rows, and neither empty.")
+    if len(sets)!=2 or not all(sets):
+        raise ValueError("splits must be two lists of positions, of training rows and of validation rows, and neither "
+                         "empty.")
     outside = [i for o in sets for i in o if not 0 <= i < n]
     if outside: raise ValueError(f"splits: {outside[0]} is not the position of a row; there are {n} rows.")
-    if both := sets[0] & sets[1]: raise ValueError(f"splits: {len(both)} rows are in both lists, the first is {min(both)}.")
+    if both := sets[0] & sets[1]:
+        raise ValueError(f"splits: {len(both)} rows are in both lists, the first is {min(both)}.")
     return [list(map(int, o)) for o in splits]
 
 # %% ../../nbs/data/42_dataloaders.ipynb #34e420b7
@@ -84,7 +93,8 @@ def _infer_task_of(label_col, texts, labels):
     "The class of tasks that the columns are for; raises `ValueError` if it is not clear"
     task = infer_task(lambda o: o.fits_columns(texts, labels))
     if task is None:
-        raise ValueError(f"label_col={label_col!r} fits several tasks, or none: pass task=, one of {', '.join(map(repr, sorted(all_tasks())))}.")
+        raise ValueError(f"label_col={label_col!r} fits several tasks, or none: pass task=, one of "
+                         f"{', '.join(map(repr, sorted(all_tasks())))}.")
     print(f"task={task.name!r} is inferred from label_col={label_col!r}; pass task= for another.")
     return task
 
@@ -95,7 +105,8 @@ def _find_task(task, text_col, label_col, have, head, kwargs, named=_COLUMN_ARGS
     "The task, made with its options out of `kwargs`, and its columns; `head` returns the first rows of some columns"
     cls = SequenceClassification if task is None else task_class(task)
     if task is None and text_col is None and cls.text_col not in have:
-        raise ValueError(f"text_col=None, but there is no column {cls.text_col!r}; the columns are {', '.join(map(repr, have))}. "
+        raise ValueError(f"text_col=None, but there is no column {cls.text_col!r}; the columns are "
+                         f"{', '.join(map(repr, have))}. "
                          "Pass text_col=, or a task with other columns, as in task='question-answering'.")
     text_col,label_col = _infer_columns(cls, text_col, label_col)
     columns(have, text_col=text_col, label_col=label_col)
@@ -105,7 +116,8 @@ def _find_task(task, text_col, label_col, have, head, kwargs, named=_COLUMN_ARGS
     return get_task(task, **{k: kwargs.pop(k) for k in task_options(cls) if k in kwargs}),text_col,label_col
 
 def _labels(read, label_col, train):
-    "A function that returns the target columns of the training rows; raises `ValueError` if any row's is missing, unless `missing=True`"
+    "A function that returns the target columns of the training rows; raises `ValueError` if any row's is missing, "
+    "unless `missing=True`"
     def labels(missing=False):
         df = read(as_names(label_col))
         if not missing: _check_labels(df.isna().any(axis=1).to_numpy(), f"label_col={label_col!r}", len(df), df.index)
@@ -123,10 +135,12 @@ def make_block(
 ) -> HFTextBlock:
     "Return the block for `checkpoint`, without loading its weights"
     if isinstance(checkpoint, HFObjects):
-        if config_kwargs or tokenizer_kwargs: raise ValueError("config_kwargs and tokenizer_kwargs must be None for HFObjects, which are loaded already.")
+        if config_kwargs or tokenizer_kwargs:
+            raise ValueError("config_kwargs and tokenizer_kwargs must be None for HFObjects, which are loaded already.")
         return HFTextBlock(*checkpoint, **kwargs)
     if not isinstance(checkpoint, (str, Path)):
-        raise ValueError(f"checkpoint={checkpoint!r:.80} must be a name on the Hub, a folder, or the result of get_hf_objects.")
+        raise ValueError(f"checkpoint={checkpoint!r:.80} must be a name on the Hub, a folder, or the result of "
+                         "get_hf_objects.")
     config = load_hf_config(checkpoint, config_kwargs=config_kwargs)
     return HFTextBlock(config.model_type, config, load_hf_tokenizer(checkpoint, config, tokenizer_kwargs), **kwargs)
 
@@ -156,7 +170,8 @@ def _dataloaders(
 ):
     "The part that all constructors share"
     for k,v in dict(bs=bs, val_bs=val_bs).items():
-        if batch_tokens is not None and v is not None: raise ValueError(f"{k}={v} and batch_tokens={batch_tokens} both set the size of a batch: pass one of them.")
+        if batch_tokens is not None and v is not None:
+            raise ValueError(f"{k}={v} and batch_tokens={batch_tokens} both set the size of a batch: pass one of them.")
     block_kwargs = {k: kwargs.pop(k) for k in _BLOCK_ARGS & set(kwargs)}
     block = make_block(checkpoint, config_kwargs, tokenizer_kwargs, task=task, **block_kwargs)
     targets = dict(blocks=(block,)) if y_block is None else dict(blocks=(block, y_block), get_y=get_y)
@@ -184,7 +199,9 @@ class HFTextDataLoaders(DataLoaders):
         **kwargs
     ) -> DataLoaders:
         "Create from the columns of a DataFrame; raises `ValueError` for rows or columns that cannot be used"
-        if not isinstance(df, pd.DataFrame): raise ValueError(f"df={df!r:.80} must be a DataFrame; use from_csv for a CSV file, from_dataset for a datasets.Dataset.")
+        if not isinstance(df, pd.DataFrame):
+            raise ValueError(f"df={df!r:.80} must be a DataFrame; use from_csv for a CSV file, from_dataset for a "
+                             "datasets.Dataset.")
         if not len(df): raise ValueError("df is empty.")
         columns(df.columns, valid_col=valid_col)
         task,text_col,label_col = _find_task(task, text_col, label_col, list(df.columns), lambda cols: df[cols].head(1000), kwargs)
@@ -257,7 +274,8 @@ def _split(dataset, **named):
     [(arg,name)] = named.items()
     if name in dataset: return dataset[name]
     there = ', '.join(map(repr, dataset))
-    raise ValueError(f"{arg}={name!r} must be one of the splits {there}." if name is not None else f"Pass {arg}=, one of the splits {there}.")
+    raise ValueError(f"{arg}={name!r} must be one of the splits {there}." if name is not None else f"Pass {arg}=, one "
+                                                                                                   f"of the splits {there}.")
 
 def _joined(train, valid):
     "Two splits as one dataset, and the rows of each"
@@ -266,7 +284,8 @@ def _joined(train, valid):
 
 # %% ../../nbs/data/42_dataloaders.ipynb #2dcdfca8
 def _two_splits(dataset, train, valid, valid_pct, seed):
-    "A `Dataset` with all rows of a `Dataset` or of a dict of them, and the positions of those to train and to validate on"
+    "A `Dataset` with all rows of a `Dataset` or of a dict of them, and the positions of those to train and to "
+    "validate on"
     from datasets import Dataset
     found = [dataset]
     if isinstance(dataset, dict):
@@ -274,7 +293,8 @@ def _two_splits(dataset, train, valid, valid_pct, seed):
         found = [_split(dataset, train=train), *([] if valid is None else [_split(dataset, valid=valid)])]
     for o in found:
         if isinstance(o, Dataset): continue
-        raise ValueError(f"dataset={type(o).__name__}(...) must be a datasets.Dataset or a dict of them; use from_df for a DataFrame.")
+        raise ValueError(f"dataset={type(o).__name__}(...) must be a datasets.Dataset or a dict of them; use from_df "
+                         "for a DataFrame.")
     if len(found)==2: return _joined(*found)
     [dataset] = found
     if not len(dataset): raise ValueError("dataset is empty.")
@@ -285,7 +305,8 @@ def _streams(dataset, train, valid):
     "The splits to train and to validate on if the first is a stream; else None"
     from datasets import IterableDataset
     if isinstance(dataset, IterableDataset):
-        raise ValueError("dataset is a single stream, which cannot be split at random: pass a dict of two, such as dict(train=stream.skip(1000), valid=stream.take(1000)).")
+        raise ValueError("dataset is a single stream, which cannot be split at random: pass a dict of two, such as "
+                         "dict(train=stream.skip(1000), valid=stream.take(1000)).")
     if not isinstance(dataset, dict) or not isinstance(dataset.get(train), IterableDataset): return None
     return dataset[train],_split(dataset, valid=valid or _valid_name(dataset))
 
@@ -311,7 +332,9 @@ def _from_stream(cls, train, valid, checkpoint, n, kwargs):
     head = DatasetDict(train=_rows_of(train, 1000), valid=valid if isinstance(valid, Dataset) else _rows_of(valid))
     dls = cls.from_dataset(head, checkpoint, **kwargs)
     task = dls.hf_block.task
-    if isinstance(task, Corpus): raise ValueError(f"task={task.name!r} needs all texts at once, which a stream does not have: pass a Dataset, such as one of the rows of stream.take(100_000).")
+    if isinstance(task, Corpus):
+        raise ValueError(f"task={task.name!r} needs all texts at once, which a stream does not have: pass a Dataset, "
+                         "such as one of the rows of stream.take(100_000).")
     dls.loaders[0] = dls.train.new(StreamSamples(_NamedStream(train), dls.train_ds, int(n)))
     return dls
 
@@ -320,7 +343,8 @@ def _dataset_splits(dataset, train, valid, valid_col, valid_pct, splits, seed):
     "A `Dataset`, and the positions of the rows to train and to validate on"
     from datasets import Dataset
     if isinstance(dataset, dict) and (splits is not None or valid_col is not None):
-        raise ValueError(f"{'valid_col' if splits is None else 'splits'} is for a single Dataset: name the splits of a DatasetDict with train= and valid=.")
+        raise ValueError(f"{'valid_col' if splits is None else 'splits'} is for a single Dataset: name the splits of "
+                         "a DatasetDict with train= and valid=.")
     if splits is not None and isinstance(dataset, Dataset): return dataset,_checked_splits(splits, len(dataset))
     if valid_col is None or not isinstance(dataset, Dataset): return _two_splits(dataset, train, valid, valid_pct, seed)
     columns(dataset.column_names, valid_col=valid_col)
@@ -346,10 +370,12 @@ def from_dataset(cls:HFTextDataLoaders,
     seed:int=None, # Seed of the random split and of the shuffle
     **kwargs
 ) -> DataLoaders:
-    "Create from a `Dataset`, or a dict of them, without copying it; raises `ValueError` for rows or columns that cannot be used"
+    "Create from a `Dataset`, or a dict of them, without copying it; raises `ValueError` for rows or columns that "
+    "cannot be used"
     if (streams := _streams(dataset, train, valid)) is not None:
         for k,v in dict(valid_col=valid_col, valid_pct=valid_pct, splits=splits).items():
-            if v is not None: raise ValueError(f"{k} is not possible for streams: name the splits with train= and valid=.")
+            if v is not None:
+                raise ValueError(f"{k} is not possible for streams: name the splits with train= and valid=.")
         return _from_stream(cls, *streams, checkpoint, n, dict(text_col=text_col, label_col=label_col, task=task, seed=seed) | kwargs)
     dataset,splits = _dataset_splits(dataset, train, valid, valid_col, valid_pct, splits, seed)
     head = partial(_columns, dataset.select(splits[0][:1000]))
@@ -380,11 +406,13 @@ def test_dl(self:DataLoaders,
     with_labels:bool=False, # Whether the rows have targets
     **kwargs
 ):
-    "Return a loader of new rows; raises `ValueError` for a stream, for no rows, and for rows without the columns to read"
+    "Return a loader of new rows; raises `ValueError` for a stream, for no rows, and for rows without the columns to "
+    "read"
     if isinstance(self.train, HFDataLoader):
         from datasets import Dataset, IterableDataset # takes half a second to import
         if isinstance(test_items, IterableDataset):
-            raise ValueError("test_items is a stream: pass rows, such as Dataset.from_list(list(stream.take(1000)), features=stream.features).")
+            raise ValueError("test_items is a stream: pass rows, such as Dataset.from_list(list(stream.take(1000)), "
+                             "features=stream.features).")
         if isinstance(test_items, Dataset): test_items = DatasetItems(test_items)
         skip = _check_items(self, test_items, with_labels)
         if rm_type_tfms is None: rm_type_tfms = skip

@@ -27,8 +27,9 @@ from ..core.compat import epoch_indices
 from ..core.inputs import HFInputs
 from ..tasks.corpus import Corpus
 from ..text.batching import bucketed_order, cut_batches
-from ..text.rows import SampleProblems, StreamSamples, WrongRows, never_changes, read_rows, row_name, sample_reader
-from ..text.tokens import TokenTable
+from ..text.rows import (SampleProblems, StreamSamples, WrongRows, never_changes, read_rows, row_name,
+                                sample_reader)
+from ..text.tokens import TokenTable, table_of_ids
 
 # %% ../../nbs/data/40_loader.ipynb #ad82f609
 LOADER_OPTIONS = {*inspect.signature(TfmdDL.__init__).parameters, *inspect.signature(DataLoader.__init__).parameters,
@@ -43,7 +44,8 @@ def _check_sizes(bs, batch_tokens, drop_last):
     whole_number('bs', bs)
     if batch_tokens is None: return
     whole_number('batch_tokens', batch_tokens)
-    if drop_last: raise ValueError("drop_last=True: with batch_tokens, a batch has as many rows as fit, so no batch is partial.")
+    if drop_last:
+        raise ValueError("drop_last=True: with batch_tokens, a batch has as many rows as fit, so no batch is partial.")
 
 # %% ../../nbs/data/40_loader.ipynb #bd6e0169
 @delegates(TfmdDL.__init__)
@@ -67,7 +69,8 @@ class HFDataLoader(TfmdDL):
         check_options(kwargs, LOADER_OPTIONS)
         _check_sizes(bs, batch_tokens, kwargs.get('drop_last'))
         kwargs.pop('process', None) # passed by fastai's Interpretation, see `new`
-        if hf_block is None: raise ValueError("hf_block=None: HFDataLoader needs the HFTextBlock that encodes its texts.")
+        if hf_block is None:
+            raise ValueError("hf_block=None: HFDataLoader needs the HFTextBlock that encodes its texts.")
         self.hf_block = hf_block.settled(dataset)
         if isinstance(self.task, Corpus):
             facts = self.task.facts(dataset, self.hf_block) if facts is None else facts
@@ -131,7 +134,7 @@ def _tokenize_all(self:HFDataLoader):
     "The table of all rows"
     if isinstance(self.task, Corpus): return self.dataset.table
     tables = list(self._tables(range(self.n)))
-    return TokenTable.concat(tables) if tables else TokenTable(dict(input_ids=np.zeros(0, np.int32)), np.zeros(1, np.int64))
+    return TokenTable.concat(tables) if tables else table_of_ids([])
 
 # %% ../../nbs/data/40_loader.ipynb #29f19098
 @patch
@@ -139,8 +142,10 @@ def _fits(self:HFDataLoader, precompute_lengths):
     "Whether to make a table of all rows; raises `ValueError` for options that need one where there is none"
     stream,workers = isinstance(self.dataset, StreamSamples) or not self.indexed,self.fake_l.num_workers
     few = not stream and (self.batch_tokens is not None or not self.shuffle or self.n <= PRECOMPUTED_ROWS)
-    if stream and self.indexed and workers: raise ValueError(f"num_workers={workers} must be 0: a stream is read in order, by one process.")
-    if stream and precompute_lengths: raise ValueError("precompute_lengths=True needs all rows at once, which a stream does not have.")
+    if stream and self.indexed and workers:
+        raise ValueError(f"num_workers={workers} must be 0: a stream is read in order, by one process.")
+    if stream and precompute_lengths:
+        raise ValueError("precompute_lengths=True needs all rows at once, which a stream does not have.")
     if isinstance(self.task, Corpus): return True
     fits = few if precompute_lengths is None else precompute_lengths
     if self.batch_tokens and not fits:
@@ -154,7 +159,8 @@ def _check_longest(self:HFDataLoader):
     if not (self.batch_tokens and self.n): return
     longest = int(self.row_lengths.argmax())
     if (n := self.row_lengths[longest]) <= self.batch_tokens: return
-    raise ValueError(f"batch_tokens={self.batch_tokens}: row {row_name(getattr(self.dataset, 'items', None), longest)!r} has {n} tokens. "
+    raise ValueError(f"batch_tokens={self.batch_tokens}: row "
+                     f"{row_name(getattr(self.dataset, 'items', None), longest)!r} has {n} tokens. "
                      f"Use batch_tokens={n} or more, or max_length={self.batch_tokens} to truncate longer texts.")
 
 # %% ../../nbs/data/40_loader.ipynb #961c8a67
@@ -176,7 +182,8 @@ def get_idxs(self:HFDataLoader):
     if self.shuffle: self.epoch = self.rng.getrandbits(64)
     if isinstance(self.dataset, StreamSamples): return self.dataset.epoch(self.looking)
     lengths = self.row_lengths
-    if not self.shuffle: return list(range(self.n)) if lengths is None or not self.sort else np.argsort(-lengths, kind='stable').tolist()
+    in_order = lengths is None or not self.sort
+    if not self.shuffle: return list(range(self.n)) if in_order else np.argsort(-lengths, kind='stable').tolist()
     key = self.epoch,self.looking
     if key not in self.order: # `__len__` asks for the order of the same epoch
         rng = np.random.default_rng(self.epoch)
@@ -233,8 +240,8 @@ def _read_again(self:HFDataLoader, rows):
     samples = [o for o in map(self.do_item, rows) if o is not None]
     if not samples: return None
     same = len(samples)==len(rows) and not self.before_batch.fs
-    if same and [_fingerprint(o) for o in samples]==self.table.rows['prints'][rows].tolist(): return self._collate(self.table, rows)
-    return self.do_batch(samples)
+    same = same and [_fingerprint(o) for o in samples]==self.table.rows['prints'][rows].tolist()
+    return self._collate(self.table, rows) if same else self.do_batch(samples)
 
 # %% ../../nbs/data/40_loader.ipynb #03330b68
 @patch
@@ -244,7 +251,8 @@ def _pool_batches(self:HFDataLoader, rows):
     if not tables: return
     table,order = TokenTable.concat(tables),np.arange(len(rows))
     if self.shuffle and isinstance(self.get_idxs, MethodType):
-        order = bucketed_order(table.lengths, self.bs, np.random.default_rng([self.epoch, rows[0]]), self.pool, longest_first=False)
+        rng = np.random.default_rng([self.epoch, rows[0]])
+        order = bucketed_order(table.lengths, self.bs, rng, self.pool, longest_first=False)
     for i in range(0, len(order), self.bs): yield self._collate(table, order[i:i+self.bs])
 
 # %% ../../nbs/data/40_loader.ipynb #d2180910
@@ -273,14 +281,16 @@ def _as_inputs(self:HFDataLoader, b):
 # %% ../../nbs/data/40_loader.ipynb #f906fe8c
 @contextmanager
 def _starting_workers(num_workers):
-    "Let worker processes start without the tokenizer's threads; raises `ValueError` if the loader cannot be sent to them"
+    "Let worker processes start without the tokenizer's threads; raises `ValueError` if the loader cannot be sent to "
+    "them"
     name,method = 'TOKENIZERS_PARALLELISM',multiprocessing.get_start_method()
     unset = num_workers and name not in os.environ
     if unset: os.environ[name] = 'false'
     try: yield
     except (AttributeError, TypeError, pickle.PicklingError) as e:
         if not num_workers or method=='fork': raise
-        raise ValueError(f"num_workers={num_workers}: the loader cannot be sent to a process that {method} starts ({first_line(e)}). "
+        raise ValueError(f"num_workers={num_workers}: the loader cannot be sent to a process that {method} starts "
+                         f"({first_line(e)}). "
                          "Define functions at the top level of a module, or use num_workers=0.") from e
     finally:
         if unset: del os.environ[name]
@@ -315,10 +325,11 @@ def new(self:HFDataLoader,
     same = dataset is None or dataset is self.dataset
     if 'shuffled' in kwargs: kwargs['shuffle'] = kwargs.pop('shuffled') # the name in fastai's `tta`
     if same and self.batch_tokens and 'batch_tokens' not in kwargs and kwargs.get('bs', self.bs) != self.bs:
-        raise ValueError(f"bs={kwargs['bs']}: this loader measures batches in tokens; pass batch_tokens=, or batch_tokens=None too.")
+        raise ValueError(f"bs={kwargs['bs']}: this loader measures batches in tokens; pass batch_tokens=, or "
+                         "batch_tokens=None too.")
     if kwargs.get('hf_block') is getattr(self.hf_block, 'origin', self.hf_block): kwargs.pop('hf_block', None)
-    kept = dict(hf_block=self.hf_block, seed=self.seed, pool=self.pool, batch_tokens=self.batch_tokens, facts=self.facts,
-                sort=self.sort and 'process' not in kwargs)
+    kept = dict(hf_block=self.hf_block, seed=self.seed, pool=self.pool, batch_tokens=self.batch_tokens,
+                facts=self.facts, sort=self.sort and 'process' not in kwargs)
     if same: kept |= dict(table=self.table, precompute_lengths=self.table is not None, n=self.n)
     return super(HFDataLoader, self).new(dataset, cls, **(kept | kwargs))
 
@@ -353,10 +364,12 @@ def _lost(table):
 
 def _truncation_counts(dl):
     "The counts of one split"
-    if isinstance(dl.dataset, StreamSamples): raise ValueError("truncation_report reads all rows, and the rows of a stream come only in training.")
+    if isinstance(dl.dataset, StreamSamples):
+        raise ValueError("truncation_report reads all rows, and the rows of a stream come only in training.")
     tables = [dl.table] if dl.table is not None else list(dl._tables(range(dl.n)))
     lost = np.concatenate([_lost(o)[:dl.n] for o in tables])
-    report = dict(rows=len(lost), truncated=int((lost>0).sum()), share=float((lost>0).mean()) if len(lost) else 0., tokens_lost=int(lost.sum()))
+    share = float((lost>0).mean()) if len(lost) else 0.
+    report = dict(rows=len(lost), truncated=int((lost>0).sum()), share=share, tokens_lost=int(lost.sum()))
     targets = [_lost(v) for o in tables for v in o.rows.values() if isinstance(v, TokenTable)]
     if not targets: return report
     lost = np.concatenate(targets)
@@ -364,7 +377,8 @@ def _truncation_counts(dl):
 
 # %% ../../nbs/data/40_loader.ipynb #33b66bbe
 @patch
-def truncation_report(self:DataLoaders) -> pd.DataFrame: # A row for each split: `rows`, `truncated` rows, their `share`, `tokens_lost`
+def truncation_report(self:DataLoaders,
+) -> pd.DataFrame: # A row for each split: `rows`, `truncated` rows, their `share`, `tokens_lost`
     "Count the rows of each split that are longer than `max_length`, and the tokens they lose; for target texts too"
     names = ['train', 'valid', *map(str, range(2, len(self.loaders)))]
     return pd.DataFrame([_truncation_counts(dl) for dl in self.loaders], index=names[:len(self.loaders)])

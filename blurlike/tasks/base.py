@@ -100,7 +100,8 @@ def get_x(self:Task,
     text_col, # One column, or a list or tuple of columns
 ): # A function of a row
     "Return a reader of texts; raises `ValueError` for more than two columns"
-    if is_listy(text_col) and len(text_col) > 2: raise ValueError(f"text_col={text_col!r} must be one column, or two for pairs.")
+    if is_listy(text_col) and len(text_col) > 2:
+        raise ValueError(f"text_col={text_col!r} must be one column, or two for pairs.")
     return reader(text_col)
 
 @patch
@@ -302,7 +303,8 @@ def class_pairs(self:Task,
     dl, # A loader with targets
 ) -> tuple[list, list]: # Names of classes
     "Return targets and predictions for a confusion matrix; raises `ValueError` where there is none"
-    raise ValueError(f"task={self.name!r} has no classes to confuse: use Interpretation instead of ClassificationInterpretation.")
+    raise ValueError(f"task={self.name!r} has no classes to confuse: use Interpretation instead of "
+                     "ClassificationInterpretation.")
 
 # %% ../../nbs/tasks/20_base.ipynb #95045b03
 def named_subclasses(
@@ -341,7 +343,9 @@ def get_task(
 ) -> Task:
     "Return a task; raises `ValueError` for an unknown name and `TypeError` for an unknown option"
     if isinstance(task, Task):
-        if options: raise TypeError(f"task={task!r} has its options already; pass {', '.join(map(repr, options))} to its constructor.")
+        if options:
+            raise TypeError(f"task={task!r} has its options already; pass {', '.join(map(repr, options))} to its "
+                            "constructor.")
         return task
     cls = task_class(task)
     check_options(options, task_options(cls))
@@ -363,7 +367,8 @@ def get_block(
     "Return the block of `dls`; raises `ValueError` if there is none"
     block = getattr(dls, 'hf_block', None)
     if block is None:
-        raise ValueError(f"dls={type(dls).__name__}(...) was not made with an HFTextBlock: use HFTextDataLoaders, or a DataBlock with one.")
+        raise ValueError(f"dls={type(dls).__name__}(...) was not made with an HFTextBlock: use HFTextDataLoaders, or "
+                         "a DataBlock with one.")
     return block
 
 # %% ../../nbs/tasks/20_base.ipynb #7b637e94

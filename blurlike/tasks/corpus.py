@@ -92,7 +92,8 @@ def resolve_block_size(
 ) -> int: # Tokens of text in a block
     "Return the number of tokens of text in a block; raises `ValueError` if the size is not possible"
     if size is None: size = min(block.max_length or 512, 512)
-    if block.max_length and size > block.max_length: raise ValueError(f"block_size={size} must be at most max_length={block.max_length}.")
+    if block.max_length and size > block.max_length:
+        raise ValueError(f"block_size={size} must be at most max_length={block.max_length}.")
     whole_number('block_size', size, room + 3)
     return size - room
 
@@ -172,13 +173,16 @@ class LanguageModel(Corpus, Task):
 
     def set_up(self, block, model=None):
         "Raise `ValueError` for windows"
-        if block.windows: raise ValueError(f"windows=True is not possible for task={self.name!r}; packing=True keeps all of a long text.")
+        if block.windows:
+            raise ValueError(f"windows=True is not possible for task={self.name!r}; packing=True keeps all of a long "
+                             "text.")
 
     def check_model(self, dls, model):
         "Raise `ValueError` if the model has no head over the vocabulary"
         head = getattr(model, 'get_output_embeddings', None)
         if head is None or head() is not None: return
-        raise ValueError(f"task={self.name!r} needs a model of {self.auto_model.__name__}; {type(model).__name__} has no head over the vocabulary.")
+        raise ValueError(f"task={self.name!r} needs a model of {self.auto_model.__name__}; {type(model).__name__} has "
+                         "no head over the vocabulary.")
 
 # %% ../../nbs/tasks/24_corpus.ipynb #db45f9aa
 class TokenPerplexity(Metric):

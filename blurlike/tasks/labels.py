@@ -85,7 +85,8 @@ class ClassNames:
     def config_kwargs(self, dls):
         target,vocab = first_target(dls),get_vocab(dls)
         if target is not None and (vocab is None or not self.fits(target)):
-            raise ValueError(f"The targets are {type(target).__name__}, but task={self.name!r} needs {self.block_hint}; "
+            raise ValueError(f"The targets are {type(target).__name__}, but task={self.name!r} needs "
+                             f"{self.block_hint}; "
                              "use that block, or another task=.")
         if vocab is None: return {}
         check_order(getattr(getattr(dls, 'hf_block', None), 'hf_config', None), vocab)

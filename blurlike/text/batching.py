@@ -36,7 +36,8 @@ def token_batches(
 
 # %% ../../nbs/text/12_batching.ipynb #f1eb871e
 def _partial_starts(lengths, bs):
-    "Where the partial batch may begin among sorted rows: at any full batch, if that keeps the longest row in a full one"
+    "Where the partial batch may begin among sorted rows: at any full batch, if that keeps the longest row in a full "
+    "one"
     starts,longest = np.arange(0, len(lengths)+1, bs),lengths.argmax()
     return starts[(starts > longest) | (starts + len(lengths)%bs <= longest)]
 

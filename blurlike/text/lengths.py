@@ -47,7 +47,8 @@ def plot_token_lengths(
     **kwargs # Passed to `token_lengths`
 ):
     "Plot the token lengths of texts, and the share that each `max_length` would truncate"
-    if tokenizer is None and len(texts) and isinstance(next(iter(texts)), str): raise ValueError("tokenizer=None: texts need their tokenizer.")
+    if tokenizer is None and len(texts) and isinstance(next(iter(texts)), str):
+        raise ValueError("tokenizer=None: texts need their tokenizer.")
     lengths = np.sort(texts if tokenizer is None else token_lengths(texts, tokenizer, **kwargs))
     if not len(lengths): raise ValueError("texts is empty.")
     ax = ax or plt.subplots(figsize=(7, 3))[1]

@@ -54,7 +54,7 @@ def columns_of(
         read = next((o for o in tl.tfms.fs if isinstance(o, ColReader)), None)
         if read is None or read.pref or read.suff or read.label_delim: return None
         return read.cols[0] if len(read.cols)==1 else list(read.cols)
-    return dict(zip(('text_col', 'label_col'), map(of, getattr(dataset, 'tls', ()))))
+    return dict(zip(('text_col', 'label_col'), map(of, getattr(dataset, 'tls', ())), strict=False))
 
 # %% ../../nbs/text/10_rows.ipynb #57e49af7
 class FrameRows:
@@ -107,13 +107,15 @@ class DatasetItems:
         "Read several rows at once, before they are requested one by one"
         rows = self.index[np.asarray(rows)].tolist()
         columns = self.ds[rows]
-        self._ahead = {i: dict(zip(columns, o, strict=True)) for i,o in zip(rows, zip(*columns.values(), strict=True), strict=True)}
+        values = zip(*columns.values(), strict=True)
+        self._ahead = {i: dict(zip(columns, o, strict=True)) for i,o in zip(rows, values, strict=True)}
 
     @property
     def iloc(self): return self
     def __len__(self): return len(self.index)
     def __iter__(self): return map(self._row, range(len(self)))
-    def __getitem__(self, i): return type(self)(self.ds, self.index[i]) if isinstance(i, slice) or np.ndim(i) else self._row(i)
+    def __getitem__(self, i):
+        return type(self)(self.ds, self.index[i]) if isinstance(i, slice) or np.ndim(i) else self._row(i)
     def __repr__(self): return f"DatasetItems({self.ds!r})"
 
 # %% ../../nbs/text/10_rows.ipynb #59530898
@@ -122,7 +124,8 @@ _READERS = {ColReader, CellsReader, ListReader} # readers that take a row as a d
 def _reads_columns(tl):
     "Whether a pipeline begins with a plain reader of columns"
     read = next(iter(tl.tfms.fs), None)
-    return (type(read) in _READERS or getattr(read, 'reads_columns', False)) and not (read.pref or read.suff or read.label_delim)
+    plain = type(read) in _READERS or getattr(read, 'reads_columns', False)
+    return plain and not (read.pref or read.suff or read.label_delim)
 
 # %% ../../nbs/text/10_rows.ipynb #ea17445b
 class SampleReader:
@@ -173,9 +176,10 @@ class StreamRows:
         if self._rows is None or rows[0] < self._at:
             self.restart()
             self._rows = iter(self.stream)
-        self._pool = dict(zip(rows, itertools.islice(self._rows, rows[0]-self._at, rows[-1]+1-self._at)))
+        self._pool = dict(zip(rows, itertools.islice(self._rows, rows[0]-self._at, rows[-1]+1-self._at), strict=False))
         self._at = rows[-1]+1
-        if (end := rows[0]+len(self._pool)) < self._at: raise ValueError(f"The stream ends before row {end}: pass n={end} or less.")
+        if (end := rows[0]+len(self._pool)) < self._at:
+            raise ValueError(f"The stream ends before row {end}: pass n={end} or less.")
 
     def __getitem__(self, i):
         if i not in self._pool: self.read_ahead(range(i, i+1))
@@ -213,7 +217,8 @@ def read_targets(
     dataset, # fastai's `Datasets`, or another sequence of samples
     chunk:int=1000, # Rows that are read together
 ): # Yields targets
-    "Read the targets of `dataset`; those that cannot be read are left out, and so are those of a stream beyond its first rows"
+    "Read the targets of `dataset`; those that cannot be read are left out, and so are those of a stream beyond its "
+    "first rows"
     dataset = getattr(dataset, 'datasets', dataset)
     read,last = sample_reader(dataset),-1
     if isinstance(read, SampleReader): read = sample_reader(Datasets(tls=dataset.tls[1:], n_inp=0))
@@ -227,7 +232,8 @@ def read_targets(
 # %% ../../nbs/text/10_rows.ipynb #d3d0fac9
 def _is_known(f):
     "Whether a transform is one of fastai's or blurlike's, and not a random one"
-    if any(o.__name__=='RandTransform' for o in type(f).__mro__): return False # defined in fastai.vision, which imports torchvision
+    # `RandTransform` is in fastai.vision, which imports torchvision
+    if any(o.__name__=='RandTransform' for o in type(f).__mro__): return False
     of = unwrap(f.encodes) if type(f) is Transform else type(f)
     return (getattr(of, '__module__', None) or '').split('.')[0] in ('fastai', 'blurlike')
 
@@ -262,7 +268,8 @@ class WrongRows(ValueError):
     ):
         split = {0: 'training ', 1: 'validation '}.get(getattr(dataset, 'split_idx', None), '')
         i,why = wrong[0]
-        super().__init__(f"{len(wrong)} of {n} {split}rows cannot be used. The first is row {row_name(getattr(dataset, 'items', None), i)!r}: {why}.")
+        name = row_name(getattr(dataset, 'items', None), i)
+        super().__init__(f"{len(wrong)} of {n} {split}rows cannot be used. The first is row {name!r}: {why}.")
 
 # %% ../../nbs/text/10_rows.ipynb #bd9d1594
 class SampleProblems(ValueError):
