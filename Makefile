@@ -1,4 +1,4 @@
-# Everything a newcomer or a developer runs. `make` alone lists it.
+# Commands for users and developers; `make` lists them
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
@@ -6,7 +6,7 @@ STAMP  := $(VENV)/.installed
 
 .PHONY: help venv demo test notebooks readme docs bench lint clean
 
-help:                  ## List what can be made
+help:                  ## List the commands
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 $(STAMP): settings.ini setup.py pyproject.toml
@@ -17,29 +17,30 @@ $(STAMP): settings.ini setup.py pyproject.toml
 
 venv: $(STAMP)         ## Set up .venv with all requirements
 
-demo: $(STAMP)         ## Fine-tune a transformer on movie reviews; CHECKPOINT=... DATA=my.csv for your own
+demo: $(STAMP)         ## Fine-tune a transformer on movie reviews, or CHECKPOINT=... on DATA=my.csv
 	$(BIN)/python -m blurlike.demo $(if $(CHECKPOINT),--checkpoint "$(CHECKPOINT)") $(if $(DATA),--data "$(DATA)") \
 		$(if $(TEXT_COL),--text-col "$(TEXT_COL)") $(if $(LABEL_COL),--label-col "$(LABEL_COL)") $(if $(OUT),--out "$(OUT)")
 
-test: $(STAMP)         ## Run all tests: the notebooks, then tests/
+test: $(STAMP)         ## Run the notebooks as tests, then tests/
 	HF_HUB_OFFLINE=1 $(BIN)/nbdev-test --n-workers 1 --do-print
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
 
-notebooks: $(STAMP)    ## Run the notebooks and keep their outputs
+notebooks: $(STAMP)    ## Execute the notebooks and keep their outputs
 	HF_HUB_OFFLINE=1 $(BIN)/python tools/notebooks.py
 	$(BIN)/nbdev-clean
 
 readme: $(STAMP)       ## Write README.md from nbs/index.ipynb
 	$(BIN)/python tools/readme.py
 
-docs: $(STAMP)         ## Build the site into _docs
+docs: $(STAMP)         ## Build the site in _docs
 	$(BIN)/python tools/docs.py
 
-bench: $(STAMP)        ## Compare speeds with Trainer, pipeline and bare loops; FULL=1 for hours, ONLY=training,prediction for some
+bench: $(STAMP)        ## Compare the speed with Trainer and pipeline; FULL=1 takes hours, ONLY=data,prediction selects
 	HF_HUB_OFFLINE=1 $(BIN)/python -m benchmarks.speed $(if $(FULL),--full) $(if $(ONLY),--only "$(ONLY)")
 
-lint: $(STAMP)         ## Check tests/, tools/, benchmarks/ and setup.py with ruff
-	$(BIN)/ruff check tests tools setup.py benchmarks
+lint: $(STAMP)         ## Check the code with ruff, and the size of the cells in the notebooks
+	$(BIN)/ruff check
+	$(BIN)/python tools/cells.py
 
-clean:                 ## Remove what was built, .venv included
+clean:                 ## Remove everything that was built, including .venv
 	rm -rf $(VENV) _docs build dist *.egg-info demo_model

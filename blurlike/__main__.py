@@ -1,4 +1,4 @@
-"`python -m blurlike` is the command `blurlike`"
+"Run the `blurlike` command with `python -m blurlike`"
 from .cli import main
 
 main()

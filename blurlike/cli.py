@@ -17,129 +17,168 @@ from pathlib import Path
 
 from fastcore.script import anno_parser
 
-# %% ../nbs/80_cli.ipynb #6b6170f6
-def _quiet():
-    "Leave out the progress bars of transformers, which are not about the rows"
-    from transformers.utils import logging
-    logging.disable_progress_bar()
+from .core.checks import columns, suggest, whole_number
 
-# %% ../nbs/80_cli.ipynb #3dba7940
-_READERS = {'.csv': 'read_csv', '.tsv': 'read_csv', '.jsonl': 'read_json', '.json': 'read_json', '.parquet': 'read_parquet'}
+# %% ../nbs/80_cli.ipynb #d0628d15
+def _check_file(
+    name:str, # The argument's name
+    path:str|Path, # Its value
+):
+    "Raise `FileNotFoundError` unless `path` is a file"
+    if not Path(path).is_file(): raise FileNotFoundError(f"{name}={str(path)!r} is not a file.")
 
+# %% ../nbs/80_cli.ipynb #5465750d
 def _is_list(cell): return isinstance(cell, str) and cell[:1]=='[' and cell[-1:]==']'
 
-def _as_list(cell):
-    "The list that `cell` is written as, by JSON's rules or Python's"
+def _as_list(
+    cell:str, # A list in JSON's or Python's notation
+) -> list:
+    "Parse a cell that is written as a list"
     try: return json.loads(cell)
     except ValueError: return literal_eval(cell)
 
+# %% ../nbs/80_cli.ipynb #3dba7940
+_READERS = {'.csv': ('read_csv', {}), '.tsv': ('read_csv', dict(sep='\t')), '.jsonl': ('read_json', dict(lines=True)),
+            '.json': ('read_json', dict(lines=True)), '.parquet': ('read_parquet', {})}
+
 def read_table(
-    path:str|Path, # A `.csv`, `.tsv`, `.jsonl`, `.json` (one object a line) or `.parquet` file
+    path:str|Path, # A `.csv`, `.tsv`, `.jsonl`, `.json` (one object per line) or `.parquet` file
 ): # A DataFrame
-    "The rows of a file; raises `OSError` if there is none, `ValueError` for another kind of file"
-    import pandas as pd
+    "Read the rows of a file"
     suffix = Path(path).suffix.lower()
-    if suffix not in _READERS: raise ValueError(f"data={str(path)!r} is none of {', '.join(_READERS)}.")
-    if not Path(path).is_file(): raise FileNotFoundError(f"data={str(path)!r} is no file.")
-    kwargs = dict(sep='\t') if suffix=='.tsv' else dict(lines=True) if suffix in ('.jsonl', '.json') else {}
-    df = getattr(pd, _READERS[suffix])(path, **kwargs)
+    if suffix not in _READERS: raise ValueError(f"data={str(path)!r} must be one of {', '.join(_READERS)}.")
+    _check_file('data', path)
+    import pandas as pd
+    reader,kwargs = _READERS[suffix]
+    df = getattr(pd, reader)(path, **kwargs)
     for c in df:
         if len(df) and df[c].map(_is_list).all(): df[c] = df[c].map(_as_list)
     return df
 
-def _columns(names):
-    "A column's name, or several that stand between commas"
-    return None if names is None else names.split(',') if ',' in names else names
+# %% ../nbs/80_cli.ipynb #4becd14c
+def _columns(
+    names:str, # Names of columns, separated by commas; None for none
+): # A name, a list of names, or None
+    "Parse an argument that names columns"
+    return names.split(',') if names and ',' in names else names
+
+# %% ../nbs/80_cli.ipynb #6b6170f6
+def _quiet():
+    "Disable the progress bars of transformers"
+    from transformers.utils import logging
+    logging.disable_progress_bar()
 
 # %% ../nbs/80_cli.ipynb #357137c9
 def train(
     data:str, # A .csv, .tsv, .jsonl or .parquet file
-    checkpoint:str=None, # What to fine-tune: a name on the Hub or a local folder
-    out:str='my_model', # The folder to save the model in
-    task:str=None, # Such as "token-classification"; seen from the labels if not given
-    text_col:str=None, # The column of texts; two for pairs, with a comma between them
-    label_col:str=None, # The column of targets, or several
-    valid_col:str=None, # A column that is true for validation rows
-    valid_pct:float=0.2, # Without it: the share of rows to validate on
-    epochs:int=3, # How often to go through the data
-    lr:float=2e-4, # The head's highest learning rate; the first layers get a tenth of it
-    bs:int=16, # Rows a batch
-    max_length:int=None, # Tokens a text, at most; the model's own limit if not given
-    precision:str=None, # "fp32", "bf16" or "fp16"; the fastest that needs no care if not given
-    seed:int=42, # Fixes the split, the shuffle and the fresh weights
+    checkpoint:str=None, # Model to fine-tune: a name on the Hub or a local folder
+    out:str='my_model', # Folder to save the model in
+    task:str=None, # Such as "token-classification"; inferred from the labels by default
+    text_col:str=None, # Column of the texts; two for text pairs, separated by a comma
+    label_col:str=None, # Column of the targets, or several, separated by commas
+    valid_col:str=None, # Column that is true for validation rows
+    valid_pct:float=0.2, # Share of rows to validate on if there is no --valid-col
+    epochs:int=3, # Number of epochs
+    lr:float=2e-4, # Learning rate of the head; the first layers use a tenth of it
+    bs:int=16, # Rows per batch
+    max_length:int=None, # Tokens per text, at most; the model's limit by default
+    precision:str=None, # "fp32", "bf16" or "fp16"; by default the fastest that is safe on this device
+    seed:int=42, # Seed of the split, the shuffling and new weights
 ):
     "Fine-tune a checkpoint on a file of rows, and save the model"
-    if checkpoint is None: raise ValueError("--checkpoint is missing: say what to fine-tune, such as distilbert-base-uncased.")
+    if checkpoint is None: raise ValueError("--checkpoint is required, such as --checkpoint distilbert-base-uncased.")
     df = read_table(data)
     from fastai.torch_core import set_seed
 
     from blurlike.ship.save import folder_to_replace
-    folder_to_replace(out) # before anything is trained that could not be saved
+    folder_to_replace(out) # fails now rather than after training
 
     from blurlike.all import HFTextDataLoaders, best_precision, hf_learner
     _quiet()
     set_seed(seed)
-    with redirect_stdout(sys.stderr): # where fastai prints its progress, and its table
-        dls = HFTextDataLoaders.from_df(df, checkpoint, task=task, text_col=_columns(text_col), label_col=_columns(label_col), valid_col=valid_col,
-                                        valid_pct=valid_pct, bs=bs, max_length=max_length, seed=seed)
+    with redirect_stdout(sys.stderr): # fastai prints its table to standard output
+        dls = HFTextDataLoaders.from_df(
+            df, checkpoint, task=task, text_col=_columns(text_col), label_col=_columns(label_col), valid_col=valid_col,
+            valid_pct=valid_pct, bs=bs, max_length=max_length, seed=seed)
         learn = hf_learner(dls, precision=precision or best_precision(dls.device))
         learn.fit_one_cycle(epochs, slice(lr/10, lr))
-    print(f"The model lies in {learn.save_pretrained(out)}.")
+    print(f"Model saved to {learn.save_pretrained(out)}")
 
 # %% ../nbs/80_cli.ipynb #66386cba
-def _options(option):
-    "What `--option name=value` says, the values as JSON has them where they are JSON"
+def _options(
+    option:str, # Pairs name=value, separated by commas; None for none
+) -> dict: # Values are parsed as JSON if they are JSON
+    "Parse `--option`"
     res = {}
-    for o in option or []:
+    for o in option.split(',') if option else []:
         name,eq,value = o.partition('=')
-        if not eq: raise ValueError(f"option={o!r} is not name=value, such as top_k=3.")
+        if not eq: raise ValueError(f"option={o!r} must be name=value, such as top_k=3.")
         try: res[name] = json.loads(value)
         except ValueError: res[name] = value
     return res
 
-def _parse(line, n, task):
-    "What a line of JSON means to `task`"
+# %% ../nbs/80_cli.ipynb #2028f540
+def _parse(
+    line:str, # A line of JSON
+    n:int, # Its number, for the error message
+    task, # The model's task
+): # An input of `hf_predict`
+    "Parse a line of JSON"
     try: item = json.loads(line)
-    except ValueError as e: raise ValueError(f"line {n} is no JSON: {e}.") from e
-    return tuple(item) if isinstance(item, list) and not task.is_split_into_words and all(isinstance(o, str) for o in item) else item
+    except ValueError as e: raise ValueError(f"line {n} is not JSON: {e}.") from e
+    pair = isinstance(item, list) and not task.is_split_into_words and all(isinstance(o, str) for o in item)
+    return tuple(item) if pair else item
 
+# %% ../nbs/80_cli.ipynb #6575f073
+def _chunks(
+    lines, # An open file
+    n:int, # Lines per chunk
+): # Yields the number of the first line, and the lines
+    "Split the lines of a file into chunks"
+    first = 1
+    while chunk := [o.rstrip('\r\n') for o in islice(lines, n)]:
+        yield first,chunk
+        first += len(chunk)
+
+# %% ../nbs/80_cli.ipynb #852da5d1
 def predict(
     model:str, # A folder that save_pretrained wrote, or a name on the Hub
-    file:str=None, # The file of texts, one a line; standard input if not given
-    jsonl:bool=False, # Whether lines are JSON
-    generate:bool=False, # Whether the model is to write on, rather than to score
-    option:str=None, # What predictions can be told, such as top_k=3, precision=bf16 or max_new_tokens=40; several with commas between them
-    chunk:int=512, # How many lines are predicted together
+    file:str=None, # A file with one text per line; standard input by default
+    jsonl:bool=False, # Parse each line as JSON
+    generate:bool=False, # Generate text instead of scoring
+    option:str=None, # Options such as top_k=3, precision=bf16 or max_new_tokens=40, separated by commas
+    chunk:int=512, # Lines to predict at a time
 ):
-    "Predict the lines of a file, as JSON, a line each"
-    if chunk < 1: raise ValueError(f"chunk={chunk}: at least 1 line has to be predicted at a time.")
-    if file and not Path(file).is_file(): raise FileNotFoundError(f"file={file!r} is no file.")
-    options = _options(option and option.split(','))
+    "Predict each line of a file, and write one line of JSON for each"
+    whole_number('chunk', chunk)
+    if file: _check_file('file', file)
+    options = _options(option)
     from tqdm import tqdm
 
     from blurlike.all import get_block, load_hf_learner
     _quiet()
     learn = load_hf_learner(model)
-    task,n = get_block(learn.dls).task,0
-    say = learn.hf_generate if generate or task.writes_answers else lambda texts, **kwargs: learn.hf_predict(texts, many=True, **kwargs)
-    with open(file, encoding='utf-8') if file else os.fdopen(os.dup(0), encoding='utf-8') as lines, tqdm(unit=' texts', file=sys.stderr, disable=None) as bar:
-        while texts := [o.rstrip('\r\n') for o in islice(lines, chunk)]:
-            items = [_parse(o, n+i+1, task) for i,o in enumerate(texts)] if jsonl else texts
+    task = get_block(learn.dls).task
+    generate = generate or getattr(task, 'writes_answers', False)
+    answer,kwargs = (learn.hf_generate, options) if generate else (learn.hf_predict, options | dict(many=True))
+    with (open(file, encoding='utf-8') if file else os.fdopen(os.dup(0), encoding='utf-8') as lines,
+          tqdm(unit=' texts', file=sys.stderr, disable=None) as bar):
+        for n,texts in _chunks(lines, chunk):
+            items = [_parse(o, i, task) for i,o in enumerate(texts, n)] if jsonl else texts
             try:
-                with redirect_stdout(sys.stderr): preds = say(items, **options)
-            except ValueError as e: raise ValueError(f"lines {n+1} to {n+len(texts)}: {e}") from e
+                with redirect_stdout(sys.stderr): preds = answer(items, **kwargs)
+            except ValueError as e: raise ValueError(f"lines {n} to {n+len(texts)-1}: {e}") from e
             for o in preds: print(json.dumps(o, ensure_ascii=False))
             sys.stdout.flush()
-            n += len(texts)
             bar.update(len(texts))
 
 # %% ../nbs/80_cli.ipynb #6b7ff05c
 def evaluate(
     model:str, # A folder that save_pretrained wrote, or a name on the Hub
     data:str, # A .csv, .tsv, .jsonl or .parquet file with targets
-    text_col:str=None, # The column of texts, or several; the model's own if not given
-    label_col:str=None, # The column of targets, or several; the model's own if not given
-    bs:int=64, # Rows a batch
+    text_col:str=None, # Column of the texts, or several; by default as in training
+    label_col:str=None, # Column of the targets, or several; by default as in training
+    bs:int=64, # Rows per batch
 ):
     "Print the loss and the metrics of a model on a file of rows, as JSON"
     df = read_table(data)
@@ -147,74 +186,83 @@ def evaluate(
     from blurlike.ship.save import preparation
     _quiet()
     learn = load_hf_learner(model, text_col=_columns(text_col), label_col=_columns(label_col))
-    for arg,cols in preparation(learn.dls)['columns'].items():
-        for o in [cols] if isinstance(cols, str) else cols or []:
-            if o not in df: raise ValueError(f"data={data!r} has no column {o!r}: there are {', '.join(map(repr, df))}; say which it is with --{arg.replace('_', '-')}.")
-    with learn.no_bar(), learn.no_logging(): values = learn.validate(dl=learn.dls.test_dl(df, with_labels=True, bs=bs))
-    print(json.dumps(dict(rows=len(df), loss=float(values[0])) | {m.name: None if v is None else float(v) for m,v in zip(learn.metrics, values[1:], strict=True)}))
+    columns(df, **{f"--{k.replace('_', '-')}": v for k,v in preparation(learn.dls)['columns'].items()})
+    dl = learn.dls.test_dl(df, with_labels=True, bs=bs)
+    with learn.no_bar(), learn.no_logging(): loss,*values = learn.validate(dl=dl)
+    metrics = {m.name: None if v is None else float(v) for m,v in zip(learn.metrics, values, strict=True)}
+    print(json.dumps(dict(rows=len(df), loss=float(loss)) | metrics))
 
+# %% ../nbs/80_cli.ipynb #57da49d2
 def push(
     model:str, # A folder that save_pretrained wrote
-    repo_id:str, # The repository's name, such as user/model; made if there is none
-    private:bool=False, # Whether a repository that is made is private
-    message:str='Upload model', # What the commit says
+    repo_id:str, # Name of the repository, such as user/model; created if it does not exist
+    private:bool=False, # Make a new repository private
+    message:str='Upload model', # Message of the commit
 ):
-    "Push a model to the Hugging Face Hub; the token is the one that is logged in, or that of HF_TOKEN"
+    "Push a model to the Hugging Face Hub, with the token that you logged in with or HF_TOKEN"
     from huggingface_hub import ModelCard
 
     from blurlike.all import load_hf_learner
     _quiet()
-    learn,card = load_hf_learner(model),Path(model)/'README.md'
-    print(learn.push_to_hub(repo_id, private=private or None, commit_message=message, card=ModelCard.load(card) if card.is_file() else None).commit_url)
+    learn,path = load_hf_learner(model),Path(model)/'README.md'
+    card = ModelCard.load(path) if path.is_file() else None
+    print(learn.push_to_hub(repo_id, private=private or None, commit_message=message, card=card).commit_url)
 
 # %% ../nbs/80_cli.ipynb #437aafbb
 def serve(
     model:str, # A folder that save_pretrained wrote, or a name on the Hub
-    host:str='127.0.0.1', # Who may look: this machine, or 0.0.0.0 for all that reach it
-    port:int=None, # The first free one from 7860 on if not given
-    title:str=None, # What stands above; the task if not given
-    max_chars:int=20_000, # How long a text may be
+    host:str='127.0.0.1', # Address to listen on: 127.0.0.1 allows this machine, 0.0.0.0 the network
+    port:int=None, # The first free one from 7860 on by default
+    title:str=None, # Title of the page; the task by default
+    max_chars:int=20_000, # Characters per text, at most
 ):
-    "Open a page to try a model on"
+    "Open a web page to try a model"
     from blurlike.ship.serve import serve
     _quiet()
     serve(model, host, port, title, max_chars=max_chars, wait=True)
 
 # %% ../nbs/80_cli.ipynb #6b9e8b7b
 _COMMANDS = dict(train=train, predict=predict, evaluate=evaluate, push=push, serve=serve)
+
+def _help() -> str:
+    "Return the text of `blurlike --help`"
+    commands = '\n'.join(f'  {k:10}{o.__doc__}' for k,o in _COMMANDS.items())
+    return f'usage: blurlike COMMAND ...\n\n{commands}\n\nRun `blurlike COMMAND --help` for the options of a command.'
+
+# %% ../nbs/80_cli.ipynb #4d0ceaf1
 _EXAMPLES = dict(
     train='blurlike train reviews.csv --checkpoint distilbert-base-uncased --label-col mood --out my_model',
-    predict='blurlike predict my_model < texts.txt > out.jsonl\n  blurlike predict my_model --file questions.jsonl --jsonl --option top_k=3',
+    predict='blurlike predict my_model < texts.txt > out.jsonl\n'
+            '  blurlike predict my_model --file questions.jsonl --jsonl --option top_k=3',
     evaluate='blurlike evaluate my_model more_reviews.csv',
     push='blurlike push my_model me/moods --private',
     serve='blurlike-serve my_model --port 8000')
 
-def _help():
-    "What `blurlike --help` says"
-    lines = [f'  {k:10}{o.__doc__}' for k,o in _COMMANDS.items()]
-    return '\n'.join(['usage: blurlike COMMAND ...', '', *lines, '', 'blurlike COMMAND --help says more.'])
-
-def _parser(name):
-    "The parser of a command, with an example"
+def _parser(
+    name:str, # A command
+): # An `ArgumentParser`
+    "Return the parser of a command, made from the function's signature"
     parser = anno_parser(_COMMANDS[name], prog=f'blurlike {name}')
-    parser.epilog,parser.formatter_class = f'example:\n  {_EXAMPLES[name]}',type('Formatter', (RawDescriptionHelpFormatter, parser.formatter_class), {})
+    parser.epilog = f'example:\n  {_EXAMPLES[name]}'
+    parser.formatter_class = type('Formatter', (RawDescriptionHelpFormatter, parser.formatter_class), {})
     return parser
 
+# %% ../nbs/80_cli.ipynb #148e2a29
 def run(
     argv:list=None, # The arguments; None for those of the process
 ) -> int: # The exit code
-    "Run a command; an error is one line on standard error"
-    argv = sys.argv[1:] if argv is None else list(argv)
-    if not argv or argv[0] in ('-h', '--help'):
+    "Run a command; print an error as one line on standard error"
+    name,*rest = (sys.argv[1:] if argv is None else argv) or ['--help']
+    if name in ('-h', '--help'):
         print(_help())
         return 0
-    name,*rest = argv
     if name not in _COMMANDS:
-        print(f"blurlike: {name!r} is no command: there are {', '.join(_COMMANDS)}.", file=sys.stderr)
+        there = f"{suggest(name, _COMMANDS)} Commands: {', '.join(_COMMANDS)}."
+        print(f'blurlike: unknown command {name!r}.{there}', file=sys.stderr)
         return 2
     args = {k: v for k,v in vars(_parser(name).parse_args(rest)).items() if k not in ('pdb', 'xtra')}
     try: _COMMANDS[name](**args)
-    except BrokenPipeError: # whoever reads has seen enough
+    except BrokenPipeError: # the reader, such as `head`, has closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (ImportError, KeyError, OSError, TypeError, ValueError) as e:
         print(f"blurlike {name}: {' '.join(str(e).split())}", file=sys.stderr)
@@ -222,10 +270,11 @@ def run(
     except KeyboardInterrupt: return 130
     return 0
 
+# %% ../nbs/80_cli.ipynb #714ba181
 def main():
-    "Run the command that the process was given, and exit with its code"
+    "Run the command in the process's arguments, and exit with its code"
     sys.exit(run())
 
 def serve_main():
-    "The command `blurlike-serve`, which is `blurlike serve`"
+    "Run `blurlike-serve`, which is `blurlike serve`"
     sys.exit(run(['serve', *sys.argv[1:]]))

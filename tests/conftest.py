@@ -31,8 +31,10 @@ def mentions(*facts):
 
 
 def _whole(fact):
-    "A pattern for `fact` that 'row 7' finds in 'row 7:' but not in 'row 77' or 'row 7.5'"
-    return (r'(?<!\w)(?<!\d\.)' if fact[0].isalnum() else '') + re.escape(fact) + (r'(?!\w|\.\d)' if fact[-1].isalnum() else '')
+    "A pattern for `fact` that finds 'row 7' in 'row 7:' but not in 'row 77' or 'row 7.5'"
+    before = r'(?<!\w)(?<!\d\.)' if fact[0].isalnum() else ''
+    after = r'(?!\w|\.\d)' if fact[-1].isalnum() else ''
+    return before + re.escape(fact) + after
 
 
 GOOD = 'warm funny moving lovely bright tender joyful clever'.split()
@@ -68,7 +70,8 @@ def _bpe(pre_tokenizer, alphabet, vocab_size=330):
     "The vocabulary and the merges of a BPE model"
     tok = Tokenizer(models.BPE())
     tok.pre_tokenizer = pre_tokenizer
-    tok.train_from_iterator(_corpus(), trainers.BpeTrainer(vocab_size=vocab_size, initial_alphabet=alphabet, show_progress=False))
+    tok.train_from_iterator(_corpus(),
+                            trainers.BpeTrainer(vocab_size=vocab_size, initial_alphabet=alphabet, show_progress=False))
     model = json.loads(tok.to_str())['model']
     return list(model['vocab']),[tuple(o) for o in model['merges']]
 
@@ -76,9 +79,11 @@ def _bpe(pre_tokenizer, alphabet, vocab_size=330):
 @cache
 def byte_bpe(): return _bpe(pre_tokenizers.ByteLevel(add_prefix_space=False), pre_tokenizers.ByteLevel.alphabet())
 @cache
-def sentence_bpe(): return _bpe(pre_tokenizers.Metaspace(), [*'▁abcdefghijklmnopqrstuvwxyz0123456789', *(f'<0x{i:02X}>' for i in range(256))][:36], 120)
+def sentence_bpe(): return _bpe(pre_tokenizers.Metaspace(), [*'▁abcdefghijklmnopqrstuvwxyz0123456789',
+                                                             *(f'<0x{i:02X}>' for i in range(256))][:36], 120)
 @cache
-def pieces(): return [(f'▁{w}', -3.) for w in _words()] + [(c, -9.) for c in '▁abcdefghijklmnopqrstuvwxyz0123456789.,!?[]-']
+def pieces():
+    return [(f'▁{w}', -3.) for w in _words()] + [(c, -9.) for c in '▁abcdefghijklmnopqrstuvwxyz0123456789.,!?[]-']
 @cache
 def wordpieces(): return [*_words(), *'abcdefghijklmnopqrstuvwxyz', *(f'##{c}' for c in 'abcdefghijklmnopqrstuvwxyz')]
 
@@ -95,7 +100,8 @@ def _own(name, special, options):
     special,kind,options = [*_special(cls), *special],getattr(cls.model, '__name__', 'Unigram'),dict(options)
     ids = lambda tokens: {o: i for i,o in enumerate(dict.fromkeys([*special, *tokens]))}
     if kind=='WordPiece': return cls(vocab=ids(wordpieces()), **options)
-    if kind=='Unigram': return cls(vocab=[(o, 0.) for o in special] + [o for o in pieces() if o[0] not in special], **options)
+    if kind=='Unigram':
+        return cls(vocab=[(o, 0.) for o in special] + [o for o in pieces() if o[0] not in special], **options)
     vocab,merges = sentence_bpe() if name in ('Llama', 'Gemma') else byte_bpe()
     return cls(vocab=ids(vocab), merges=merges, **options)
 
@@ -135,11 +141,13 @@ def _characters(): return transformers.CanineTokenizer(model_max_length=64)
 def characters(): return deepcopy(_characters())
 
 
-_SMALL = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=48, max_position_embeddings=64)
+_SMALL = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=48,
+              max_position_embeddings=64)
 _DECODER = _SMALL | dict(num_key_value_heads=1, head_dim=16)
 _GPT = dict(n_embd=32, n_layer=2, n_head=2, n_positions=64)
 _T5 = dict(d_model=32, d_kv=16, d_ff=48, num_layers=2, num_decoder_layers=2, num_heads=2)
-_BART = dict(d_model=32, encoder_layers=2, decoder_layers=2, encoder_attention_heads=2, decoder_attention_heads=2, encoder_ffn_dim=48,
+_BART = dict(d_model=32, encoder_layers=2, decoder_layers=2, encoder_attention_heads=2, decoder_attention_heads=2,
+             encoder_ffn_dim=48,
              decoder_ffn_dim=48, max_position_embeddings=64)
 _EXPERTS = dict(num_experts=4, num_experts_per_tok=2, moe_intermediate_size=16)
 _roberta,_gpt,_unigram,_bert = own('Roberta'),own('GPT2'),own('T5', extra_ids=4),own('Bert')
@@ -159,8 +167,10 @@ ARCHITECTURES = { # Model types: what makes their tokenizer, and the settings th
     'convbert': (_bert, _SMALL | dict(embedding_size=32)),
     'ctrl': (gpt_like, _GPT | dict(dff=48)),
     'data2vec-text': (_roberta, _SMALL),
-    'deberta': (own('Deberta'), _SMALL | dict(relative_attention=True, pos_att_type=['p2c', 'c2p'], position_biased_input=False)),
-    'deberta-v2': (own('DebertaV2'), _SMALL | dict(relative_attention=True, pos_att_type=['p2c', 'c2p'], position_biased_input=False)),
+    'deberta': (own('Deberta'),
+                _SMALL | dict(relative_attention=True, pos_att_type=['p2c', 'c2p'], position_biased_input=False)),
+    'deberta-v2': (own('DebertaV2'),
+                   _SMALL | dict(relative_attention=True, pos_att_type=['p2c', 'c2p'], position_biased_input=False)),
     'distilbert': (_bert, dict(dim=32, n_layers=2, n_heads=2, hidden_dim=48, max_position_embeddings=64)),
     'electra': (_bert, _SMALL | dict(embedding_size=16)),
     'ernie': (_bert, _SMALL),
@@ -168,16 +178,19 @@ ARCHITECTURES = { # Model types: what makes their tokenizer, and the settings th
     'falcon': (gpt_like, _SMALL),
     'flaubert': (_roberta, dict(emb_dim=32, n_layers=2, n_heads=2, max_position_embeddings=64)),
     'fnet': (own('FNet'), {k: v for k,v in _SMALL.items() if k!='num_attention_heads'}),
-    'funnel': (own('Funnel'), dict(block_sizes=[1, 1], num_decoder_layers=1, d_model=32, n_head=2, d_head=16, d_inner=48)),
+    'funnel': (own('Funnel'),
+               dict(block_sizes=[1, 1], num_decoder_layers=1, d_model=32, n_head=2, d_head=16, d_inner=48)),
     'gemma': (own('Gemma'), _DECODER),
     'gemma2': (own('Gemma'), _DECODER),
     'gpt2': (_gpt, _GPT),
     'gpt_bigcode': (_gpt, _GPT),
-    'gpt_neo': (_gpt, dict(hidden_size=32, num_layers=2, num_heads=2, attention_types=[[['global', 'local'], 1]], window_size=8, max_position_embeddings=64)),
+    'gpt_neo': (_gpt, dict(hidden_size=32, num_layers=2, num_heads=2, attention_types=[[['global', 'local'], 1]],
+                           window_size=8, max_position_embeddings=64)),
     'gpt_neox': (own('GPTNeoX'), _SMALL),
     'gptj': (_gpt, _GPT | dict(rotary_dim=8)),
     'ibert': (_roberta, _SMALL),
-    'led': (own('LED'), _BART | dict(attention_window=8, max_encoder_position_embeddings=64, max_decoder_position_embeddings=64)),
+    'led': (own('LED'),
+            _BART | dict(attention_window=8, max_encoder_position_embeddings=64, max_decoder_position_embeddings=64)),
     'llama': (own('Llama'), _DECODER),
     'longformer': (_roberta, _SMALL | dict(attention_window=8)),
     'longt5': (_unigram, _T5 | dict(local_radius=4)),
@@ -189,7 +202,8 @@ ARCHITECTURES = { # Model types: what makes their tokenizer, and the settings th
     'megatron-bert': (_bert, _SMALL),
     'mistral': (own('Llama'), _DECODER),
     'mixtral': (own('Llama'), _DECODER | dict(num_local_experts=2)),
-    'mobilebert': (own('MobileBert'), _SMALL | dict(intra_bottleneck_size=16, embedding_size=16, num_feedforward_networks=2)),
+    'mobilebert': (own('MobileBert'),
+                   _SMALL | dict(intra_bottleneck_size=16, embedding_size=16, num_feedforward_networks=2)),
     'modernbert': (_bert, _SMALL),
     'modernbert-decoder': (_masked_bpe, _SMALL),
     'mpnet': (own('MPNet'), _SMALL),
@@ -201,14 +215,16 @@ ARCHITECTURES = { # Model types: what makes their tokenizer, and the settings th
     'olmo': (own('GPTNeoX'), _DECODER),
     'olmo2': (gpt_like, _DECODER),
     'openai-gpt': (gpt_like, _GPT),
-    'opt': (_gpt, dict(hidden_size=32, ffn_dim=48, num_hidden_layers=2, num_attention_heads=2, word_embed_proj_dim=16, max_position_embeddings=64)),
+    'opt': (_gpt, dict(hidden_size=32, ffn_dim=48, num_hidden_layers=2, num_attention_heads=2, word_embed_proj_dim=16,
+                       max_position_embeddings=64)),
     'pegasus': (own('Pegasus', mask_token=None, offset=0), _BART),
     'pegasus_x': (own('Pegasus', mask_token=None, offset=0), _BART | dict(block_size=8, num_global_tokens=4)),
     'persimmon': (own('Llama'), _SMALL),
     'phi': (_gpt, _DECODER),
     'phi3': (own('Llama'), _DECODER),
     'plbart': (own('MBart'), _BART),
-    'prophetnet': (_bert, dict(hidden_size=32, num_encoder_layers=2, num_decoder_layers=2, num_encoder_attention_heads=2, num_decoder_attention_heads=2,
+    'prophetnet': (_bert, dict(hidden_size=32, num_encoder_layers=2, num_decoder_layers=2,
+                               num_encoder_attention_heads=2, num_decoder_attention_heads=2,
                                encoder_ffn_dim=48, decoder_ffn_dim=48, max_position_embeddings=64)),
     'qwen2': (own('Qwen2'), _DECODER),
     'qwen2_moe': (own('Qwen2'), _DECODER | _EXPERTS | dict(shared_expert_intermediate_size=16)),
@@ -223,7 +239,8 @@ ARCHITECTURES = { # Model types: what makes their tokenizer, and the settings th
     'squeezebert': (_bert, _SMALL | dict(embedding_size=32)),
     'stablelm': (gpt_like, _DECODER),
     'starcoder2': (_gpt, _DECODER),
-    'switch_transformers': (_unigram, _T5 | dict(num_experts=2, num_sparse_encoder_layers=1, num_sparse_decoder_layers=1)),
+    'switch_transformers': (_unigram,
+                            _T5 | dict(num_experts=2, num_sparse_encoder_layers=1, num_sparse_decoder_layers=1)),
     't5': (_unigram, _T5),
     'umt5': (_unigram, _T5),
     'xglm': (own('XGLM'), dict(d_model=32, ffn_dim=48, num_layers=2, attention_heads=2, max_position_embeddings=64)),
@@ -243,10 +260,12 @@ def make_config(arch='bert', num_labels=2, **kwargs):
     "The configuration of a tiny model of architecture `arch`, and its tokenizer"
     make_tokenizer,options = ARCHITECTURES[arch]
     tokenizer = make_tokenizer()
-    ids = {o: getattr(tokenizer, o) for o in ('pad_token_id', 'bos_token_id', 'eos_token_id', 'cls_token_id', 'sep_token_id')}
+    ids = {o: getattr(tokenizer, o)
+           for o in ('pad_token_id', 'bos_token_id', 'eos_token_id', 'cls_token_id', 'sep_token_id')}
     ids = {k: v for k,v in ids.items() if v is not None}
     start = ids.get('bos_token_id', ids.get('pad_token_id', 0))
-    config = AutoConfig.for_model(arch, **(dict(vocab_size=len(tokenizer), decoder_start_token_id=start) | ids | options | dict(num_labels=num_labels) | kwargs))
+    defaults = dict(vocab_size=len(tokenizer), decoder_start_token_id=start) | ids | options
+    config = AutoConfig.for_model(arch, **(defaults | dict(num_labels=num_labels) | kwargs))
     set_pad_token(tokenizer, config)
     return config,tokenizer
 

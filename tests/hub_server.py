@@ -1,7 +1,7 @@
 """A small Hub on loopback: the part of its API that models are pushed and pulled through, over real HTTP.
 
-What it keeps is what a repository is: commits, each a mapping of paths to blobs, and branches that point at commits. Files that
-are large, or of weights, go through git LFS's batch API. `faults` makes the next requests whose path holds a string fail."""
+A repository has commits, each a mapping of paths to blobs, and branches that point at commits. Large files and weights
+go through the batch API of git LFS. `faults` makes the next requests whose path contains a string fail."""
 import base64
 import hashlib
 import json
@@ -50,14 +50,17 @@ class Refusal(Exception):
 class Hub:
     "The repositories, the users, and what was asked of them"
     def __init__(self):
-        self.repos,self.tokens,self.blobs = {},{'hf_ada': ('ada', True), 'hf_bob': ('bob', True), 'hf_reader': ('ada', False)},{}
+        self.repos,self.tokens,self.blobs = {},{'hf_ada': ('ada', True), 'hf_bob': ('bob', True),
+                                                'hf_reader': ('ada', False)},{}
         self.requests,self.faults,self.lock = [],[],threading.Lock()
 
     def repo(self, kind, name, user, write=False):
         repo = self.repos.get((kind, name))
         owner = name.split('/')[0]
-        if repo is None or (repo.private and (user is None or user[0] != owner)): raise Refusal(404 if user else 401, 'Repository not found', 'RepoNotFound')
-        if write and (user is None or user[0] != owner or not user[1]): raise Refusal(403 if user else 401, 'Forbidden: you have no write access to this repository')
+        if repo is None or (repo.private and (user is None or user[0] != owner)):
+            raise Refusal(404 if user else 401, 'Repository not found', 'RepoNotFound')
+        if write and (user is None or user[0] != owner or not user[1]):
+            raise Refusal(403 if user else 401, 'Forbidden: you have no write access to this repository')
         return repo
 
 
@@ -81,12 +84,15 @@ class Handler(BaseHTTPRequestHandler):
             if fault: self.hub.faults.remove(fault)
         try:
             if fault and fault[1]=='cut': return self.cut()
-            self.body = self.rfile.read(int(self.headers.get('Content-Length') or 0)) if 'chunked' not in self.headers.get('Transfer-Encoding', '') else self.chunks()
+            chunked = 'chunked' in self.headers.get('Transfer-Encoding', '')
+            self.body = self.chunks() if chunked else self.rfile.read(int(self.headers.get('Content-Length') or 0))
             if fault: raise Refusal(fault[1], 'The server fails, as it was told to')
             for method,pattern,handle in ROUTES:
-                if method==self.command.replace('HEAD', 'GET') and (m := re.fullmatch(pattern, path)): return handle(self, *m.groups())
+                if method==self.command.replace('HEAD', 'GET') and (m := re.fullmatch(pattern, path)):
+                    return handle(self, *m.groups())
             raise Refusal(404, f'no such path: {path}')
-        except Refusal as e: self.send(e.status, {'error': e.message}, {'X-Error-Message': e.message} | ({'X-Error-Code': e.code} if e.code else {}))
+        except Refusal as e: self.send(e.status, {'error': e.message},
+                                       {'X-Error-Message': e.message} | ({'X-Error-Code': e.code} if e.code else {}))
 
     def cut(self):
         "Read a part of what is sent, and close the connection"
@@ -103,7 +109,8 @@ class Handler(BaseHTTPRequestHandler):
     def send(self, status, body, headers=()):
         data = body if isinstance(body, bytes) else json.dumps(body).encode()
         self.send_response(status)
-        for k,v in ({'Content-Length': len(data), 'Content-Type': 'application/json'} | dict(headers)).items(): self.send_header(k, str(v))
+        for k,v in ({'Content-Length': len(data), 'Content-Type': 'application/json'} | dict(headers)).items():
+            self.send_header(k, str(v))
         self.end_headers()
         if self.command != 'HEAD': self.wfile.write(data)
 
@@ -122,7 +129,8 @@ class Handler(BaseHTTPRequestHandler):
         owner,kind = ask.get('organization') or user[0],ask.get('type') or 'model'
         name = f"{owner}/{ask['name']}"
         if kind=='space' and not ask.get('sdk'): raise Refusal(400, '"sdk" is required for a Space')
-        if owner != user[0] or not user[1]: raise Refusal(403, f'Forbidden: you have no rights to create a repository under {owner}')
+        if owner != user[0] or not user[1]:
+            raise Refusal(403, f'Forbidden: you have no rights to create a repository under {owner}')
         url = f'{self.server.url}/{name}'
         if (kind, name) in self.hub.repos: return self.send(409, {'error': 'You already created this repo', 'url': url})
         self.hub.repos[kind, name] = Repo(bool(ask.get('private')) or ask.get('visibility')=='private')
@@ -134,15 +142,18 @@ class Handler(BaseHTTPRequestHandler):
         def one(o):
             lfs = o['path'].endswith(LFS_SUFFIXES) or o['size'] > 10_000_000
             there = files.get(o['path'])
-            return dict(path=o['path'], uploadMode='lfs' if lfs else 'regular', shouldIgnore=False, oid=there.etag if there else None)
+            return dict(path=o['path'], uploadMode='lfs' if lfs else 'regular', shouldIgnore=False,
+                        oid=there.etag if there else None)
         self.send(200, dict(files=[one(o) for o in self.json()['files']]))
 
     def lfs_batch(self, kind, name):
         self.hub.repo(kind or 'model', name, self.user(), write=True)
         def one(o):
             if o['oid'] in self.hub.blobs: return o
-            return o | dict(actions=dict(upload=dict(href=f"{self.server.url}/lfs/{o['oid']}"), verify=dict(href=f'{self.server.url}/lfs-verify')))
-        self.send(200, dict(transfer='basic', objects=[one(o) for o in self.json()['objects']]), {'Content-Type': 'application/vnd.git-lfs+json'})
+            return o | dict(actions=dict(upload=dict(href=f"{self.server.url}/lfs/{o['oid']}"),
+                                         verify=dict(href=f'{self.server.url}/lfs-verify')))
+        self.send(200, dict(transfer='basic', objects=[one(o) for o in self.json()['objects']]),
+                  {'Content-Type': 'application/vnd.git-lfs+json'})
 
     def lfs_put(self, oid):
         blob = Blob(self.body, True)
@@ -169,7 +180,8 @@ class Handler(BaseHTTPRequestHandler):
         pr = bool(self.query.get('create_pr'))
         sha = repo.commit(f'refs/pr/{n}' if pr else revision, files, lines[0]['value']['summary'])
         url = f'{self.server.url}/{name}'
-        self.send(200, dict(success=True, commitOid=sha, commitUrl=f'{url}/commit/{sha}', hookOutput='') | (dict(pullRequestUrl=f'{url}/discussions/{n}') if pr else {}))
+        request = dict(pullRequestUrl=f'{url}/discussions/{n}') if pr else {}
+        self.send(200, dict(success=True, commitOid=sha, commitUrl=f'{url}/commit/{sha}', hookOutput='') | request)
 
     def files(self, kind, name, revision):
         repo = self.hub.repo(kind, name, self.user())
@@ -179,28 +191,34 @@ class Handler(BaseHTTPRequestHandler):
 
     def info(self, kind, name, revision=None):
         repo,sha,files = self.files(kind, name, revision)
-        self.send(200, dict(id=name, modelId=name, sha=sha, private=repo.private, siblings=[dict(rfilename=o) for o in sorted(files)], tags=[], downloads=0, likes=0))
+        self.send(200, dict(id=name, modelId=name, sha=sha, private=repo.private,
+                            siblings=[dict(rfilename=o) for o in sorted(files)], tags=[], downloads=0, likes=0))
 
     def tree(self, kind, name, revision):
         *_,files = self.files(kind, name, revision)
         def one(path, blob):
-            return dict(type='file', path=path, size=len(blob.data), oid=blob.git_oid) | (dict(lfs=dict(oid=blob.sha256, size=len(blob.data), pointerSize=100)) if blob.lfs else {})
+            lfs = dict(lfs=dict(oid=blob.sha256, size=len(blob.data), pointerSize=100)) if blob.lfs else {}
+            return dict(type='file', path=path, size=len(blob.data), oid=blob.git_oid) | lfs
         self.send(200, [one(*o) for o in sorted(files.items())])
 
     def resolve(self, kind, name, revision, path):
         _,sha,files = self.files(kind or 'model', name, revision)
         if path not in files: raise Refusal(404, 'Entry not found', 'EntryNotFound')
         blob = files[path]
-        headers = {'ETag': f'"{blob.etag}"', 'X-Repo-Commit': sha, 'Content-Type': 'application/octet-stream', 'Accept-Ranges': 'bytes'}
+        headers = {'ETag': f'"{blob.etag}"', 'X-Repo-Commit': sha, 'Content-Type': 'application/octet-stream',
+                   'Accept-Ranges': 'bytes'}
         if blob.lfs: headers |= {'X-Linked-Etag': f'"{blob.etag}"', 'X-Linked-Size': len(blob.data)}
         start = int((re.match(r'bytes=(\d+)-', self.headers.get('Range', '')) or [0, 0])[1])
         self.send(206 if start else 200, blob.data[start:], headers)
 
-    def whoami(self): self.send(200, dict(name=self.user(needed=True)[0], type='user', orgs=[], auth={'accessToken': {'role': 'write'}}))
+    def whoami(self): self.send(200, dict(name=self.user(needed=True)[0], type='user', orgs=[],
+                                          auth={'accessToken': {'role': 'write'}}))
 
     def validate_yaml(self):
         meta = re.match(r'---\n(.*?)\n---', self.json()['content'], re.S)
-        if meta is None: return self.send(200, dict(errors=[], warnings=[dict(message='empty or missing yaml metadata in repo card')]))
+        if meta is None:
+            return self.send(200,
+                             dict(errors=[], warnings=[dict(message='empty or missing yaml metadata in repo card')]))
         problems = card_problems(yaml.safe_load(meta[1]))
         if problems: raise Refusal(400, '; '.join(problems))
         self.send(200, dict(errors=[], warnings=[]))
@@ -209,21 +227,30 @@ class Handler(BaseHTTPRequestHandler):
 def card_problems(meta):
     "What the Hub would say against a card's metadata"
     if not isinstance(meta, dict): return ['no metadata']
-    problems = [f'"{k}" must be a string' for k in ('library_name', 'pipeline_tag', 'license') if k in meta and not isinstance(meta[k], str)]
-    problems += [f'"{k}" must be a list of strings' for k in ('tags', 'metrics') if k in meta and not all(isinstance(o, str) for o in meta[k])]
+    problems = [f'"{k}" must be a string' for k in ('library_name', 'pipeline_tag', 'license') if k in meta
+                and not isinstance(meta[k], str)]
+    problems += [f'"{k}" must be a list of strings' for k in ('tags', 'metrics') if k in meta
+                 and not all(isinstance(o, str) for o in meta[k])]
     for entry in meta.get('model-index', []):
         for o in entry.get('results', [{}]):
-            if not entry.get('name') or not o.get('task', {}).get('type') or not o.get('dataset', {}).get('type') or not o['dataset'].get('name'): problems.append('"model-index" is not whole')
-            if not all(m.get('type') and 'value' in m for m in o.get('metrics', [{}])): problems.append('"model-index" has a metric without a value')
+            task,dataset = o.get('task', {}),o.get('dataset', {})
+            if not all((entry.get('name'), task.get('type'), dataset.get('type'), dataset.get('name'))):
+                problems.append('"model-index" is incomplete')
+            if not all(m.get('type') and 'value' in m for m in o.get('metrics', [{}])):
+                problems.append('"model-index" has a metric without a value')
     return problems
 
 
 _REPO,_REV = r'(model|dataset|space)s/([^/]+/[^/]+)',r'([^/]+|refs/pr/\d+)'
 ROUTES = [
-    ('POST', '/api/repos/create', Handler.create), ('GET', '/api/whoami-v2', Handler.whoami), ('POST', '/api/validate-yaml', Handler.validate_yaml),
-    ('POST', f'/api/{_REPO}/preupload/{_REV}', Handler.preupload), ('POST', f'/api/{_REPO}/commit/{_REV}', Handler.commit),
-    ('GET', f'/api/{_REPO}/revision/{_REV}', Handler.info), ('GET', f'/api/{_REPO}/tree/{_REV}', Handler.tree), ('GET', f'/api/{_REPO}', Handler.info),
-    ('POST', r'/(?:(space|dataset)s/)?([^/]+/[^/]+)\.git/info/lfs/objects/batch', Handler.lfs_batch), ('PUT', '/lfs/([0-9a-f]{64})', Handler.lfs_put), ('POST', '/lfs-verify', Handler.lfs_verify),
+    ('POST', '/api/repos/create', Handler.create), ('GET', '/api/whoami-v2', Handler.whoami),
+    ('POST', '/api/validate-yaml', Handler.validate_yaml),
+    ('POST', f'/api/{_REPO}/preupload/{_REV}', Handler.preupload),
+    ('POST', f'/api/{_REPO}/commit/{_REV}', Handler.commit),
+    ('GET', f'/api/{_REPO}/revision/{_REV}', Handler.info), ('GET', f'/api/{_REPO}/tree/{_REV}', Handler.tree),
+    ('GET', f'/api/{_REPO}', Handler.info),
+    ('POST', r'/(?:(space|dataset)s/)?([^/]+/[^/]+)\.git/info/lfs/objects/batch', Handler.lfs_batch),
+    ('PUT', '/lfs/([0-9a-f]{64})', Handler.lfs_put), ('POST', '/lfs-verify', Handler.lfs_verify),
     ('GET', f'/(?:(space|dataset)s/)?([^/]+/[^/]+)/resolve/{_REV}/(.+)', Handler.resolve),
 ]
 

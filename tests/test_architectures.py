@@ -36,8 +36,8 @@ SHORTEST = BLOCK_OPTIONS | {'canine': dict(pad_to_multiple_of=4)}
 @pytest.mark.parametrize('arch', CLASSIFY)
 def test_a_text_without_words_trains_and_predicts(arch):
     hf = make_objects(arch)
-    df = pd.DataFrame({'text': ['', ' \n', '🎬']*4, 'label': ['good', 'bad']*6})
-    df['is_valid'] = [False, False, True, True]*3
+    df = pd.DataFrame({'text': ['', ' \n', '🎬']*4, 'label': ['good', 'bad']*6,
+                       'is_valid': [False, False, True, True]*3})
     dls = HFTextDataLoaders.from_df(df, hf, valid_col='is_valid', bs=3, device='cpu', **SHORTEST.get(arch, {}))
     learn = hf_learner(dls, hf.model)
     with learn.no_bar(), learn.no_logging(): learn.fit(1)
@@ -57,22 +57,25 @@ def test_the_longest_allowed_text_fits_the_model(arch):
     length = limit - SHORTER.get(arch, 0) if limit else NO_TABLE.get(arch, 100)
     ids = torch.full((1, length), hf.tokenizer.convert_tokens_to_ids('e'))
     if hf.tokenizer.eos_token_id is not None: ids[:, -1] = hf.tokenizer.eos_token_id
-    inputs = dict(input_ids=ids) | (dict(decoder_input_ids=ids) if 'decoder_input_ids' in forward_args(model) else {})
-    with torch.no_grad(): outputs = model(**inputs)
-    assert all(torch.isfinite(o).all() for o in outputs.values() if isinstance(o, torch.Tensor))
+    inputs = dict(input_ids=ids)
+    if 'decoder_input_ids' in forward_args(model): inputs['decoder_input_ids'] = ids
+    with torch.no_grad():
+        assert all(torch.isfinite(o).all() for o in model(**inputs).values() if isinstance(o, torch.Tensor))
     if limit is not None:
-        longer = {k: torch.cat([v, v], 1) for k,v in inputs.items()}
-        with pytest.raises((IndexError, RuntimeError, ValueError)): model(**longer)
+        with pytest.raises((IndexError, RuntimeError, ValueError)):
+            model(**{k: torch.cat([v, v], 1) for k,v in inputs.items()})
 
 
 def test_a_bare_model_in_a_plain_learner_needs_only_the_callback(df):
     from fastai.text.all import DataLoaders, Learner
     hf = make_objects()
-    encode = lambda o: hf.tokenizer(o, padding='max_length', max_length=50, return_tensors='pt')
-    samples = [({k: v[0] for k,v in encode(t).items()}, int(y=='good')) for t,y in zip(df.text, df.label, strict=True)]
-    loader = torch.utils.data.DataLoader(samples, batch_size=8)
-    dls = DataLoaders(loader, loader, device=torch.device('cpu'))
-    learn = Learner(dls, hf.model, loss_func=CrossEntropyLossFlat(), cbs=[HFCallback])
+    def inputs(text):
+        enc = hf.tokenizer(text, padding='max_length', max_length=50, return_tensors='pt')
+        return {k: v[0] for k,v in enc.items()}
+    rows = [(inputs(t), int(y=='good')) for t,y in zip(df.text, df.label, strict=True)]
+    loader = torch.utils.data.DataLoader(rows, batch_size=8)
+    learn = Learner(DataLoaders(loader, loader, device=torch.device('cpu')), hf.model, loss_func=CrossEntropyLossFlat(),
+                    cbs=[HFCallback])
     with learn.no_bar(), learn.no_logging():
         before = learn.validate()[0]
         learn.fit(2, 1e-3)

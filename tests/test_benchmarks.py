@@ -1,4 +1,4 @@
-"Benchmarks alternate between contestants, take ratios round by round, and replace only their own section of the results."
+"Benchmarks alternate between contestants, take ratios by round, and replace only their own section of the results."
 import sys
 from pathlib import Path
 
@@ -33,8 +33,9 @@ def test_missing_rounds_raise():
     with pytest.raises(ValueError): ratio_row('a over b', [1, 2], [1])  # noqa: PT011
 
 
-@pytest.mark.parametrize(('target', 'also', 'reached'), [('>= 2', None, 'yes'), ('>= 2.1', None, 'no'), ('<= 2', None, 'yes'), ('<= 1.9', None, 'no'),
-                                                         ('>= 2', {'close': True}, 'yes'), ('>= 2', {'close': False}, 'no')])
+@pytest.mark.parametrize(('target', 'also', 'reached'),
+                         [('>= 2', None, 'yes'), ('>= 2.1', None, 'no'), ('<= 2', None, 'yes'), ('<= 1.9', None, 'no'),
+                          ('>= 2', {'close': True}, 'yes'), ('>= 2', {'close': False}, 'no')])
 def test_a_target_applies_to_the_median_and_to_extra_conditions(target, also, reached):
     row = figure_row('a', [1, 2, 9], target, also)
     assert row['reached'] == reached
@@ -43,7 +44,8 @@ def test_a_target_applies_to_the_median_and_to_extra_conditions(target, also, re
 
 def test_a_section_replaces_only_its_own(tmp_path):
     path = tmp_path/'RESULTS.md'
-    for name,text in [('a', 'old'), ('b', 'kept'), ('c', 'kept too'), ('a', 'new\n\nlines')]: write_section(path, name, text)
+    for name,text in [('a', 'old'), ('b', 'kept'), ('c', 'kept too'), ('a', 'new\n\nlines')]:
+        write_section(path, name, text)
     head,*sections = path.read_text().split('\n## ')
     assert head.strip() == common.HEADER
     assert sections == ['a\n\nnew\n\nlines\n', 'b\n\nkept\n', 'c\n\nkept too\n']
@@ -70,4 +72,4 @@ def test_a_section_contains_its_command_and_its_machine():
 def test_sections_are_chosen_by_name():
     assert chosen('') == list(SECTIONS)
     assert chosen('data,training') == ['data', 'training']
-    with pytest.raises(ValueError, match=mentions("'speed'", *SECTIONS)): chosen('data,speed')
+    with pytest.raises(ValueError, match=mentions("only='data,speed'", "'speed'", *SECTIONS)): chosen('data,speed')

@@ -1,4 +1,4 @@
-"Causal language models: packed blocks keep every token, only answers count in the loss, and bidirectional models are refused."
+"Causal language models: packed blocks keep every token, only answers have a loss, bidirectional models are refused."
 import math
 
 import pandas as pd
@@ -31,10 +31,14 @@ from blurlike.tasks.corpus import Blocks, Tokens, block_cuts
 
 DECODERS = ('gpt2', 'gpt_neox', 'llama', 'qwen3')
 ENCODERS = ('bert', 'electra', 'roberta')
-PAIRS = pd.DataFrame(dict(prompt=[f'the {n} was' for n in 'film plot cast score'.split()]*4, completion=[' warm', ' dull']*8))
-TEMPLATE = "{% for m in messages %}<{{ m.role }}> {{ m.content }}<|endoftext|>{% endfor %}{% if add_generation_prompt %}<assistant> {% endif %}"
-MARKED = ("{% for m in messages %}<{{ m.role }}> {% if m.role=='assistant' %}{% generation %}{{ m.content }}<|endoftext|>{% endgeneration %}"
-          "{% else %}{{ m.content }}<|endoftext|>{% endif %}{% endfor %}{% if add_generation_prompt %}<assistant> {% endif %}")
+PAIRS = pd.DataFrame(dict(prompt=[f'the {n} was' for n in 'film plot cast score'.split()]*4,
+                          completion=[' warm', ' dull']*8))
+TEMPLATE = ("{% for m in messages %}<{{ m.role }}> {{ m.content }}<|endoftext|>{% endfor %}"
+            "{% if add_generation_prompt %}<assistant> {% endif %}")
+MARKED = ("{% for m in messages %}<{{ m.role }}> {% if m.role=='assistant' %}"
+          "{% generation %}{{ m.content }}<|endoftext|>{% endgeneration %}"
+          "{% else %}{{ m.content }}<|endoftext|>{% endif %}{% endfor %}"
+          "{% if add_generation_prompt %}<assistant> {% endif %}")
 
 
 def make_lm(arch='gpt2', **kwargs):
@@ -123,7 +127,8 @@ def test_a_decoder_trains_scores_saves_and_reads_back(arch, df, tmp_path):
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path/'model')
     ids = hf.tokenizer('the film warm the plot dull', return_tensors='pt')['input_ids']
     with torch.no_grad(): loss = theirs(input_ids=ids, labels=ids).loss.item()
-    assert score == dict(loss=pytest.approx(loss, abs=1e-5), perplexity=pytest.approx(math.exp(loss), rel=1e-4), tokens=ids.shape[1]-1)
+    assert score == dict(loss=pytest.approx(loss, abs=1e-5), perplexity=pytest.approx(math.exp(loss), rel=1e-4),
+                         tokens=ids.shape[1]-1)
     write = lambda model,tokenizer=None: pipeline('text-generation', model=model, tokenizer=tokenizer, device='cpu')(
         'the film', max_new_tokens=5, do_sample=False)[0]['generated_text']
     assert write(str(tmp_path/'model')) == write(learn.model, hf.tokenizer)
@@ -144,12 +149,14 @@ def test_an_encoder_that_is_a_decoder_trains(df):
 
 def test_a_model_that_sees_later_tokens_is_refused(df):
     hf = make_lm('xlnet')
-    with pytest.raises(ValueError, match=mentions('XLNetLMHeadModel', 'is_decoder')): hf_learner(loaders(df, hf), hf.model)
+    with pytest.raises(ValueError, match=mentions('XLNetLMHeadModel', 'is_decoder')):
+        hf_learner(loaders(df, hf), hf.model)
 
 
 def test_a_model_without_a_head_over_the_vocabulary_is_refused(df, hf):
     gpt = make_lm()
-    with pytest.raises(ValueError, match=mentions('BertForSequenceClassification', 'causal-lm')): hf_learner(loaders(df, gpt), hf.model)
+    with pytest.raises(ValueError, match=mentions('BertForSequenceClassification', 'causal-lm')):
+        hf_learner(loaders(df, gpt), hf.model)
     tokenizer,options = ARCHITECTURES['t5']
     with pytest.raises(ValueError, match="'t5'"):
         HFTextBlock('t5', AutoConfig.for_model('t5', **options), tokenizer(), task='causal-lm')
@@ -193,7 +200,8 @@ def test_only_the_completion_and_the_end_of_text_count():
 
 def test_a_completion_that_merges_with_its_prompt_is_encoded_by_itself():
     hf = make_lm()
-    dls = loaders(pd.DataFrame(dict(prompt=['the fi']*4, completion=['lm']*4)), hf, text_col='prompt', label_col='completion')
+    dls = loaders(pd.DataFrame(dict(prompt=['the fi']*4, completion=['lm']*4)), hf, text_col='prompt',
+                  label_col='completion')
     o, = dls.train_ds[0]
     assert o.ids[o.notes==0].tolist() == hf.tokenizer('the fi')['input_ids']
     assert hf.tokenizer.decode(o.ids) == 'the film<|endoftext|>'
@@ -204,7 +212,8 @@ def test_every_answer_of_a_chat_counts_and_nothing_else(template):
     hf = make_lm()
     hf.tokenizer.chat_template = template
     for dls in (loaders(chats(), hf, text_col='messages'),
-                HFTextDataLoaders.from_dataset(Dataset.from_pandas(chats()), hf, task='causal-lm', text_col='messages', device='cpu', seed=0)):
+                HFTextDataLoaders.from_dataset(Dataset.from_pandas(chats()), hf, task='causal-lm', text_col='messages',
+                                               device='cpu', seed=0)):
         o, = dls.train_ds[0]
         assert hf.tokenizer.decode(o.ids[o.notes==1]).startswith('Very good ')
         assert hf.tokenizer.decode(o.ids[o.notes==1]).endswith('.<|endoftext|>It moves.<|endoftext|>')
@@ -246,21 +255,25 @@ def test_invalid_chats_raise(cell, facts):
     hf.tokenizer.chat_template = TEMPLATE
     df = chats()
     df.at[2, 'messages'] = cell
-    with pytest.raises(ValueError, match=mentions('1 of 6', 'row 2', *facts)): loaders(df, hf, text_col='messages', splits=(range(6), [6, 7]))
+    with pytest.raises(ValueError, match=mentions('1 of 6', 'row 2', *facts)):
+        loaders(df, hf, text_col='messages', splits=(range(6), [6, 7]))
 
 
 def test_a_missing_chat_template_text_or_completion_raises(df):
     hf = make_lm()
     with pytest.raises(ValueError, match=mentions('row 0', 'chat_template')): loaders(chats(), hf, text_col='messages')
     with pytest.raises(ValueError, match=mentions('row 1', 'nan')):
-        loaders(df.assign(text=[math.nan if i==1 else o for i,o in enumerate(df.text)]), hf, splits=(range(80), range(80, 120)))
+        loaders(df.assign(text=[math.nan if i==1 else o for i,o in enumerate(df.text)]), hf,
+                splits=(range(80), range(80, 120)))
     with pytest.raises(ValueError, match=mentions('row 1', 'completion', 3)):
-        loaders(PAIRS.assign(completion=[3 if i==1 else o for i,o in enumerate(PAIRS.completion)]), hf, text_col='prompt', label_col='completion',
+        loaders(PAIRS.assign(completion=[3 if i==1 else o for i,o in enumerate(PAIRS.completion)]), hf,
+                text_col='prompt', label_col='completion',
                 splits=(range(8), range(8, 16)))
 
 
 @pytest.mark.parametrize(('options', 'facts'), [
-    (dict(block_size=2), ['block_size=2', 3]), (dict(block_size=65), ['block_size=65', 'max_length=64']), (dict(windows=True), ['windows=True', 'causal-lm']),
+    (dict(block_size=2), ['block_size=2', 3]), (dict(block_size=65), ['block_size=65', 'max_length=64']),
+    (dict(windows=True), ['windows=True', 'causal-lm']),
     (dict(blocksize=8), ["'blocksize'", "'block_size'"])])
 def test_invalid_options_raise(options, facts, df):
     with pytest.raises((TypeError, ValueError), match=mentions(*facts)): loaders(df, make_lm(), **options)
@@ -305,7 +318,8 @@ def test_tables_and_interpretation_work(options, df, capsys):
         losses,idxs = interp.top_losses(1)
         o, = dls.valid_ds[idxs.item()]
         ids = torch.from_numpy(o.ids.astype('int64'))[None]
-        with torch.no_grad(): assert hf.model(input_ids=ids, labels=ids).loss.item() == pytest.approx(losses.item(), abs=1e-4)
+        with torch.no_grad():
+            assert hf.model(input_ids=ids, labels=ids).loss.item() == pytest.approx(losses.item(), abs=1e-4)
     out = capsys.readouterr().out
     assert 'prediction' in out
     assert 'loss' in out
@@ -327,7 +341,8 @@ def test_new_rows_are_processed_like_training_rows(df, tmp_path):
     new = make_texts(6, seed=3)
     for texts in (new, new.text.tolist()):
         dl = learn.dls.test_dl(texts)
-        assert [i for o, in dl.dataset for i in o.ids] == [i for t in new.text for i in [*hf.tokenizer(t)['input_ids'], 0]]
+        assert [i for o, in dl.dataset for i in o.ids] == [i for t in new.text
+                                                           for i in [*hf.tokenizer(t)['input_ids'], 0]]
     with learn.no_bar(): loss = learn.validate(dl=dl)[0]
     learn.export(tmp_path/'learn.pkl')
     again = load_learner(tmp_path/'learn.pkl')
@@ -356,10 +371,12 @@ def test_scores_do_not_depend_on_the_other_texts(df):
 def test_the_mid_and_low_level_give_the_same_batches(df):
     hf = make_lm()
     block = HFTextBlock(*hf, task='causal-lm', block_size=16)
-    dls = DataBlock(blocks=(block,), get_x=ColReader('text'), splitter=ColSplitter()).dataloaders(df, bs=8, device='cpu')
+    dblock = DataBlock(blocks=(block,), get_x=ColReader('text'), splitter=ColSplitter())
+    dls = dblock.dataloaders(df, bs=8, device='cpu')
     high = loaders(df, hf, valid_col='is_valid', block_size=16, bs=8)
     assert dls.valid.one_batch()[0]['input_ids'].tolist() == high.valid.one_batch()[0]['input_ids'].tolist()
-    learn = Learner(dls, hf.model, loss_func=TokenCrossEntropy(), metrics=block.task.metrics(), cbs=[HFCallback], splitter=hf_splitter)
+    learn = Learner(dls, hf.model, loss_func=TokenCrossEntropy(), metrics=block.task.metrics(), cbs=[HFCallback],
+                    splitter=hf_splitter)
     with learn.no_bar(), learn.no_logging():
         learn.fit(1, 1e-3)
         learn.freeze()

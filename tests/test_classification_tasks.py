@@ -28,12 +28,13 @@ from transformers import pipeline
 
 from blurlike.all import HFLoss, HFTextBlock, HFTextDataLoaders, SampleTable, all_tasks, hf_learner
 from blurlike.core.inputs import HFInputs
-from blurlike.predict import sample_batches
+from blurlike.predict import text_batches
 
 TEXTS = ['the film warm', 'the plot dull the cast sour the script stale', 'zebra 🎬']
 
 
-def from_df(df, hf, **kwargs): return HFTextDataLoaders.from_df(df, hf, **{'valid_col': 'is_valid', 'bs': 8, 'seed': 0, 'device': 'cpu', **kwargs})
+def from_df(df, hf, **kwargs):
+    return HFTextDataLoaders.from_df(df, hf, **{'valid_col': 'is_valid', 'bs': 8, 'seed': 0, 'device': 'cpu', **kwargs})
 
 
 @pytest.fixture
@@ -65,7 +66,8 @@ def quiet_fit(learn, n=1):
     (dict(label=[0.5, 1., 2., 3.25], x=[0.1, 0.2, 0.3, 0.4]), 'regression'),
 ])
 def test_the_task_is_inferred_from_the_labels_and_printed_in_one_line(labels, task, capsys):
-    df = pd.DataFrame(dict(text=['the film', 'the plot', 'the cast', 'the score'], is_valid=[False, False, False, True], **labels))
+    df = pd.DataFrame(dict(text=['the film', 'the plot', 'the cast', 'the score'], is_valid=[False, False, False, True],
+                           **labels))
     dls = from_df(df, make_objects(), label_col=list(labels))
     assert dls.hf_block.task.name == task
     assert capsys.readouterr().out.count('\n') == 1
@@ -105,7 +107,8 @@ def test_a_pair_is_shown_in_two_columns(arch, pairs, capsys):
     rows = dls.valid.get_idxs()[:len(texts)]
     for (one,two),i in zip(texts, rows, strict=True):
         row = dls.valid_ds.items.iloc[i]
-        assert (one.strip(), two.strip()) == (row.text, row.other) or len(hf.tokenizer(row.text, row.other)['input_ids']) > dls.hf_block.max_length
+        truncated = len(hf.tokenizer(row.text, row.other)['input_ids']) > dls.hf_block.max_length
+        assert (one.strip(), two.strip()) == (row.text, row.other) or truncated
     dls.show_batch(max_n=2)
     assert 'text_pair' in capsys.readouterr().out
     learn = quiet_fit(hf_learner(dls, hf.model))
@@ -118,7 +121,8 @@ def test_pairs_predict_as_the_pipeline_does(pairs, hf, tmp_path):
     classify = pipeline('text-classification', model=str(tmp_path/'model'), device='cpu')
     samples = list(zip(pairs.text[:20], pairs.other[:20], strict=True))
     theirs = classify([dict(text=a, text_pair=b) for a,b in samples], truncation=True)
-    for a,b in zip(learn.hf_predict(samples), theirs, strict=True): assert a['score'] == pytest.approx(b['score'], abs=1e-5)
+    for a,b in zip(learn.hf_predict(samples), theirs, strict=True):
+        assert a['score'] == pytest.approx(b['score'], abs=1e-5)
 
 
 def test_pairs_come_from_a_dataset_too(pairs, hf):
@@ -142,7 +146,8 @@ def test_several_labels_predict_show_export_and_save(topics, tmp_path, capsys):
     learn.save_pretrained(tmp_path/'model')
     classify = pipeline('text-classification', model=str(tmp_path/'model'), top_k=None, device='cpu')
     for ours,theirs in zip(preds, classify(TEXTS), strict=True):
-        assert ours['probs'] == pytest.approx([{o['label']: o['score'] for o in theirs}[v] for v in dls.vocab], abs=1e-5)
+        assert ours['probs'] == pytest.approx([{o['label']: o['score'] for o in theirs}[v] for v in dls.vocab],
+                                              abs=1e-5)
     learn.export(tmp_path/'learn.pkl')
     assert load_learner(tmp_path/'learn.pkl').hf_predict(TEXTS) == preds
 
@@ -164,12 +169,15 @@ def test_the_chosen_threshold_is_the_learners(topics):
 
 def test_class_labels_of_a_dataset_keep_names_and_order(topics, hf):
     names = ['plot', 'film', 'cast']
-    features = datasets.Features(text=datasets.Value('string'), label=datasets.Sequence(datasets.ClassLabel(names=names)), is_valid=datasets.Value('bool'))
+    features = datasets.Features(text=datasets.Value('string'),
+                                 label=datasets.Sequence(datasets.ClassLabel(names=names)),
+                                 is_valid=datasets.Value('bool'))
     ds = datasets.Dataset.from_dict(topics[['text', 'label', 'is_valid']].to_dict('list'), features=features)
     dls = HFTextDataLoaders.from_dataset(ds, make_objects(num_labels=3), valid_col='is_valid')
     assert dls.hf_block.task.name == 'multi-label-classification'
     assert sorted(dls.vocab) == sorted(names)
-    assert [dls.vocab[i] for i in dls.train_ds[0][1].nonzero().flatten()] == [o for o in dls.vocab if o in topics.label[0]]
+    labels = [dls.vocab[i] for i in dls.train_ds[0][1].nonzero().flatten()]
+    assert labels == [o for o in dls.vocab if o in topics.label[0]]
 
 
 # ---- numbers
@@ -202,7 +210,8 @@ def test_the_models_own_loss_is_the_mean_squared_error(scores, cols):
 def test_a_target_that_is_not_a_finite_number_raises(scores):
     hf = make_objects(num_labels=1)
     with pytest.raises(ValueError, match=mentions('score', 'row 7', "'high'", 'regression')):
-        from_df(scores.assign(score=['high' if i==7 else o for i,o in enumerate(scores.score)]), hf, task='regression', label_col='score')
+        from_df(scores.assign(score=['high' if i==7 else o for i,o in enumerate(scores.score)]), hf, task='regression',
+                label_col='score')
     with pytest.raises(ValueError, match=mentions('1 of 40', 'validation', 'row 100', 'inf')):
         from_df(scores.assign(score=scores.score.where(scores.index!=100, float('inf'))), hf, label_col='score')
     with pytest.raises(ValueError, match=mentions("label_col='score'", 'row 0', "task='regression'")):
@@ -229,13 +238,16 @@ HF = make_objects()
 
 
 @settings(max_examples=25, deadline=None)
-@given(texts=st.lists(WORDS, min_size=1, max_size=5), max_length=st.integers(5, 30), stride=st.integers(0, 2), pooling=st.sampled_from(['mean', 'max']))
+@given(texts=st.lists(WORDS, min_size=1, max_size=5), max_length=st.integers(5, 30), stride=st.integers(0, 2),
+       pooling=st.sampled_from(['mean', 'max']))
 def test_a_prediction_pools_the_windows_of_its_text(texts, max_length, stride, pooling):
     df = pd.DataFrame(dict(text=['a', 'b', 'c', 'd'], label=['x', 'y']*2, is_valid=[False, False, True, True]))
-    learn = hf_learner(from_df(df, HF, task='sequence-classification', max_length=max_length, windows=True, stride=stride, pooling=pooling), HF.model)
+    learn = hf_learner(from_df(df, HF, task='sequence-classification', max_length=max_length, windows=True,
+                               stride=stride, pooling=pooling), HF.model)
     with learn.no_bar(): preds = learn.hf_predict(texts, batch_tokens=100)
     for text,pred in zip(texts, preds, strict=True):
-        enc = HF.tokenizer(text, truncation=True, max_length=max_length, stride=stride, return_overflowing_tokens=True, padding=True, return_tensors='pt')
+        enc = HF.tokenizer(text, truncation=True, max_length=max_length, stride=stride, return_overflowing_tokens=True,
+                           padding=True, return_tensors='pt')
         del enc['overflow_to_sample_mapping']
         with torch.no_grad(): logits = HF.model.eval()(**enc).logits
         logits = logits.mean(0) if pooling=='mean' else logits.amax(0)
@@ -262,13 +274,15 @@ def test_invalid_window_options_raise(df, hf):
     with pytest.raises(ValueError, match=mentions('windows=True', 'max_length')):
         from_df(df, make_objects('gpt_neox'), windows=True)
     with pytest.raises(ValueError, match='stride=-1'): from_df(df, hf, windows=True, stride=-1)
-    with pytest.raises(ValueError, match=mentions("pooling='median'", "'mean'", "'max'")): from_df(df, hf, pooling='median')
+    with pytest.raises(ValueError, match=mentions("pooling='median'", "'mean'", "'max'")):
+        from_df(df, hf, pooling='median')
 
 
 # ---- fastai's losses
 
 @pytest.mark.parametrize('loss_func', [
-    CrossEntropyLossFlat(weight=torch.tensor([1., 5.])), LabelSmoothingCrossEntropyFlat(eps=0.2), FocalLossFlat(gamma=2.)],
+    CrossEntropyLossFlat(weight=torch.tensor([1., 5.])), LabelSmoothingCrossEntropyFlat(eps=0.2),
+    FocalLossFlat(gamma=2.)],
     ids=['class weights', 'label smoothing', 'focal'])
 def test_a_loss_of_fastai_is_passed_and_used(df, loss_func):
     hf = make_objects()
@@ -276,7 +290,8 @@ def test_a_loss_of_fastai_is_passed_and_used(df, loss_func):
     plain,learn = hf_learner(dls, hf.model),hf_learner(dls, hf.model, loss_func=loss_func)
     with torch.no_grad(): hf.model.classifier.bias.copy_(torch.tensor([0., 3.]))
     with plain.no_bar(), learn.no_bar():
-        dl = dls.test_dl(df[df.label.eq('good') | df.index.isin([0, 2])], with_labels=True) # unbalanced: each loss has a value of its own
+        # unbalanced: each loss has a value of its own
+        dl = dls.test_dl(df[df.label.eq('good') | df.index.isin([0, 2])], with_labels=True)
         assert learn.validate(dl=dl)[0] != pytest.approx(plain.validate(dl=dl)[0], abs=1e-2)
         probs = learn.get_preds()[0]
     assert probs.sum(1).tolist() == pytest.approx([1.]*40, abs=1e-5)
@@ -288,7 +303,8 @@ def test_a_loss_of_fastai_is_passed_and_used(df, loss_func):
 def test_valid_col_and_splits_do_not_apply_to_a_dataset_dict(df, hf):
     dd = datasets.DatasetDict(train=datasets.Dataset.from_pandas(df), test=datasets.Dataset.from_pandas(df))
     for kwargs,name in ((dict(valid_col='is_valid'), 'valid_col'), (dict(splits=([0], [1])), 'splits')):
-        with pytest.raises(ValueError, match=mentions(name, 'train=', 'valid=')): HFTextDataLoaders.from_dataset(dd, hf, **kwargs)
+        with pytest.raises(ValueError, match=mentions(name, 'train=', 'valid=')):
+            HFTextDataLoaders.from_dataset(dd, hf, **kwargs)
 
 
 def test_the_model_receives_only_its_own_arguments():
@@ -306,16 +322,19 @@ def test_a_confusion_matrix_counts_the_labels_of_hf_predict(df, hf):
     valid = df[df.is_valid]
     with learn.no_bar(): interp = ClassificationInterpretation.from_learner(learn)
     said = [o['label'] for o in learn.hf_predict(valid.text)]
-    assert interp.confusion_matrix().tolist() == [[sum(a==x and b==y for a,b in zip(valid.label, said, strict=True)) for y in interp.vocab] for x in interp.vocab]
+    assert interp.confusion_matrix().tolist() == [[sum(a==x and b==y for a,b in zip(valid.label, said, strict=True))
+                                                   for y in interp.vocab] for x in interp.vocab]
 
 
 def test_only_single_labels_have_a_confusion_matrix(topics, scores, capsys):
-    for data,kwargs,n,fact in ((topics, {}, 3, 'multilabel_confusion_matrix'), (scores, dict(label_col='score', task='regression'), 1, 'regression')):
+    for data,kwargs,n,fact in ((topics, {}, 3, 'multilabel_confusion_matrix'),
+                               (scores, dict(label_col='score', task='regression'), 1, 'regression')):
         hf = make_objects(num_labels=n)
         learn = hf_learner(from_df(data, hf, **kwargs), hf.model)
         with learn.no_bar(): interp = Interpretation.from_learner(learn)
         interp.vocab = ['a']
-        for show in (ClassificationInterpretation.confusion_matrix, ClassificationInterpretation.print_classification_report):
+        for show in (ClassificationInterpretation.confusion_matrix,
+                     ClassificationInterpretation.print_classification_report):
             with pytest.raises(ValueError, match=mentions(fact)): show(interp)
 
 
@@ -331,8 +350,8 @@ def test_interpretation_of_other_learners_is_unchanged():
 def test_many_texts_are_predicted_pool_by_pool_in_their_order(learn, df, monkeypatch):
     texts = (df.text.tolist() + ['', 'warm warm'])*3
     whole = learn.hf_predict(texts)
-    batches = partial(sample_batches, pool=50)
-    monkeypatch.setattr('blurlike.predict.sample_batches', batches)
+    batches = partial(text_batches, pool=50)
+    monkeypatch.setattr('blurlike.predict.text_batches', batches)
     assert sorted(i for o in batches(learn.dls.hf_block, texts, 200) for i in o) == list(range(len(texts)))
     again = learn.hf_predict(texts, batch_tokens=200)
     assert [o['label'] for o in again] == [o['label'] for o in whole]
@@ -341,5 +360,6 @@ def test_many_texts_are_predicted_pool_by_pool_in_their_order(learn, df, monkeyp
 
 def test_a_failed_prediction_leaves_no_tokens_behind(learn, df):
     def fail(*args, **kwargs): raise RuntimeError('no')
-    with pytest.raises(RuntimeError, match='no'), patch.object(learn.model, 'forward', fail): learn.hf_predict(df.text.tolist())
+    with pytest.raises(RuntimeError, match='no'), patch.object(learn.model, 'forward', fail):
+        learn.hf_predict(df.text.tolist())
     assert not learn.dls.hf_block._ahead

@@ -33,16 +33,19 @@ class Process:
     "Another Python process with a home and a cache of its own, whose Hub is ours"
     def __init__(self, hub, home, token='hf_ada'):
         env = {k: v for k,v in os.environ.items() if k not in ('HF_HUB_OFFLINE', 'HF_TOKEN')} | dict(
-            HF_ENDPOINT=hub.url, HF_HOME=str(home), HF_HUB_DISABLE_XET='1', HF_HUB_DISABLE_TELEMETRY='1', NO_PROXY='127.0.0.1', OMP_NUM_THREADS='1')
+            HF_ENDPOINT=hub.url, HF_HOME=str(home), HF_HUB_DISABLE_XET='1', HF_HUB_DISABLE_TELEMETRY='1',
+            NO_PROXY='127.0.0.1', OMP_NUM_THREADS='1')
         if token: env['HF_TOKEN'] = token
-        self.process = subprocess.Popen([sys.executable, '-W', 'ignore', '-c', WORKER], env=env, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        self.process = subprocess.Popen([sys.executable, '-W', 'ignore', '-c', WORKER], env=env, text=True,
+                                        stdin=subprocess.PIPE, stdout=subprocess.PIPE)
 
     def __call__(self, code, **names):
         "What `code` leaves under the name `res`"
         self.process.stdin.write(json.dumps(''.join(f'{k} = {v!r}\n' for k,v in names.items()) + code) + '\n')
         self.process.stdin.flush()
         answer = json.loads(self.process.stdout.readline())
-        if 'error' in answer: raise RuntimeError(f"{answer['type']}: {answer['error']}") from RuntimeError(answer['trace'])
+        if 'error' in answer:
+            raise RuntimeError(f"{answer['type']}: {answer['error']}") from RuntimeError(answer['trace'])
         return answer['value']
 
     def close(self):
@@ -84,6 +87,12 @@ def puller(hub, tmp_path_factory):
     process.close()
 
 
+def with_bias(change, code):
+    "Code that runs while the bias of the classifier is changed"
+    def add(change): return f'with torch.no_grad(): learn.model.classifier.bias += {change}'
+    return '\n'.join(['import torch', add(change), code, add(-change)])
+
+
 def uploads(hub): return [p for m,p in hub.requests if m=='PUT']
 
 
@@ -94,9 +103,12 @@ def test_another_process_lists_and_pulls_what_was_pushed(hub, pusher, puller, sa
     assert repo.log[-1] == ('main', 'Moods of films')
     assert len(repo.log) == 2
     files = set(pusher('res = HfApi().list_repo_files("ada/moods")'))
-    assert files == set(os.listdir(saved[0])) >= {'config.json', 'model.safetensors', 'blurlike.json', 'README.md', 'tokenizer.json'}
+    assert files == set(os.listdir(saved[0])) >= {'config.json', 'model.safetensors', 'blurlike.json', 'README.md',
+                                                  'tokenizer.json'}
     assert_same(puller('res = load_hf_learner("ada/moods", device="cpu").hf_predict(texts)', texts=TEXTS), saved[1])
-    assert puller('from transformers import pipeline\nres = pipeline("text-classification", "ada/moods", device="cpu")(texts)[0]["label"]', texts=TEXTS) == saved[1][0]['label']
+    ask = ('from transformers import pipeline\n'
+           'res = pipeline("text-classification", "ada/moods", device="cpu")(texts)[0]["label"]')
+    assert puller(ask, texts=TEXTS) == saved[1][0]['label']
 
 
 def test_only_changed_files_are_uploaded_again(hub, pusher):
@@ -106,12 +118,13 @@ def test_only_changed_files_are_uploaded_again(hub, pusher):
     assert uploads(hub) == []
     old,new = list(hub.repos['model', 'ada/twice'].commits.values())[-2:]
     assert [k for k in new if new[k].data != old[k].data] == ['README.md']
-    pusher('import torch\nwith torch.no_grad(): learn.model.classifier.bias += 1\nlearn.push_to_hub("ada/twice")\nwith torch.no_grad(): learn.model.classifier.bias -= 1')
+    pusher(with_bias(1, 'learn.push_to_hub("ada/twice")'))
     assert len(uploads(hub)) == 1
 
 
 def test_a_pull_requests_no_pickle_and_no_code(hub, pusher, puller):
-    pusher('learn.push_to_hub("ada/beside")\nfor n in ("pytorch_model.bin", "modeling.py", "model.pkl"): HfApi().upload_file(path_or_fileobj=b"x", path_in_repo=n, repo_id="ada/beside")')
+    pusher('learn.push_to_hub("ada/beside")\nfor n in ("pytorch_model.bin", "modeling.py", "model.pkl"): '
+           'HfApi().upload_file(path_or_fileobj=b"x", path_in_repo=n, repo_id="ada/beside")')
     hub.requests.clear()
     puller('load_hf_learner("ada/beside", device="cpu")')
     asked = [p for _,p in hub.requests if '/resolve/' in p]
@@ -120,12 +133,15 @@ def test_a_pull_requests_no_pickle_and_no_code(hub, pusher, puller):
 
 
 def test_an_onnx_export_is_pushed_and_pulled(hub, pusher, puller, saved, tmp_path):
-    pusher('learn.export_onnx(path)\nsmall = load_hf_learner(path)\nsmall.push_to_hub("ada/exported")', path=str(tmp_path/'exported'))
+    pusher('learn.export_onnx(path)\nsmall = load_hf_learner(path)\nsmall.push_to_hub("ada/exported")',
+           path=str(tmp_path/'exported'))
     assert 'onnx/model.onnx' in pusher('res = HfApi().list_repo_files("ada/exported")')
     assert_same(puller('res = load_hf_learner("ada/exported").hf_predict(texts)', texts=TEXTS), saved[1])
-    pusher('HfApi().upload_file(path_or_fileobj=path, path_in_repo="onnx/other.onnx", repo_id="ada/moods")', path=str(tmp_path/'exported'/'onnx'/'model.onnx'))
+    pusher('HfApi().upload_file(path_or_fileobj=path, path_in_repo="onnx/other.onnx", repo_id="ada/moods")',
+           path=str(tmp_path/'exported'/'onnx'/'model.onnx'))
     hub.requests.clear()
-    assert_same(puller('res = load_hf_learner("ada/moods", onnx="onnx/other.onnx").hf_predict(texts)', texts=TEXTS), saved[1])
+    assert_same(puller('res = load_hf_learner("ada/moods", onnx="onnx/other.onnx").hf_predict(texts)', texts=TEXTS),
+                saved[1])
     puller('load_hf_learner("ada/moods", device="cpu")')
 
 
@@ -140,18 +156,21 @@ def test_a_second_pull_uses_the_cache(hub, pusher, puller):
 def test_a_revision_is_a_branch_or_a_commit(hub, pusher, puller):
     first = pusher('res = learn.push_to_hub("ada/revisions", card=learn.model_card(model_name="First")).oid')
     pusher('learn.push_to_hub("ada/revisions", max_shard_size="10KB")')
-    ask = 'from pathlib import Path\nfrom blurlike.ship.hub import find_model\nres = sorted(o.name for o in find_model("ada/revisions", revision=revision).glob("*.safetensors"))'
+    ask = ('from blurlike.ship.hub import find_model\n'
+           'res = sorted(o.name for o in find_model("ada/revisions", revision=revision).glob("*.safetensors"))')
     assert puller(ask, revision=first) == ['model.safetensors']
     shards = puller(ask, revision='main')
     assert len(shards) > 1
     assert 'model.safetensors' not in shards
-    with pytest.raises(RuntimeError, match=mentions('OSError', "path='ada/revisions'", 404)): puller('load_hf_learner("ada/revisions", revision="gone")')
+    with pytest.raises(RuntimeError, match=mentions('OSError', "path='ada/revisions'", 404)):
+        puller('load_hf_learner("ada/revisions", revision="gone")')
 
 
 def test_a_pull_request_leaves_the_branch_unchanged(hub, pusher):
     pusher('learn.push_to_hub("ada/asked")')
     before = hub.repos['model', 'ada/asked'].refs['main']
-    assert pusher('res = learn.push_to_hub("ada/asked", create_pr=True, card=learn.model_card(model_name="Better")).pr_url') == f'{hub.url}/ada/asked/discussions/1'
+    push = 'res = learn.push_to_hub("ada/asked", create_pr=True, card=learn.model_card(model_name="Better")).pr_url'
+    assert pusher(push) == f'{hub.url}/ada/asked/discussions/1'
     assert hub.repos['model', 'ada/asked'].refs['main'] == before
 
 
@@ -162,12 +181,15 @@ def test_a_private_model_needs_a_token(hub, pusher, puller, saved):
         with pytest.raises(RuntimeError, match=mentions('OSError', "path='ada/secret'", status)) as e:
             puller('load_hf_learner("ada/secret", token=token)', token=token)
         assert '\n' not in str(e.value)
-    assert_same(puller('res = load_hf_learner("ada/secret", token="hf_ada", device="cpu").hf_predict(texts)', texts=TEXTS), saved[1])
+    assert_same(puller('res = load_hf_learner("ada/secret", token="hf_ada", device="cpu").hf_predict(texts)',
+                       texts=TEXTS), saved[1])
 
 
 @pytest.mark.parametrize(('args', 'facts'), [
-    ('"ada/x", token="hf_wrong"', ['OSError', "repo_id='ada/x'", 'token', 401]), ('"ada/x", token="hf_reader"', ['OSError', "repo_id='ada/x'", 'token', 403]),
-    ('"bob/x"', ['OSError', "repo_id='bob/x'", 'token', 403]), ('"no--name"', ['ValueError', "repo_id='no--name'", "'user/model'"]),
+    ('"ada/x", token="hf_wrong"', ['OSError', "repo_id='ada/x'", 'token', 401]),
+    ('"ada/x", token="hf_reader"', ['OSError', "repo_id='ada/x'", 'token', 403]),
+    ('"bob/x"', ['OSError', "repo_id='bob/x'", 'token', 403]),
+    ('"no--name"', ['ValueError', "repo_id='no--name'", "'user/model'"]),
     ('"a/b/c"', ['ValueError', "repo_id='a/b/c'", "'user/model'"])])
 def test_a_push_that_is_not_allowed_raises(pusher, args, facts):
     with pytest.raises(RuntimeError, match=mentions(*facts)) as e: pusher(f'learn.push_to_hub({args})')
@@ -175,11 +197,13 @@ def test_a_push_that_is_not_allowed_raises(pusher, args, facts):
 
 
 def test_without_a_token_nothing_is_pushed(hub, puller, saved):
-    with pytest.raises(RuntimeError, match=mentions('OSError', "repo_id='ada/x'", 'token', 401)): puller('load_hf_learner(folder, device="cpu").push_to_hub("ada/x")', folder=saved[0])
+    with pytest.raises(RuntimeError, match=mentions('OSError', "repo_id='ada/x'", 'token', 401)):
+        puller('load_hf_learner(folder, device="cpu").push_to_hub("ada/x")', folder=saved[0])
     assert ('model', 'ada/x') not in hub.repos
 
 
-@pytest.mark.parametrize('fault', [('/lfs/', 'cut', 'PUT'), ('/commit/', 'cut', 'POST'), ('/commit/', 409, 'POST'), ('/commit/', 500, 'POST'), ('/preupload/', 403, 'POST')])
+@pytest.mark.parametrize('fault', [('/lfs/', 'cut', 'PUT'), ('/commit/', 'cut', 'POST'), ('/commit/', 409, 'POST'),
+                                   ('/commit/', 500, 'POST'), ('/preupload/', 403, 'POST')])
 def test_a_failed_push_leaves_the_repository_and_a_retry_completes(hub, pusher, fault):
     name = f"ada/broken{hash(fault) % 10**6}"
     pusher('learn.push_to_hub(name)', name=name)
@@ -187,7 +211,8 @@ def test_a_failed_push_leaves_the_repository_and_a_retry_completes(hub, pusher, 
     before = dict(repo.refs)
     hub.faults += [fault]*20
     change = 'import torch\nwith torch.no_grad(): learn.model.classifier.bias += torch.rand(2)\n'
-    with pytest.raises(RuntimeError, match=mentions('OSError', f"repo_id='{name}'")) as e: pusher(change + 'learn.push_to_hub(name)', name=name)
+    with pytest.raises(RuntimeError, match=mentions('OSError', f"repo_id='{name}'")) as e:
+        pusher(change + 'learn.push_to_hub(name)', name=name)
     assert '\n' not in str(e.value)
     assert repo.refs == before
     hub.faults.clear()
@@ -197,28 +222,33 @@ def test_a_failed_push_leaves_the_repository_and_a_retry_completes(hub, pusher, 
 
 def test_a_push_survives_one_broken_connection(hub, pusher):
     hub.faults += [('/lfs/', 'cut', 'PUT')]
-    pusher('import torch\nwith torch.no_grad(): learn.model.classifier.bias += 3\nlearn.push_to_hub("ada/once")\nwith torch.no_grad(): learn.model.classifier.bias -= 3')
+    pusher(with_bias(3, 'learn.push_to_hub("ada/once")'))
     assert 'model.safetensors' in hub.repos['model', 'ada/once'].commits[hub.repos['model', 'ada/once'].refs['main']]
 
 
 def test_an_unreachable_hub_raises(saved, hub, tmp_path):
     with serving() as other: pass
     process = Process(other, tmp_path)
-    for code,name in (('load_hf_learner("ada/moods")', 'path'), ('load_hf_learner(folder, device="cpu").push_to_hub("ada/moods")', 'repo_id')):
-        with pytest.raises(RuntimeError, match=mentions('OSError', f"{name}='ada/moods'", 'refused')) as e: process(code, folder=saved[0])
+    for code,name in (('load_hf_learner("ada/moods")', 'path'),
+                      ('load_hf_learner(folder, device="cpu").push_to_hub("ada/moods")', 'repo_id')):
+        with pytest.raises(RuntimeError, match=mentions('OSError', f"{name}='ada/moods'", 'refused')) as e:
+            process(code, folder=saved[0])
         assert '\n' not in str(e.value)
     process.close()
 
 
 def test_a_card_edited_on_the_hub_is_kept(hub, pusher):
-    pusher('learn.push_to_hub("ada/carded")\nHfApi().upload_file(path_or_fileobj=b"# My own", path_in_repo="README.md", repo_id="ada/carded")\nlearn.push_to_hub("ada/carded")')
+    push = 'learn.push_to_hub("ada/carded")'
+    edit = 'HfApi().upload_file(path_or_fileobj=b"# My own", path_in_repo="README.md", repo_id="ada/carded")'
+    pusher(f'{push}\n{edit}\n{push}')
     repo = hub.repos['model', 'ada/carded']
     assert repo.commits[repo.refs['main']]['README.md'].data == b'# My own'
 
 
 def test_the_hub_accepts_the_metadata_of_the_card(pusher):
     pusher('card = learn.model_card(language="en", license="mit", datasets="imdb")\ncard.validate()')
-    with pytest.raises(RuntimeError, match=mentions('ValueError', 'pipeline_tag')): pusher('card.data.pipeline_tag = ["a"]\ncard.validate()')
+    with pytest.raises(RuntimeError, match=mentions('ValueError', 'pipeline_tag')):
+        pusher('card.data.pipeline_tag = ["a"]\ncard.validate()')
 
 
 def test_push_to_hub_fastai_works_too(hub, pusher, puller, saved):

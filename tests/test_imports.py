@@ -11,7 +11,8 @@ STATE = """
 import json, logging, os, sys, warnings
 def state():
     import torch
-    return dict(env=dict(os.environ), filters=[str(o) for o in warnings.filters], grad=torch.is_grad_enabled(), threads=torch.get_num_threads(),
+    return dict(env=dict(os.environ), filters=[str(o) for o in warnings.filters],
+                grad=torch.is_grad_enabled(), threads=torch.get_num_threads(),
                 levels={n: logging.getLogger(n).level for n in ('', 'transformers', 'datasets', 'torch', 'fastai')},
                 handlers=len(logging.getLogger().handlers))
 import fastai.text.all, transformers, datasets
@@ -29,7 +30,8 @@ def test_importing_sets_nothing():
 
 
 def test_no_name_hides_one_of_fastais():
-    mine = {n for n in dir(ours) if not n.startswith('_') and (getattr(getattr(ours, n), '__module__', None) or '').startswith('blurlike')}
+    mine = {n for n in dir(ours) if not n.startswith('_')
+            and (getattr(getattr(ours, n), '__module__', None) or '').startswith('blurlike')}
     hidden = {n for n in mine if getattr(fastai_all, n, getattr(ours, n)) is not getattr(ours, n)}
     assert not hidden
 
@@ -40,18 +42,22 @@ def test_modules_about_hugging_face_alone_do_not_import_fastai():
 
 
 def test_the_learner_has_the_methods_of_fastai():
-    code = 'from blurlike.train.learner import hf_learner, Learner; Learner.fit_one_cycle, Learner.fine_tune, Learner.lr_find, Learner.summary'
+    code = """
+from blurlike.train.learner import Learner
+Learner.fit_one_cycle, Learner.fine_tune, Learner.lr_find, Learner.summary
+"""
     subprocess.run([sys.executable, '-W', 'ignore', '-c', code], check=True)
 
 
 def test_blurlike_all_has_the_names_of_the_walkthrough():
-    names = '''HFTextDataLoaders hf_learner get_hf_objects HFTextBlock HFCallback HFLoss hf_splitter HFDataLoader HFInputs token_lengths
-               plot_token_lengths AutoModelForSequenceClassification pipeline'''.split()
+    names = '''HFTextDataLoaders hf_learner get_hf_objects HFTextBlock HFCallback HFLoss hf_splitter HFDataLoader
+               HFInputs token_lengths plot_token_lengths AutoModelForSequenceClassification pipeline'''.split()
     assert [n for n in names if not hasattr(ours, n)] == []
 
 
 def test_slow_imports_are_delayed():
-    slow = 'transformers.modeling_utils transformers.pipelines transformers.generation.utils datasets gradio onnxruntime onnx torchvision'.split()
+    slow = ['transformers.modeling_utils', 'transformers.pipelines', 'transformers.generation.utils', 'datasets',
+            'gradio', 'onnxruntime', 'onnx', 'torchvision']
     code = f"""
 import sys
 import fastai.text.all

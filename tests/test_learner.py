@@ -22,7 +22,8 @@ from transformers import BatchEncoding, get_linear_schedule_with_warmup
 
 from blurlike.all import HFCallback, HFLoss, hf_learner, hf_splitter
 from blurlike.core.inputs import HFRows
-from blurlike.train.learner import HFMixedPrecision, HFOptimWrapper, hf_adamw
+from blurlike.train.learner import HFMixedPrecision
+from blurlike.train.optimizer import hf_adamw
 
 
 @pytest.fixture
@@ -298,48 +299,16 @@ def test_train_bn_can_be_set(dls, hf):
 
 
 @pytest.mark.parametrize('lr', [1e-3, slice(1e-5, 1e-3)])
-def test_merged_parameter_groups_take_the_same_steps(dls, hf, lr):
+def test_parameter_groups_take_the_steps_of_adamw(dls, hf, lr):
     model,alone = deepcopy(hf.model),deepcopy(hf.model)
     learn = hf_learner(dls, model)
     learn.create_opt()
     learn.opt.set_hypers(lr=lr, wd=0.1)
     names = {id(p): n for n,p in model.named_parameters()}
     theirs = torch.optim.AdamW([pg | dict(params=[dict(alone.named_parameters())[names[id(p)]] for p in pg['params']]) for pg in learn.opt.opt.param_groups])
-    groups,calls = learn.opt.opt.param_groups,[]
-    learn.opt.opt.register_step_pre_hook(lambda opt, *_: calls.append(len(opt.param_groups)))
     for i in range(3):
         for m in (model, alone):
             for j,p in enumerate(m.parameters()): p.grad = torch.full_like(p, (-1)**(i+j)*1e-2*(j+1))
         learn.opt.step()
         theirs.step()
     assert all(torch.equal(a, b) for a,b in zip(model.parameters(), alone.parameters(), strict=True))
-    assert learn.opt.opt.param_groups is groups
-    assert calls == [2 if lr==1e-3 else len(groups)]*3
-
-
-def test_the_state_in_parameter_groups_is_kept(hf):
-    class Counting(torch.optim.AdamW):
-        def step(self, closure=None):
-            for o in self.param_groups: o['steps'] = o.get('steps', 0) + 1
-            return super().step(closure)
-    opt = HFOptimWrapper([[o] for o in hf.model.parameters()], Counting, lr=1e-3)
-    for p in hf.model.parameters(): p.grad = torch.zeros_like(p)
-    opt.step()
-    opt.step()
-    assert {o['steps'] for o in opt.opt.param_groups} == {2}
-
-
-def test_callbacks_receive_every_event_they_define(learn):
-    events = []
-    class Listening(Callback):
-        order = 5
-        def before_batch(self): events.append('before_batch')
-    class Hearing(Callback):
-        def __call__(self, event_name): events.append(event_name)
-    with learn.added_cbs([Listening(), Hearing(), Callback(after_step=lambda self: events.append('by hand'))]): learn.fit(1)
-    steps = len(learn.recorder.losses)
-    assert events.count('by hand') == steps
-    assert events.count('before_batch') == 2*(steps + len(learn.dls.valid))
-    assert events.count('after_step') == steps
-    assert events.count('after_fit') == 1
-    assert '_call_one' not in vars(learn)

@@ -21,7 +21,8 @@ from transformers.pipelines import SUPPORTED_TASKS
 
 from blurlike.all import HFCallback, HFTextBlock, HFTextDataLoaders, get_block, hf_learner, load_hf_learner
 
-ARCHS = {'summarization': 't5', 'translation': 'bart', 'text2text-generation': 'mbart', 'causal-lm': 'gpt2'} # others are served by a BERT
+# others are served by a BERT
+ARCHS = {'summarization': 't5', 'translation': 'bart', 'text2text-generation': 'mbart', 'causal-lm': 'gpt2'}
 EVERY_TASK = pytest.mark.parametrize('task', sorted(TASKS))
 
 
@@ -46,13 +47,16 @@ def saved(tmp_path_factory):
         learn = quiet(make_learner(ARCHS.get(task, 'bert'), task))
         learn.fit(1)
         texts = texts_of(task, learn.dls.hf_block.hf_tokenizer)
-        res[task] = learn.save_pretrained(tmp_path_factory.mktemp(task)/'model'),texts,learn.hf_predict(texts, many=True)
+        folder = learn.save_pretrained(tmp_path_factory.mktemp(task)/'model')
+        res[task] = folder,texts,learn.hf_predict(texts, many=True)
     return res
 
 
 def ask(code, saved):
     "Return what another process prints for all models"
-    run = subprocess.run([sys.executable, '-W', 'ignore', '-c', code], input=json.dumps({k: (str(v[0]), v[1]) for k,v in saved.items()}), capture_output=True, text=True)
+    run = subprocess.run([sys.executable, '-W', 'ignore', '-c', code],
+                         input=json.dumps({k: (str(v[0]), v[1]) for k,v in saved.items()}), capture_output=True,
+                         text=True)
     assert run.returncode == 0, run.stderr
     return json.loads(run.stdout.splitlines()[-1])
 
@@ -60,7 +64,8 @@ def ask(code, saved):
 LOAD = """
 import json, sys
 from blurlike.all import load_hf_learner
-print(json.dumps({k: load_hf_learner(path, device='cpu').hf_predict(texts, many=True) for k,(path,texts) in json.load(sys.stdin).items()}))
+def ask(path, texts): return load_hf_learner(path, device='cpu').hf_predict(texts, many=True)
+print(json.dumps({k: ask(*o) for k,o in json.load(sys.stdin).items()}))
 """
 
 
@@ -95,16 +100,21 @@ def answers(path, texts):
 
 def texts_written(path, texts):
     model,tokenizer = AutoModelForSeq2SeqLM.from_pretrained(path).eval(),AutoTokenizer.from_pretrained(path)
-    for o in texts: yield tokenizer.decode(model.generate(**tokenizer(o, return_tensors='pt'))[0], skip_special_tokens=True)
+    for o in texts:
+        ids = model.generate(**tokenizer(o, return_tensors='pt'))[0]
+        yield tokenizer.decode(ids, skip_special_tokens=True)
 
 def continued(path, texts):
     pipe = pipeline('text-generation', path, device='cpu')
     return [pipe(o, max_new_tokens=4, do_sample=False, return_full_text=False)[0]['generated_text'] for o in texts]
 
-HOW = {'multi-label-classification': lambda p, t: labels(p, t, top_k=None), 'regression': labels, 'sequence-classification': labels,
-       'token-classification': lambda p, t: pipeline('token-classification', p, aggregation_strategy='simple', device='cpu')(t),
-       'question-answering': answers, 'masked-lm': lambda p, t: pipeline('fill-mask', p, device='cpu')(t), 'causal-lm': continued}
-print(json.dumps({k: list(HOW.get(k, texts_written)(path, texts)) for k,(path,texts) in json.load(sys.stdin).items()}, default=float))
+def entities(path, texts):
+    return pipeline('token-classification', path, aggregation_strategy='simple', device='cpu')(texts)
+
+HOW = {'multi-label-classification': lambda p, t: labels(p, t, top_k=None), 'regression': labels,
+       'sequence-classification': labels, 'token-classification': entities, 'question-answering': answers,
+       'masked-lm': lambda p, t: pipeline('fill-mask', p, device='cpu')(t), 'causal-lm': continued}
+print(json.dumps({k: list(HOW.get(k, texts_written)(*o)) for k,o in json.load(sys.stdin).items()}, default=float))
 """
 
 
@@ -115,7 +125,8 @@ def theirs(saved): return ask(WITHOUT_US, saved)
 def comparable(task, ours, theirs):
     "The parts of two answers that mean the same"
     if task=='multi-label-classification': return sorted(ours['probs']),sorted(o['score'] for o in theirs)
-    if task=='token-classification': return [tuple({k: o[k] for k in ('entity_group', 'score', 'start', 'end')} for o in x) for x in (ours, theirs)]
+    if task=='token-classification':
+        return [tuple({k: o[k] for k in ('entity_group', 'score', 'start', 'end')} for o in x) for x in (ours, theirs)]
     if task=='masked-lm': return ours,theirs
     if task=='question-answering': return ours['answer'],theirs['answer'] # the scores of equal answers are added up
     if isinstance(theirs, str): return next(v for v in ours.values() if isinstance(v, str)),theirs
@@ -157,7 +168,8 @@ def test_without_blurlike_json_the_task_is_inferred_from_the_architecture(task, 
 
 
 def test_a_data_block_and_a_plain_learner_load_too(df, hf, tmp_path):
-    block = DataBlock(blocks=(HFTextBlock(*hf, max_length=24), CategoryBlock), get_x=ColReader('text'), get_y=ColReader('label'), splitter=ColSplitter())
+    block = DataBlock(blocks=(HFTextBlock(*hf, max_length=24), CategoryBlock), get_x=ColReader('text'),
+                      get_y=ColReader('label'), splitter=ColSplitter())
     learn = Learner(block.dataloaders(df, bs=8), hf.model, loss_func=CrossEntropyLossFlat(), cbs=[HFCallback])
     again = load_hf_learner(learn.save_pretrained(tmp_path/'model'))
     assert get_block(again.dls).max_length == 24
@@ -167,11 +179,13 @@ def test_a_data_block_and_a_plain_learner_load_too(df, hf, tmp_path):
 def test_saving_what_was_loaded_changes_nothing(saved, tmp_path):
     for task,(folder,*_) in saved.items():
         again = load_hf_learner(folder).save_pretrained(tmp_path/task)
-        for name in ('blurlike.json', 'model.safetensors'): assert (again/name).read_bytes() == (folder/name).read_bytes(), (task, name)
+        for name in ('blurlike.json', 'model.safetensors'):
+            assert (again/name).read_bytes() == (folder/name).read_bytes(), (task, name)
         assert {o.name for o in again.iterdir()} == {o.name for o in folder.iterdir()}
 
 
-@pytest.mark.parametrize(('labels', 'vocab'), [([0, 1], [0, 1]), ([True, False], [False, True]), (['b', 'a'], ['b', 'a'])])
+@pytest.mark.parametrize(('labels', 'vocab'),
+                         [([0, 1], [0, 1]), ([True, False], [False, True]), (['b', 'a'], ['b', 'a'])])
 def test_classes_keep_their_kind_and_order(labels, vocab, hf, tmp_path):
     df = pd.DataFrame(dict(text=['the film', 'the plot']*4, label=labels*4))
     dls = HFTextDataLoaders.from_df(df, hf, task='sequence-classification', bs=2, vocab=vocab)
@@ -182,9 +196,11 @@ def test_classes_keep_their_kind_and_order(labels, vocab, hf, tmp_path):
 
 
 def test_columns_of_zeros_and_ones_come_back(hf, tmp_path):
-    df = pd.DataFrame(dict(words=['the film', 'the plot', 'the cast', 'the score'], good=[1, 0, 1, 0], bad=[0, 0, 1, 1]))
+    df = pd.DataFrame(dict(words=['the film', 'the plot', 'the cast', 'the score'], good=[1, 0, 1, 0],
+                           bad=[0, 0, 1, 1]))
     hf = make_objects(problem_type='multi_label_classification')
-    dls = HFTextDataLoaders.from_df(df, hf, task='multi-label-classification', text_col='words', label_col=['good', 'bad'], valid_pct=0.5, seed=0)
+    dls = HFTextDataLoaders.from_df(df, hf, task='multi-label-classification', text_col='words',
+                                    label_col=['good', 'bad'], valid_pct=0.5, seed=0)
     again = load_hf_learner(hf_learner(dls, hf.model).save_pretrained(tmp_path/'model'), device='cpu')
     xb,yb = again.dls.test_dl(df[:2], with_labels=True).one_batch()
     assert sorted(yb.tolist()) == [[0, 0], [1, 0]]
@@ -238,7 +254,8 @@ def test_the_card_describes_the_training(df, hf, tmp_path):
 
 
 def test_a_card_has_the_metadata_that_is_passed(learn):
-    data = learn.model_card(language=['en', 'de'], license='mit', datasets='imdb', model_name='Moods', limits='Not for poems.').data
+    data = learn.model_card(language=['en', 'de'], license='mit', datasets='imdb', model_name='Moods',
+                            limits='Not for poems.').data
     assert (data.language, data.license, data.datasets, data.model_name) == (['en', 'de'], 'mit', 'imdb', 'Moods')
     assert 'Not for poems.' in learn.model_card(limits='Not for poems.').text
 
@@ -246,8 +263,10 @@ def test_a_card_has_the_metadata_that_is_passed(learn):
 def test_the_base_model_is_named_if_it_has_a_name_on_the_hub(df, hf, tmp_path):
     def base(name):
         hf.config._name_or_path = name
-        return hf_learner(HFTextDataLoaders.from_df(df, hf, valid_col='is_valid'), hf.model).model_card().data.base_model
-    assert [base(o) for o in ('google/tiny-bert', str(tmp_path), '', '/gone/away/somewhere')] == ['google/tiny-bert', None, None, None]
+        learn = hf_learner(HFTextDataLoaders.from_df(df, hf, valid_col='is_valid'), hf.model)
+        return learn.model_card().data.base_model
+    assert base('google/tiny-bert') == 'google/tiny-bert'
+    assert [base(o) for o in (str(tmp_path), '', '/gone/away/somewhere')] == [None, None, None]
 
 
 def test_an_edited_card_is_kept(learn, tmp_path):
@@ -274,8 +293,10 @@ class Bomb:
     def __reduce__(self): return Path.touch, (self.path,)
 
 
-PICKLES = ('pytorch_model.bin', 'pytorch_model-00001-of-00001.bin', 'model.pkl', 'export.pkl', 'training_args.bin', 'optimizer.pt', 'scheduler.pt', 'rng_state.pth',
-           'adapter_model.bin', 'model.pth', 'tokenizer.pkl', 'vocab.pkl', 'vocab.bin', 'flax_model.msgpack', 'tf_model.h5', 'model.ckpt.index')
+PICKLES = ('pytorch_model.bin', 'pytorch_model-00001-of-00001.bin', 'model.pkl', 'export.pkl', 'training_args.bin',
+           'optimizer.pt', 'scheduler.pt', 'rng_state.pth',
+           'adapter_model.bin', 'model.pth', 'tokenizer.pkl', 'vocab.pkl', 'vocab.bin', 'flax_model.msgpack',
+           'tf_model.h5', 'model.ckpt.index')
 
 
 def test_the_bomb_runs_when_it_is_unpickled(tmp_path):
@@ -290,7 +311,8 @@ def test_no_pickle_is_opened(folder, tmp_path, whole):
     if whole: load_hf_learner(folder).hf_predict('the film')
     else:
         (folder/'model.safetensors').unlink()
-        with pytest.raises(FileNotFoundError, match=mentions(folder, 'model.safetensors', 'pytorch_model')): load_hf_learner(folder)
+        with pytest.raises(FileNotFoundError, match=mentions(folder, 'model.safetensors', 'pytorch_model')):
+            load_hf_learner(folder)
     assert not (tmp_path/'it_ran').exists()
 
 
@@ -306,7 +328,9 @@ def test_no_code_runs(folder, tmp_path, known):
     for name in ('custom.py', 'custom_generate/generate.py', '__init__.py', 'modeling.py', 'tokenization.py'):
         (folder/name).parent.mkdir(exist_ok=True)
         (folder/name).write_text(CODE.format(str(tmp_path/'it_ran'), CLASSES))
-    for name,auto_map in {'config.json': {'AutoConfig': 'custom.Config', 'AutoModelForSequenceClassification': 'custom.Model', 'AutoModel': 'custom.Model'},
+    for name,auto_map in {'config.json': {'AutoConfig': 'custom.Config',
+                                          'AutoModelForSequenceClassification': 'custom.Model',
+                                          'AutoModel': 'custom.Model'},
                           'tokenizer_config.json': {'AutoTokenizer': ['custom.Tokenizer', 'custom.Tokenizer']}}.items():
         config = json.loads((folder/name).read_text()) | dict(auto_map=auto_map)
         if not known and name=='config.json': config['model_type'] = 'my-own'
@@ -317,7 +341,9 @@ def test_no_code_runs(folder, tmp_path, known):
     assert not (tmp_path/'it_ran').exists()
 
 
-@pytest.mark.parametrize(('name', 'missing'), [('config.json', 'config.json'), ('model.safetensors', 'model.safetensors'), ('tokenizer*', 'tokenizer.json')])
+@pytest.mark.parametrize(('name', 'missing'),
+                         [('config.json', 'config.json'), ('model.safetensors', 'model.safetensors'),
+                          ('tokenizer*', 'tokenizer.json')])
 def test_an_incomplete_folder_raises(folder, name, missing):
     for o in folder.glob(name): o.unlink()
     with pytest.raises(FileNotFoundError, match=mentions(folder, missing)): load_hf_learner(folder)
@@ -335,12 +361,14 @@ def test_a_missing_shard_raises(saved, tmp_path):
 def test_a_corrupt_weights_file_raises(folder, break_it):
     path = folder/'model.safetensors'
     path.write_bytes(break_it(path.read_bytes()))
-    with pytest.raises(ValueError, match=mentions(folder, 'AutoModelForSequenceClassification')) as e: load_hf_learner(folder)
+    with pytest.raises(ValueError, match=mentions(folder, 'AutoModelForSequenceClassification')) as e:
+        load_hf_learner(folder)
     assert '\n' not in str(e.value)
 
 
 @pytest.mark.parametrize(('change', 'facts'), [
-    (dict(schema=2, versions={'blurlike': '9.1.0'}), ['blurlike.json', 'schema', 2, 1, "'blurlike>=9.1.0'"]), (dict(schema=None), ['blurlike.json', "'schema'"]),
+    (dict(schema=2, versions={'blurlike': '9.1.0'}), ['blurlike.json', 'schema', 2, 1, "'blurlike>=9.1.0'"]),
+    (dict(schema=None), ['blurlike.json', "'schema'"]),
     (dict(task='dancing'), ["task='dancing'"]), (dict(task_options={'steps': 3}), ["'steps'"])])
 def test_an_invalid_blurlike_json_raises(folder, change, facts):
     path = folder/'blurlike.json'
@@ -361,8 +389,10 @@ def test_a_checkpoint_without_a_trained_head_raises(hf, tmp_path):
         load_hf_learner(tmp_path, task='sequence-classification')
 
 
-@pytest.mark.parametrize(('kwargs', 'name'), [(dict(num_labels=3), 'sequence-classification'), (dict(num_labels=1), 'regression'),
-    (dict(num_labels=3, problem_type='regression'), 'regression'), (dict(num_labels=3, problem_type='multi_label_classification'), 'multi-label-classification')])
+@pytest.mark.parametrize(('kwargs', 'name'),
+                         [(dict(num_labels=3), 'sequence-classification'), (dict(num_labels=1), 'regression'),
+(dict(num_labels=3, problem_type='regression'), 'regression'),
+(dict(num_labels=3, problem_type='multi_label_classification'), 'multi-label-classification')])
 def test_the_configuration_tells_the_kind_of_classification(kwargs, name, tmp_path):
     hf = make_objects(**kwargs, auto_model=AutoModelForSequenceClassification)
     hf.model.save_pretrained(tmp_path)
@@ -370,14 +400,16 @@ def test_the_configuration_tells_the_kind_of_classification(kwargs, name, tmp_pa
     assert get_block(load_hf_learner(tmp_path).dls).task.name == name
 
 
-@pytest.mark.parametrize(('path', 'error'), [('no/such/folder', FileNotFoundError), ('a--b', FileNotFoundError), ('user/model', OSError)])
+@pytest.mark.parametrize(('path', 'error'),
+                         [('no/such/folder', FileNotFoundError), ('a--b', FileNotFoundError), ('user/model', OSError)])
 def test_an_unknown_path_raises(path, error):
     with pytest.raises(error, match=f'path={path!r}') as e: load_hf_learner(path)
     assert '\n' not in str(e.value)
 
 
 def test_a_file_instead_of_a_folder_raises(folder):
-    with pytest.raises(NotADirectoryError, match=mentions('path=', folder/'config.json')): load_hf_learner(folder/'config.json')
+    with pytest.raises(NotADirectoryError, match=mentions('path=', folder/'config.json')):
+        load_hf_learner(folder/'config.json')
 
 
 def test_a_missing_tokenizer_json_raises(folder):
@@ -403,7 +435,8 @@ def test_training_and_validation_without_rows_raise(saved):
     learn = quiet(load_hf_learner(saved['sequence-classification'][0], device='cpu'))
     with pytest.raises(ValueError, match=mentions('dls')): learn.fit(1)
     with pytest.raises(ValueError, match=mentions('dl=')): learn.validate()
-    with learn.no_bar(): assert learn.validate(dl=learn.dls.test_dl(frame('sequence-classification'), with_labels=True))[0] > 0
+    with learn.no_bar():
+        assert learn.validate(dl=learn.dls.test_dl(frame('sequence-classification'), with_labels=True))[0] > 0
 
 
 def test_a_missing_key_of_blurlike_json_raises(folder):

@@ -39,7 +39,8 @@ def make_mlm(arch='bert', **kwargs):
 
 
 def loaders(df, hf, **kwargs):
-    return HFTextDataLoaders.from_df(df, hf, **{**dict(task='masked-lm', valid_col='is_valid', bs=8, seed=0, device='cpu'), **kwargs})
+    return HFTextDataLoaders.from_df(df, hf, **{**dict(task='masked-lm', valid_col='is_valid', bs=8, seed=0,
+                                                       device='cpu'), **kwargs})
 
 
 def rng(seed=0): return torch.Generator().manual_seed(seed)
@@ -48,7 +49,8 @@ def rng(seed=0): return torch.Generator().manual_seed(seed)
 HF = make_mlm()
 
 
-@given(sizes=st.lists(st.integers(1, 4), min_size=1, max_size=40), seed=st.integers(0, 2**32), name=st.sampled_from(NAMES),
+@given(sizes=st.lists(st.integers(1, 4), min_size=1, max_size=40), seed=st.integers(0, 2**32),
+       name=st.sampled_from(NAMES),
        probability=st.floats(0.05, 0.9))
 @settings(max_examples=150, deadline=None)
 def test_a_strategy_masks_only_eligible_tokens_and_keeps_their_ids_as_targets(sizes, seed, name, probability):
@@ -81,7 +83,8 @@ def test_15_percent_is_masked_as_in_bert(name):
 
 def test_spans_are_as_long_as_in_the_paper():
     n = 20000
-    labels = get_masking('span')(HF.tokenizer, 0.02)(torch.full((n,), 7), torch.ones(n).bool(), torch.arange(n), rng())[1]
+    labels = get_masking('span')(HF.tokenizer, 0.02)(torch.full((n,), 7), torch.ones(n).bool(), torch.arange(n),
+                                                     rng())[1]
     runs = [len(o) for o in ''.join('x' if o >= 0 else ' ' for o in labels.tolist()).split()]
     p = 0.2*0.8**np.arange(10)
     assert np.mean(runs) == pytest.approx((p*np.arange(1, 11)).sum()/p.sum(), abs=0.6)
@@ -95,14 +98,16 @@ def test_validation_always_masks_the_same_tokens(df):
             hidden = {}
             for x,y in dls.valid:
                 whole = torch.where(y >= 0, y, x['input_ids'])
-                for w,o,m in zip(whole, y, x['attention_mask'].bool(), strict=True): hidden[tuple(w[m].tolist())] = o[m].tolist()
+                for w,o,m in zip(whole, y, x['attention_mask'].bool(), strict=True):
+                    hidden[tuple(w[m].tolist())] = o[m].tolist()
             seen.append(hidden)
     assert all(o == seen[0] for o in seen)
     assert len({str(o) for o in seen[0].values()}) > len(seen[0])//2
 
 
 def test_training_masks_other_tokens_each_epoch_and_is_reproducible(df):
-    def epoch(dls): return {tuple(torch.where(b >= 0, b, a).tolist()): b.tolist() for x,y in dls.train for a,b in zip(x['input_ids'], y, strict=True)}
+    def epoch(dls): return {tuple(torch.where(b >= 0, b, a).tolist()): b.tolist() for x,y in dls.train
+                            for a,b in zip(x['input_ids'], y, strict=True)}
     one,two = loaders(df, HF, padding='max_length', max_length=48),loaders(df, HF, padding='max_length', max_length=48)
     first,second = epoch(one),epoch(one)
     assert set(first) == set(second)
@@ -167,7 +172,8 @@ def test_an_encoder_trains_predicts_saves_and_loads(arch, df, tmp_path):
     texts = [f'the film {mask}', f'the {mask} dull the cast {mask} the script', f'{mask}']
     ours = [learn.hf_predict(o, top_k=3) for o in texts] # one by one: ConvBERT's convolutions see padding
     learn.save_pretrained(tmp_path/'model')
-    for theirs,o in zip(pipeline('fill-mask', model=str(tmp_path/'model'), device='cpu')(texts, top_k=3), ours, strict=True):
+    for theirs,o in zip(pipeline('fill-mask', model=str(tmp_path/'model'), device='cpu')(texts, top_k=3), ours,
+                        strict=True):
         flat = lambda x: [b for a in x for b in (a if isinstance(a, list) else [a])]
         assert len(flat(theirs)) == len(flat(o))
         for a,b in zip(flat(theirs), flat(o), strict=True):
@@ -180,14 +186,17 @@ def test_targets_limit_the_predicted_words(df):
     ours = learn.hf_predict('the [MASK] warm', targets=['film', 'plot'])
     assert {o['token_str'] for o in ours} == {'film', 'plot'}
     fill = pipeline('fill-mask', model=learn.model.eval(), tokenizer=hf.tokenizer, device='cpu')
-    assert [o['score'] for o in ours] == pytest.approx([o['score'] for o in fill('the [MASK] warm', targets=['film', 'plot'])], abs=1e-6)
+    theirs = fill('the [MASK] warm', targets=['film', 'plot'])
+    assert [o['score'] for o in ours] == pytest.approx([o['score'] for o in theirs], abs=1e-6)
 
 
 def test_texts_without_a_mask_raise(df):
     hf = make_mlm()
     learn = hf_learner(loaders(df, hf, max_length=8), hf.model)
-    with pytest.raises(ValueError, match=mentions('1 of 2', "'the film'", '[MASK]')): learn.hf_predict(['[MASK]', 'the film'])
-    with pytest.raises(ValueError, match=mentions('max_length=8', '[MASK]')): learn.hf_predict('the film '*10 + '[MASK]')
+    with pytest.raises(ValueError, match=mentions('1 of 2', "'the film'", '[MASK]')):
+        learn.hf_predict(['[MASK]', 'the film'])
+    with pytest.raises(ValueError, match=mentions('max_length=8', '[MASK]')):
+        learn.hf_predict('the film '*10 + '[MASK]')
 
 
 def test_unsuitable_models_and_tokenizers_raise(df, hf):
@@ -198,20 +207,24 @@ def test_unsuitable_models_and_tokenizers_raise(df, hf):
     with pytest.raises(ValueError, match="'gpt2'"): HFTextBlock('gpt2', config, tokenizer, task='masked-lm')
     gpt = HFObjects('gpt2', config, tokenizer, AutoModelForCausalLM.from_config(config))
     with pytest.raises(ValueError, match=mentions(type(tokenizer).__name__, 'causal-lm')): loaders(df, gpt)
-    with pytest.raises(ValueError, match=mentions('BertForSequenceClassification', 'masked-lm')): hf_learner(loaders(df, HF), hf.model)
+    with pytest.raises(ValueError, match=mentions('BertForSequenceClassification', 'masked-lm')):
+        hf_learner(loaders(df, HF), hf.model)
 
 
 def test_whole_words_need_a_fast_tokenizer(df, monkeypatch):
     hf = make_mlm()
     block = HFTextBlock(*hf, task='masked-lm', masking='whole-word')
     monkeypatch.setattr('blurlike.tasks.masked_lm.encode_texts', lambda texts, block: [([5, 6], None) for _ in texts])
-    with pytest.raises(ValueError, match=mentions("masking='whole-word'", 'BertTokenizer')): block.task.encoded(['a'], block)
+    with pytest.raises(ValueError, match=mentions("masking='whole-word'", 'BertTokenizer')):
+        block.task.encoded(['a'], block)
     assert get_task('masked-lm').encoded(['a'], block)[0].ids.tolist() == [5, 6]
 
 
 @pytest.mark.parametrize(('options', 'facts'), [
-    (dict(masking='random'), ["masking='random'", *map(repr, NAMES)]), (dict(mask_probability=0), ['mask_probability=0']),
-    (dict(block_size=4, packing=True), ['block_size=4', 5]), (dict(windows=True), ['windows=True']), (dict(mask_prob=0.2), ["'mask_prob'", "'mask_probability'"])])
+    (dict(masking='random'), ["masking='random'", *map(repr, NAMES)]),
+    (dict(mask_probability=0), ['mask_probability=0']),
+    (dict(block_size=4, packing=True), ['block_size=4', 5]), (dict(windows=True), ['windows=True']),
+    (dict(mask_prob=0.2), ["'mask_prob'", "'mask_probability'"])])
 def test_invalid_options_raise(options, facts, df):
     with pytest.raises((TypeError, ValueError), match=mentions(*facts)): loaders(df, HF, **options)
 
@@ -242,7 +255,8 @@ def test_tables_interpretation_and_new_texts_work(options, df, capsys, tmp_path)
         loss = learn.validate(dl=learn.dls.test_dl(make_texts(6, seed=3)))[0]
         learn.export(tmp_path/'learn.pkl')
         again = load_learner(tmp_path/'learn.pkl')
-        with again.no_bar(): assert again.validate(dl=again.dls.test_dl(make_texts(6, seed=3).text.tolist()))[0] == pytest.approx(loss, abs=1e-6)
+        dl = again.dls.test_dl(make_texts(6, seed=3).text.tolist())
+        with again.no_bar(): assert again.validate(dl=dl)[0] == pytest.approx(loss, abs=1e-6)
         probs,targs,decoded = learn.get_preds(with_decoded=True)
         assert len(probs) == len(targs) == len(decoded) == len(dls.valid_ds)
     assert 'prediction' in capsys.readouterr().out
@@ -263,12 +277,15 @@ def test_perplexity_and_accuracy_count_tokens_and_not_batches(df):
 
 def test_every_level_and_source_gives_the_same_batches(df):
     block = HFTextBlock(*HF, task='masked-lm', masking='whole-word')
-    mid = DataBlock(blocks=(block,), get_x=ColReader('text'), splitter=ColSplitter()).dataloaders(df, bs=8, device='cpu')
-    ds = HFTextDataLoaders.from_dataset(Dataset.from_pandas(df), HF, task='masked-lm', masking='whole-word', valid_col='is_valid', bs=8, device='cpu')
+    dblock = DataBlock(blocks=(block,), get_x=ColReader('text'), splitter=ColSplitter())
+    mid = dblock.dataloaders(df, bs=8, device='cpu')
+    ds = HFTextDataLoaders.from_dataset(Dataset.from_pandas(df), HF, task='masked-lm', masking='whole-word',
+                                        valid_col='is_valid', bs=8, device='cpu')
     high = loaders(df, HF, masking='whole-word')
     batches = [o.valid.one_batch() for o in (mid, ds, high)]
     assert all(torch.equal(o[0]['input_ids'], batches[0][0]['input_ids']) for o in batches)
     assert all(torch.equal(o[1], batches[0][1]) for o in batches)
-    learn = Learner(mid, HF.model, loss_func=CrossEntropyLossFlat(), metrics=block.task.metrics(), cbs=[HFCallback], splitter=hf_splitter)
+    learn = Learner(mid, HF.model, loss_func=CrossEntropyLossFlat(), metrics=block.task.metrics(), cbs=[HFCallback],
+                    splitter=hf_splitter)
     with learn.no_bar(), learn.no_logging(): learn.fit(1, 1e-3)
     assert learn.predict('the film warm')[0] is not None

@@ -1,4 +1,4 @@
-"""Every architecture with every task that transformers has a model for: nothing in the library may depend on which one it is.
+"""Every architecture with every task that transformers has a model for: nothing in the library depends on which it is.
 The Auto class of a task tells which cells there are, and `blurlike.architectures.LIMITS` which of them do not work."""
 import re
 from contextlib import contextmanager
@@ -15,14 +15,16 @@ from transformers import pipeline
 from blurlike.all import HFLoss, HFObjects, HFTextDataLoaders, all_tasks, hf_learner, hf_splitter, load_hf_learner
 from blurlike.architectures import LIMITS, TESTED, has_model, supported_tasks
 
-TEXTS = ['the film warm', 'the plot dull the cast sour', 'the score lovely', 'the ending stale the script grim', 'the cast bright', 'the story hollow',
+TEXTS = ['the film warm', 'the plot dull the cast sour', 'the score lovely', 'the ending stale the script grim',
+         'the cast bright', 'the story hollow',
          'the dialogue clever the film moving', 'the plot empty']
 WORDS = [o.split() for o in TEXTS]
 ANSWERS = [(o[-1], len(' '.join(o)) - len(o[-1])) for o in WORDS]
 # Texts and targets of each task; without targets they are the same
 ROWS = {
     'sequence-classification': (TEXTS, ['good', 'bad']*4),
-    'multi-label-classification': (TEXTS, [['good'], ['bad', 'plot'], ['good'], ['bad'], ['good'], ['bad'], ['plot', 'good'], []]),
+    'multi-label-classification': (TEXTS, [['good'], ['bad', 'plot'], ['good'], ['bad'], ['good'], ['bad'],
+                                           ['plot', 'good'], []]),
     'regression': (TEXTS, [.9, .1, .8, .2, .7, .3, .6, .4]),
     'token-classification': (WORDS, [['O' if o=='the' else 'B-THING' for o in words] for words in WORDS]),
     'question-answering': ([('the film', o) for o in TEXTS], ANSWERS),
@@ -36,13 +38,17 @@ ROWS = {
 CONFIGS = {'causal-lm': dict(is_decoder=True), ('xlm', 'causal-lm'): dict(is_decoder=True, causal=True)}
 # Texts to predict for, if they differ from those of the rows
 ASKS = {'masked-lm': lambda xs, tokenizer: [f'{o} {tokenizer.mask_token}' for o in xs]}
-PIPELINES = {'sequence-classification': 'text-classification'} # Tasks whose predictions the pipeline gives in another form
+# Tasks whose predictions the pipeline gives in another form
+PIPELINES = {'sequence-classification': 'text-classification'}
 WRITING = 'summarization', 'translation', 'text2text-generation'
 # Cells in which the loss of the model itself differs from that of the task
 OWN_LOSS = {
     *(('prophetnet', o) for o in (*WRITING, 'causal-lm')), # It predicts the next two tokens
-    *((o, 'causal-lm') for o in ('bart', 'bigbird_pegasus', 'blenderbot', 'blenderbot-small', 'marian', 'mbart', 'mvp', 'pegasus', 'plbart', 'xlm')), # It does not shift labels
-    *((o, 'masked-lm') for o in ('bart', 'mbart', 'mvp')), # It gives the decoder the shifted labels, which inference does not have
+    # It does not shift labels
+    *((o, 'causal-lm') for o in ('bart', 'bigbird_pegasus', 'blenderbot', 'blenderbot-small', 'marian', 'mbart', 'mvp',
+                                 'pegasus', 'plbart', 'xlm')),
+    # It gives the decoder the shifted labels, which inference does not have
+    *((o, 'masked-lm') for o in ('bart', 'mbart', 'mvp')),
 }
 # What the error in each cell that does not work mentions
 FAILURES = {
@@ -57,13 +63,16 @@ TASKS = all_tasks()
 CELLS = [(a, t) for a in ARCHITECTURES for t in TASKS if has_model(a, TASKS[t])]
 
 
-def cells(works): return pytest.mark.parametrize(('arch', 'task'), [pytest.param(*o, id='-'.join(o)) for o in CELLS if (o in LIMITS) != works])
+def cells(works):
+    params = [pytest.param(*o, id='-'.join(o)) for o in CELLS if (o in LIMITS) != works]
+    return pytest.mark.parametrize(('arch', 'task'), params)
 
 
 def columns(cols, values):
     "A column, or several, by name"
     if cols is None: return {}
-    return {cols: values} if isinstance(cols, str) else dict(zip(cols, map(list, zip(*values, strict=True)), strict=True))
+    if isinstance(cols, str): return {cols: values}
+    return dict(zip(cols, map(list, zip(*values, strict=True)), strict=True))
 
 
 def frame(task):
@@ -73,7 +82,8 @@ def frame(task):
 
 
 def make_dls(task, hf):
-    return HFTextDataLoaders.from_df(frame(task), hf, task=task, valid_col='is_valid', bs=4, seed=0, device='cpu', **BLOCK_OPTIONS.get(hf.arch, {}))
+    return HFTextDataLoaders.from_df(frame(task), hf, task=task, valid_col='is_valid', bs=4, seed=0, device='cpu',
+                                     **BLOCK_OPTIONS.get(hf.arch, {}))
 
 
 def make_learner(arch, task, lr=1e-2):
@@ -101,7 +111,8 @@ def names(model, params):
 def head(model):
     "The names of the parameters outside the body; without a `base_model`, as in T5, those in no child with layers"
     if model.base_model is not model: body = model.base_model.parameters()
-    else: body = [p for m in model.children() if isinstance(m, nn.Embedding) or any(isinstance(o, nn.ModuleList) for o in m.modules()) for p in m.parameters()]
+    else: body = [p for m in model.children() if isinstance(m, nn.Embedding)
+                  or any(isinstance(o, nn.ModuleList) for o in m.modules()) for p in m.parameters()]
     return names(model, model.parameters()) - names(model, body)
 
 
@@ -157,7 +168,8 @@ def test_a_task_trains_predicts_saves_and_loads(arch, task, tmp_path):
     assert len(dls.valid.decode_batch(batch))==len(batch[0]['input_ids'])
 
     theirs = hf_learner(dls, model, loss_func=HFLoss(), metrics=[])
-    with learn.no_bar(), theirs.no_bar(), calls(model) as called: ours,own = (o.validate(dl=[batch])[0] for o in (learn, theirs))
+    with learn.no_bar(), theirs.no_bar(), calls(model) as called:
+        ours,own = (o.validate(dl=[batch])[0] for o in (learn, theirs))
     assert (own == pytest.approx(ours, abs=1e-5, rel=1e-5)) == ((arch, task) not in OWN_LOSS)
 
     groups = check_groups(model, fixed, called)
@@ -177,14 +189,17 @@ def test_a_task_trains_predicts_saves_and_loads(arch, task, tmp_path):
     assert again.dls.hf_block.task.params() == dls.hf_block.task.params()
     assert_same(again.hf_predict(texts), preds)
     if task in PIPELINES:
-        answers = pipeline(PIPELINES[task], model=str(tmp_path/'model'), device='cpu')(texts, **BLOCK_OPTIONS.get(arch, {}))
-        alone = [learn.hf_predict(o) for o in texts] # as the pipeline does: the padding of a batch changes the predictions of some models, such as Canine
+        pipe = pipeline(PIPELINES[task], model=str(tmp_path/'model'), device='cpu')
+        answers = pipe(texts, **BLOCK_OPTIONS.get(arch, {}))
+        # as the pipeline does: the padding of a batch changes the predictions of some models, such as Canine
+        alone = [learn.hf_predict(o) for o in texts]
         for o in ('label', 'score'): assert_same([a[o] for a in answers], [a[o] for a in alone])
 
 
 @cells(works=False)
 def test_a_cell_that_does_not_work_fails_as_expected(arch, task, tmp_path, monkeypatch):
-    monkeypatch.setitem(globals(), 'make_learner', partial(make_learner, lr=1e-3)) # a confident model hides a small change
+    # a confident model hides a small change
+    monkeypatch.setitem(globals(), 'make_learner', partial(make_learner, lr=1e-3))
     with pytest.raises(Exception, match=mentions(*FAILURES[arch, task])):
         test_a_task_trains_predicts_saves_and_loads(arch, task, tmp_path)
 
@@ -198,7 +213,8 @@ def test_limits_are_about_models_that_exist():
 
 def test_every_task_and_every_architecture_is_tested():
     assert set(TASKS) <= set(ROWS)
-    assert set(TESTED) == set(ARCHITECTURES) == {a for a,_ in CELLS} | {a for a in ARCHITECTURES if not supported_tasks(a)}
+    without = {a for a in ARCHITECTURES if not supported_tasks(a)}
+    assert set(TESTED) == set(ARCHITECTURES) == {a for a,_ in CELLS} | without
 
 
 def assert_same(a, b):

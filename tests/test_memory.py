@@ -7,11 +7,14 @@ import subprocess
 import sys
 import threading
 import weakref
+from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
+from types import SimpleNamespace
 
 import datasets
 import numpy as np
+import psutil
 import pytest
 import torch
 from conftest import make_objects, make_texts, mentions
@@ -32,9 +35,9 @@ from hypothesis import strategies as st
 from transformers import AutoModelForSeq2SeqLM
 
 from blurlike.all import HFDataLoader, HFLoss, HFTextBlock, HFTextDataLoaders, find_batch_size, hf_learner
+from blurlike.core.compat import autocast_depth
 from blurlike.train import memory
-from blurlike.train.callback import _autocast_depth
-from blurlike.train.memory import available_memory, largest_size, longest_samples, with_room, worst_batch
+from blurlike.train.memory import largest_size, longest_samples, memory_limit, peak_memory, process_memory, with_room, worst_batch
 
 
 class Device:
@@ -221,39 +224,35 @@ def test_a_budget_of_tokens_is_found_in_tokens(learn):
 
 
 class SmallMachine:
-    "A CPU that has `there_are` bytes, on which a row takes a million, and the optimizer's state once and for all fifty"
-    asks_first = True
-    def __init__(self, learn, there_are):
-        self.there_are,self.rows,self.used = there_are,0,10**9
-        self.grads = sum(p.nbytes for p in learn.model.parameters())
+    "A CPU with memory for `rows` rows of a million bytes each, and for the optimizer's state, which is there from the first step on"
+    def __init__(self, learn, rows):
+        self.grads,self.rows,self.used = sum(p.nbytes for p in learn.model.parameters()),0,10**9
+        self.size = 10**9 + 5*10**7 + self.grads + rows*10**6
         learn.model.bert.register_forward_pre_hook(self.forward, with_kwargs=True)
     def forward(self, model, args, kwargs): self.rows,self.used = len(kwargs['attention_mask']),10**9 + 5*10**7
-    def limit(self): return self.there_are
-    def reset(self): self.rows = 0
-    def peak(self):
-        peak = self.used + (self.rows and self.rows*10**6 + self.grads)
-        assert peak <= self.there_are, 'the kernel would have ended the process'
-        return peak
+    def process_memory(self): return self.used
+    def memory_limit(self, device): return self.size
+
+    @contextmanager
+    def peak_memory(self, device):
+        yield lambda: self.used + self.grads + self.rows*10**6
+        assert self.used + self.grads + self.rows*10**6 <= self.size, 'the kernel would have ended the process'
 
 
 @settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(rows=st.integers(1, 36))
 def test_no_batch_beyond_the_memory_is_tried_on_a_cpu(dls, rows):
     learn = hf_learner(dls, make_objects().model, metrics=[])
-    machine = SmallMachine(learn, 0)
-    machine.there_are = 10**9 + 5*10**7 + machine.grads + rows*10**6
+    machine = SmallMachine(learn, rows)
     with pytest.MonkeyPatch.context() as m:
-        m.setattr(memory, 'gauge', lambda device: machine)
+        for o in ('peak_memory', 'process_memory', 'memory_limit'): m.setattr(memory, o, getattr(machine, o))
         found = find_batch_size(learn, max_bs=30, show=False)
     assert with_room(found) <= rows
     assert found==30 or with_room(found + max(1, found//8)) > rows
 
 
 def test_a_memory_limit_holds_on_a_real_cpu(learn, capsys):
-    watch = memory.CPUGauge()
-    watch.reset()
-    allowed = watch.peak() + 60_000_000
-    found = find_batch_size(learn, memory=allowed)
+    found = find_batch_size(learn, memory=process_memory() + 60_000_000)
     lines = capsys.readouterr().out.splitlines()
     assert f'{found:>12}{with_room(found):>12}' in '\n'.join(o for o in lines if o.endswith('yes'))
     with pytest.raises(ValueError, match=mentions(longest(learn.dls.train), 'memory=1000', 'max_length')):
@@ -265,20 +264,30 @@ def test_invalid_options_raise(learn, name, value):
     with pytest.raises(ValueError, match=mentions(f'{name}={value!r}')): find_batch_size(learn, **{name: value})
 
 
-def test_control_groups_limit_the_available_memory(tmp_path):
-    (tmp_path/'memory.max').write_text('1000\n')
-    (tmp_path/'memory.current').write_text('700\n')
-    (tmp_path/'memory.stat').write_text('anon 500\ninactive_file 100\n')
-    assert memory._group_leaves(tmp_path) == 400
-    (tmp_path/'memory.max').write_text('max\n')
-    assert memory._group_leaves(tmp_path) == float('inf')
-    old = tmp_path/'v1'
-    old.mkdir()
-    for name,text in (('memory.limit_in_bytes', '1000'), ('memory.usage_in_bytes', '600'), ('memory.stat', 'total_inactive_file 50')): (old/name).write_text(text)
-    assert memory._group_leaves(old) == 450
-    with pytest.MonkeyPatch.context() as m:
-        m.setattr(memory, '_groups', lambda: [old])
-        assert available_memory() == 450
+def test_the_memory_limit_leaves_a_tenth_of_the_available_memory(monkeypatch):
+    monkeypatch.setattr(psutil, 'virtual_memory', lambda: SimpleNamespace(available=10**9))
+    monkeypatch.setattr(memory, 'process_memory', lambda: 5)
+    assert memory_limit(torch.device('cpu')) == 5 + 9*10**8
+    assert memory_limit(torch.device('cuda')) == float('inf')
+
+
+def test_the_peak_includes_memory_that_was_released():
+    threads = threading.active_count()
+    with peak_memory(torch.device('cpu')) as peak:
+        before = peak()
+        torch.ones(75_000_000)
+    assert 200e6 < peak() - before < 600e6
+    assert threading.active_count()==threads
+
+
+@pytest.mark.parametrize('reports', [True, False])
+def test_the_peak_of_a_gpu_is_its_own(monkeypatch, reports):
+    calls,device = [],SimpleNamespace(type='fake')
+    gpu = SimpleNamespace(empty_cache=lambda: calls.append('empty'))
+    if reports: gpu.reset_peak_memory_stats,gpu.max_memory_reserved = lambda o: calls.append(('reset', o)),lambda o: 7
+    monkeypatch.setattr(torch, 'fake', gpu, raising=False)
+    with peak_memory(device) as peak: assert peak() == (7 if reports else 0)
+    assert calls == (['empty', ('reset', device), 'empty'] if reports else ['empty', 'empty'])
 
 
 # Out-of-memory errors
@@ -329,7 +338,7 @@ def test_a_failed_batch_leaves_nothing_behind(dls, hf, precision, at, error):
         with pytest.raises(error): learn.fit(1, 1e-3)
         assert not learn.model._forward_pre_hooks
         assert all(p.grad is None for p in learn.model.parameters())
-        assert _autocast_depth() == 0
+        assert autocast_depth() == 0
         assert not torch.is_autocast_enabled('cpu')
         assert 'all_batches' not in vars(learn)
         assert learn.loss is learn.pred is learn.loss_grad is learn.loss_func.model_loss is None

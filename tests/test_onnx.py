@@ -13,10 +13,18 @@ from test_load import quiet, texts_of
 from test_matrix import make_learner
 
 import blurlike.ship.onnx
-from blurlike.all import HFTextDataLoaders, get_block, hf_learner, load_hf_learner, load_movie_reviews, minilm_checkpoint
+from blurlike.all import (
+    HFTextDataLoaders,
+    get_block,
+    hf_learner,
+    load_hf_learner,
+    load_movie_reviews,
+    minilm_checkpoint,
+)
 from blurlike.ship.onnx import OnnxModel
 
-TASKS = ['sequence-classification', 'multi-label-classification', 'regression', 'token-classification', 'question-answering', 'masked-lm']
+TASKS = ['sequence-classification', 'multi-label-classification', 'regression', 'token-classification',
+         'question-answering', 'masked-lm']
 
 
 def scores(pred):
@@ -65,15 +73,18 @@ import json, sys
 import numpy as np, onnxruntime
 from tokenizers import Tokenizer
 folder,texts = json.load(sys.stdin)
-tokenizer,session = Tokenizer.from_file(f'{folder}/tokenizer.json'),onnxruntime.InferenceSession(f'{folder}/onnx/model.onnx')
+tokenizer = Tokenizer.from_file(f'{folder}/tokenizer.json')
+session = onnxruntime.InferenceSession(f'{folder}/onnx/model.onnx')
 tokenizer.enable_padding()
 rows = tokenizer.encode_batch(texts)
-inputs = dict(input_ids=[o.ids for o in rows], token_type_ids=[o.type_ids for o in rows], attention_mask=[o.attention_mask for o in rows])
+inputs = dict(input_ids=[o.ids for o in rows], token_type_ids=[o.type_ids for o in rows],
+              attention_mask=[o.attention_mask for o in rows])
 labels = json.load(open(f'{folder}/config.json'))['id2label']
 assert not {'torch', 'transformers', 'blurlike'} & set(sys.modules)
 print(json.dumps([labels[str(i)] for i in session.run(None, {k: np.array(v) for k,v in inputs.items()})[0].argmax(-1)]))
 """
-    run = subprocess.run([sys.executable, '-c', code], input=json.dumps([str(exported), texts]), capture_output=True, text=True)
+    run = subprocess.run([sys.executable, '-c', code], input=json.dumps([str(exported), texts]), capture_output=True,
+                         text=True)
     assert run.returncode==0, run.stderr
     assert json.loads(run.stdout) == [o['label'] for o in reviews[0].hf_predict(texts)]
 
@@ -82,7 +93,8 @@ def test_int8_has_a_quarter_of_the_size_and_nearly_the_accuracy(reviews, exporte
     learn = reviews[0]
     small = load_hf_learner(learn.export_onnx(tmp_path/'small', precision='int8'))
     assert small.model.file.stat().st_size < 0.3 * next(exported.glob('onnx/*')).stat().st_size
-    with learn.no_bar(), learn.no_logging(): (_,before),(_,after) = (o.validate(dl=learn.dls.valid) for o in (learn, quiet(small)))
+    with learn.no_bar(), learn.no_logging():
+        (_,before),(_,after) = (o.validate(dl=learn.dls.valid) for o in (learn, quiet(small)))
     assert after > before - 0.05
 
 
@@ -94,11 +106,13 @@ def test_every_task_that_scores_can_be_exported(task, tmp_path):
     loaded = load_hf_learner(learn.export_onnx(tmp_path/'model'))
     for some in (texts[:1], texts): assert_close(learn.hf_predict(some, many=True), loaded.hf_predict(some, many=True))
     dl = loaded.dls.test_dl(learn.dls.valid.items, with_labels=True)
-    with learn.no_bar(), learn.no_logging(): assert torch.isfinite(torch.tensor(float(quiet(loaded).validate(dl=dl)[0])))
+    with learn.no_bar(), learn.no_logging():
+        assert torch.isfinite(torch.tensor(float(quiet(loaded).validate(dl=dl)[0])))
 
 
 # The last two are for PyTorch's older exporter
-@pytest.mark.parametrize('arch', ['distilbert', 'roberta', 'deberta-v2', 'modernbert', 'gpt2', 'mixtral', 'bart', 'xlnet', 't5'])
+@pytest.mark.parametrize('arch', ['distilbert', 'roberta', 'deberta-v2', 'modernbert', 'gpt2', 'mixtral', 'bart',
+                                  'xlnet', 't5'])
 def test_architectures_are_exported(arch, df, tmp_path):
     hf = make_objects(arch)
     learn = hf_learner(HFTextDataLoaders.from_df(df, hf, valid_col='is_valid', bs=8, seed=0, device='cpu'), hf.model)
@@ -123,7 +137,8 @@ def test_an_export_with_other_outputs_raises(learn, tmp_path, monkeypatch):
         for k in res: res[k] = res[k] + (0.01 if len(inputs['input_ids'])==3 else 0)
         return res
     monkeypatch.setattr(OnnxModel, 'forward', other)
-    with pytest.raises(ValueError, match=mentions(type(learn.model).__name__, 'logits')): learn.export_onnx(tmp_path/'model')
+    with pytest.raises(ValueError, match=mentions(type(learn.model).__name__, 'logits')):
+        learn.export_onnx(tmp_path/'model')
 
 
 def test_the_learner_is_unchanged(learn, tmp_path):
@@ -170,8 +185,10 @@ def test_the_onnx_file_can_be_chosen(learn, tmp_path):
 def test_invalid_arguments_raise(learn, tmp_path, monkeypatch):
     learn.save_pretrained(tmp_path/'model')
     with pytest.raises(FileExistsError, match=mentions(tmp_path/'model')): learn.export_onnx(tmp_path/'model')
-    with pytest.raises(ValueError, match=mentions("precision='int4'", "'fp32'", "'int8'")): learn.export_onnx(tmp_path/'new', precision='int4')
-    with pytest.raises(ValueError, match="task='causal-lm'"): make_learner('gpt2', 'causal-lm').export_onnx(tmp_path/'new')
+    with pytest.raises(ValueError, match=mentions("precision='int4'", "'fp32'", "'int8'")):
+        learn.export_onnx(tmp_path/'new', precision='int4')
+    with pytest.raises(ValueError, match="task='causal-lm'"):
+        make_learner('gpt2', 'causal-lm').export_onnx(tmp_path/'new')
     monkeypatch.setitem(sys.modules, 'onnxscript', None)
     with pytest.raises(ImportError, match=mentions('onnxscript', 'blurlike[onnx]')): learn.export_onnx(tmp_path/'new')
     assert not (tmp_path/'new').exists()
@@ -179,7 +196,8 @@ def test_invalid_arguments_raise(learn, tmp_path, monkeypatch):
 
 def test_an_exported_model_cannot_be_trained_or_exported_again(exported):
     with pytest.raises(ValueError, match='OnnxModel'): quiet(load_hf_learner(exported)).fit(1)
-    with pytest.raises(ValueError, match=mentions('ONNX')): load_hf_learner(exported).export_onnx(exported.parent/'again')
+    with pytest.raises(ValueError, match=mentions('ONNX')):
+        load_hf_learner(exported).export_onnx(exported.parent/'again')
 
 
 def test_a_corrupt_file_raises(exported, tmp_path):
@@ -191,7 +209,8 @@ def test_a_corrupt_file_raises(exported, tmp_path):
 
 def test_an_export_does_not_replace_weights(exported, learn, tmp_path):
     learn.save_pretrained(tmp_path/'model')
-    with pytest.raises(FileExistsError, match=mentions(tmp_path/'model')): load_hf_learner(exported).save_pretrained(tmp_path/'model')
+    with pytest.raises(FileExistsError, match=mentions(tmp_path/'model')):
+        load_hf_learner(exported).save_pretrained(tmp_path/'model')
     (tmp_path/'model'/'model.safetensors').rename(tmp_path/'model'/'pytorch_model.bin')
     with pytest.raises(FileExistsError, match=mentions(tmp_path/'model')): learn.export_onnx(tmp_path/'model')
     assert (tmp_path/'model'/'pytorch_model.bin').exists()
@@ -210,7 +229,8 @@ def test_an_onnx_folder_with_other_files_is_kept(learn, tmp_path):
 
 
 def test_a_misspelled_option_raises(learn, tmp_path):
-    with pytest.raises(TypeError, match=mentions('opset_versoin')): learn.export_onnx(tmp_path/'model', opset_versoin=18)
+    with pytest.raises(TypeError, match=mentions('opset_versoin')):
+        learn.export_onnx(tmp_path/'model', opset_versoin=18)
 
 
 def test_the_code_of_cards_runs_and_int8_weights_claim_no_results(reviews, exported, tmp_path):

@@ -9,7 +9,8 @@ from blurlike.core.precision import evaluating, in_int8, without_cudnn_attention
 TOLERANCE = dict(fp32=0, bf16=0.02, int8=0.1)
 
 
-def probs(learn, texts, precision=None): return torch.tensor([o['probs'] for o in learn.hf_predict(texts, precision=precision)])
+def probs(learn, texts, precision=None):
+    return torch.tensor([o['probs'] for o in learn.hf_predict(texts, precision=precision)])
 
 
 @pytest.mark.parametrize('precision', TOLERANCE)
@@ -39,7 +40,7 @@ def test_the_int8_copy_is_made_once_for_given_weights(learn, df):
     assert (probs(learn, texts, 'int8') - probs(learn, texts)).abs().max() < (old - probs(learn, texts)).abs().max()
 
 
-@pytest.mark.parametrize('arch', ['distilbert', 'roberta', 'deberta-v2', 'albert', 'electra', 'mpnet', 'xlnet', 'opt', 'llama'])
+@pytest.mark.parametrize('arch', 'distilbert roberta deberta-v2 albert electra mpnet xlnet opt llama'.split())
 def test_architectures_predict_in_8_bits(arch, df):
     hf = make_objects(arch)
     learn = hf_learner(HFTextDataLoaders.from_df(df, hf, valid_col='is_valid', bs=8, device='cpu'), hf.model)
@@ -47,18 +48,21 @@ def test_architectures_predict_in_8_bits(arch, df):
 
 
 def test_an_unknown_precision_raises(learn):
-    with pytest.raises(ValueError, match=mentions("precision='int4'", "'fp32'", "'bf16'", "'fp16'", "'int8'")): learn.hf_predict('a text', precision='int4')
+    pattern = mentions("precision='int4'", "'fp32'", "'bf16'", "'fp16'", "'int8'")
+    with pytest.raises(ValueError, match=pattern): learn.hf_predict('a text', precision='int4')
 
 
 def test_8_bits_need_a_cpu_and_linear_layers(learn):
     with pytest.raises(ValueError, match=mentions('Embedding')): in_int8(torch.nn.Embedding(2, 2))
-    with pytest.raises(ValueError, match=mentions("precision='int8'", 'meta')): in_int8(torch.nn.Linear(2, 2, device='meta'))
+    on_meta = torch.nn.Linear(2, 2, device='meta')
+    with pytest.raises(ValueError, match=mentions("precision='int8'", 'meta')): in_int8(on_meta)
 
 
 def test_a_precision_that_the_device_does_not_support_raises(learn, monkeypatch):
     def refuse(*args, **kwargs): raise RuntimeError('no such kernel')
     monkeypatch.setattr(torch, 'autocast', refuse)
-    with pytest.raises(ValueError, match=mentions("precision='bf16'", 'cpu', 'no such kernel')), evaluating(learn.model, 'bf16'): pass
+    pattern = mentions("precision='bf16'", 'cpu', 'no such kernel')
+    with pytest.raises(ValueError, match=pattern), evaluating(learn.model, 'bf16'): pass
 
 
 def test_an_exported_model_keeps_its_precision():
@@ -83,3 +87,10 @@ def test_cudnn_attention_stays_on_if_it_is_the_only_kernel(monkeypatch):
     cuda = torch.backends.cuda
     for o in ('flash_sdp_enabled', 'mem_efficient_sdp_enabled'): monkeypatch.setattr(cuda, o, lambda: False)
     with without_cudnn_attention(): assert cuda.cudnn_sdp_enabled()
+
+
+@pytest.mark.parametrize('training', [True, False])
+def test_making_the_int8_copy_leaves_the_mode(training, learn):
+    learn.model.train(training)
+    assert not in_int8(learn.model).training
+    assert [o.training for o in learn.model.modules()] == [training]*len(list(learn.model.modules()))

@@ -55,7 +55,8 @@ def make_rows(n, things=7, none_every=4):
             context += f'{s} '
         k = rng.integers(things)
         absent = next(t for t in THINGS if t not in told)
-        rows.append((f'the {absent}', context, '', -1) if none_every and i%none_every==0 else (f'the {told[k]}', context, says[k], starts[k]))
+        rows.append((f'the {absent}', context, '', -1) if none_every and i%none_every==0
+                    else (f'the {told[k]}', context, says[k], starts[k]))
     df = pd.DataFrame(rows, columns=['question', 'context', 'answer_text', 'answer_start'])
     return df.assign(is_valid=df.index >= n*2//3)
 
@@ -65,7 +66,8 @@ def qa(): return make_rows(36)
 
 
 def from_df(df, hf=None, **kwargs):
-    defaults = dict(task='question-answering', valid_col='is_valid', bs=8, seed=0, device='cpu', max_length=24, stride=6)
+    defaults = dict(task='question-answering', valid_col='is_valid', bs=8, seed=0, device='cpu', max_length=24,
+                    stride=6)
     return HFTextDataLoaders.from_df(df, hf or make_qa(), **(defaults | kwargs))
 
 
@@ -76,7 +78,8 @@ def config_for(size): return AutoConfig.for_model('bert', vocab_size=size, **ARC
 def make_block(tokenizer, max_length=32, stride=8, **options):
     config = config_for(len(tokenizer))
     set_pad_token(tokenizer, config)
-    return HFTextBlock('bert', config, tokenizer, task='question-answering', max_length=max_length, stride=stride, **options)
+    return HFTextBlock('bert', config, tokenizer, task='question-answering', max_length=max_length, stride=stride,
+                       **options)
 
 
 def gold_logits(inputs, targets):
@@ -101,7 +104,8 @@ def test_an_architecture_learns_answers_and_saves(arch, qa, tmp_path):
     learn = hf_learner(dls, hf.model, lr=1e-3)
     with learn.no_bar(), learn.no_logging(): learn.fit(1)
     assert all(torch.isfinite(p).all() for p in hf.model.parameters())
-    one,two = learn.hf_predict([dict(question='the film', context='the film warm the plot dull'), ('the plot', 'the plot dull '*20)])
+    one,two = learn.hf_predict([dict(question='the film', context='the film warm the plot dull'),
+                                ('the plot', 'the plot dull '*20)])
     for pred,context in ((one, 'the film warm the plot dull'), (two, 'the plot dull '*20)):
         assert context[pred['start']:pred['end']] == pred['answer']
         assert pred['score'] >= 0
@@ -147,7 +151,8 @@ def test_windows_of_a_pair_are_read_as_a_pair():
 def test_windows_without_the_answer_point_at_cls_and_padding_windows_are_ignored():
     block = make_block(wordpiece(), max_length=16, stride=4)
     long,short = 'the film warm '*8,'the film warm'
-    inputs,targets = block.task.collate([(('the film', long), Answer('warm', 9)), (('the film', short), NO_ANSWER)], block)
+    inputs,targets = block.task.collate([(('the film', long), Answer('warm', 9)), (('the film', short), NO_ANSWER)],
+                                        block)
     n = inputs['n_windows'].tolist()
     assert n[0] > 2
     assert n[1] == 1
@@ -180,7 +185,8 @@ def rows(draw):
     context,start = ''.join(spaced),len(''.join(spaced[:a]))
     end = len(''.join(spaced[:b])) + len(words[b])
     none = draw(st.integers(0, 4))==0
-    return (' '.join(draw(st.lists(WORDS, min_size=1, max_size=3))), context), NO_ANSWER if none else Answer(context[start:end], start)
+    question = ' '.join(draw(st.lists(WORDS, min_size=1, max_size=3)))
+    return (question, context), NO_ANSWER if none else Answer(context[start:end], start)
 
 
 @pytest.mark.parametrize('kind', TOKENIZERS)
@@ -192,7 +198,8 @@ def test_answers_read_back_from_their_targets_are_the_answers(kind, samples, ext
     samples = [o for o in samples if block.task.problem(o, block) is None]
     if not samples: return
     inputs,targets = block.task.collate(samples, block)
-    preds = block.task.read(gold_logits(inputs, targets), inputs, max_answer_len=200, handle_impossible_answer=True, align_to_words=False)
+    preds = block.task.read(gold_logits(inputs, targets), inputs, max_answer_len=200, handle_impossible_answer=True,
+                            align_to_words=False)
     for ((_,context),answer),(pred,*_) in zip(samples, preds, strict=True):
         assert pred['answer'] == answer.text
         assert context[pred['start']:pred['end']] == answer.text
@@ -218,16 +225,18 @@ def test_an_answer_longer_than_the_overlap_of_windows_raises(qa):
 # --- decoding
 
 def reference(logits, inputs, context, tokenizer, top_k, max_answer_len, impossible):
-    "Search every span of every window, as SQuAD's baselines do, without aligning to words; an answer has the score of its most confident window"
+    "Search every span of every window, as SQuAD's baselines do; an answer has the score of its most confident window"
     answers,null = [],1e6
     for w in range(inputs['n_windows'][0]):
         parts,offsets = inputs['sequence_ids'][0,w].tolist(),inputs['offsets'][0,w].tolist()
         cls = inputs['input_ids'][0,w].tolist().index(tokenizer.cls_token_id)
         seen = [i for i,o in enumerate(parts) if o==1 or i==cls]
-        p = [{i: np.exp(x[i] - max(x[j] for j in seen)) for i in seen} for x in (logits[0,w,:,k].double().tolist() for k in (0, 1))]
+        p = [{i: np.exp(x[i] - max(x[j] for j in seen)) for i in seen}
+             for x in (logits[0,w,:,k].double().tolist() for k in (0, 1))]
         p = [{i: v/sum(o.values()) for i,v in o.items()} for o in p]
         null = min(null, p[0][cls]*p[1][cls])
-        found = sorted(((p[0][i]*p[1][j], i, j) for i in seen for j in seen if i!=cls and j!=cls and i <= j < i+max_answer_len), reverse=True)
+        found = sorted(((p[0][i]*p[1][j], i, j) for i in seen for j in seen if i!=cls and j!=cls
+                        and i <= j < i+max_answer_len), reverse=True)
         here = []
         for score,i,j in found[:top_k]:
             text = context[offsets[i][0]:offsets[j][1]]
@@ -243,7 +252,8 @@ def reference(logits, inputs, context, tokenizer, top_k, max_answer_len, impossi
 
 
 @settings(max_examples=40, deadline=None)
-@given(seed=st.integers(0, 10_000), n=st.integers(1, 60), top_k=st.integers(1, 5), max_answer_len=st.integers(1, 20), impossible=st.booleans(),
+@given(seed=st.integers(0, 10_000), n=st.integers(1, 60), top_k=st.integers(1, 5), max_answer_len=st.integers(1, 20),
+       impossible=st.booleans(),
        spread=st.sampled_from([0.1, 3., 30.]))
 def test_answers_equal_those_of_an_exhaustive_search(seed, n, top_k, max_answer_len, impossible, spread):
     rng = np.random.default_rng(seed)
@@ -252,7 +262,8 @@ def test_answers_equal_those_of_an_exhaustive_search(seed, n, top_k, max_answer_
     context = ' '.join(rng.choice('the film warm dull zoë Warm plot unknownword'.split(), n))
     inputs = block.task.encode([('the film', context)], block)
     logits = torch.tensor(rng.normal(size=(*inputs['input_ids'].shape, 2))*spread, dtype=torch.float32)
-    ours = read_answers(logits, inputs, top_k=top_k, max_answer_len=max_answer_len, handle_impossible_answer=impossible, align_to_words=False)[0]
+    ours = read_answers(logits, inputs, top_k=top_k, max_answer_len=max_answer_len, handle_impossible_answer=impossible,
+                        align_to_words=False)[0]
     theirs = reference(logits, inputs, context, tokenizer, top_k, max_answer_len, impossible)
     assert len(ours) == len(theirs)
     assert all(o['score'] <= 1 + 1e-6 for o in ours)
@@ -266,7 +277,8 @@ def one_answer(context, start, end, **options):
     "Return the answer of a model that points at the tokens with these texts"
     block = make_block(wordpiece(), max_length=48)
     inputs = block.task.encode([('the film', context)], block)
-    tokens = [context[a:b] if p==1 else None for (a,b),p in zip(inputs['offsets'][0,0].tolist(), inputs['sequence_ids'][0,0].tolist(), strict=True)]
+    tokens = [context[a:b] if p==1 else None
+              for (a,b),p in zip(inputs['offsets'][0,0].tolist(), inputs['sequence_ids'][0,0].tolist(), strict=True)]
     logits = torch.zeros(*inputs['input_ids'].shape, 2)
     logits[0,0,tokens.index(start),0] = logits[0,0,tokens.index(end),1] = 20.
     return read_answers(logits, inputs, **options)[0][0]
@@ -299,7 +311,8 @@ def test_no_answer_is_predicted_only_with_handle_impossible_answer():
     logits = torch.zeros(*inputs['input_ids'].shape, 2)
     logits[0,0,0] = 20.
     assert read_answers(logits, inputs)[0][0]['answer']
-    assert read_answers(logits, inputs, handle_impossible_answer=True)[0][0] == dict(score=pytest.approx(1), start=0, end=0, answer='')
+    none = dict(score=pytest.approx(1), start=0, end=0, answer='')
+    assert read_answers(logits, inputs, handle_impossible_answer=True)[0][0] == none
     logits[0,0,0] = -20.
     assert read_answers(logits, inputs, handle_impossible_answer=True)[0][0]['answer']
 
@@ -324,12 +337,14 @@ def hf_learn(qa):
 
 # --- metrics
 
-@pytest.mark.parametrize(('gold', 'pred', 'f1'), [('the Film.', 'film', 1), ('a b c', 'b c d', 0.8), ('film', '', 0), ('', '', 1), ('the', 'a', 1),
+@pytest.mark.parametrize(('gold', 'pred', 'f1'), [('the Film.', 'film', 1), ('a b c', 'b c d', 0.8), ('film', '', 0),
+                                                  ('', '', 1), ('the', 'a', 1),
                                                   ('x x y', 'x z', 0.4)])
 def test_f1_is_that_of_squad(gold, pred, f1): assert answer_f1(gold, pred) == pytest.approx(f1)
 
 
-def test_texts_are_normalized_as_squad_does(): assert normalize_answer(' An  U.S.-led\tattack, the  1990s ') == 'usled attack 1990s'
+def test_texts_are_normalized_as_squad_does():
+    assert normalize_answer(' An  U.S.-led\tattack, the  1990s ') == 'usled attack 1990s'
 
 
 def test_metrics_score_the_answers_of_hf_predict(hf_learn, qa):
@@ -338,8 +353,10 @@ def test_metrics_score_the_answers_of_hf_predict(hf_learn, qa):
     valid = qa[qa.is_valid]
     preds = learn.hf_predict(list(zip(valid.question, valid.context, strict=True)))
     _,em,f1 = learn.validate()
-    assert em == pytest.approx(100*np.mean([normalize_answer(p['answer'])==normalize_answer(t) for p,t in zip(preds, valid.answer_text, strict=True)]))
-    assert f1 == pytest.approx(100*np.mean([answer_f1(t, p['answer']) for p,t in zip(preds, valid.answer_text, strict=True)]))
+    assert em == pytest.approx(100*np.mean([normalize_answer(p['answer'])==normalize_answer(t)
+                                            for p,t in zip(preds, valid.answer_text, strict=True)]))
+    assert f1 == pytest.approx(100*np.mean([answer_f1(t, p['answer'])
+                                            for p,t in zip(preds, valid.answer_text, strict=True)]))
 
 
 def test_rows_without_an_answer_turn_on_handle_impossible_answer(qa):
@@ -350,7 +367,8 @@ def test_rows_without_an_answer_turn_on_handle_impossible_answer(qa):
 
 def test_a_data_block_finds_rows_without_an_answer_too(qa):
     hf = make_qa()
-    block = DataBlock(blocks=(HFTextBlock(*hf), AnswerBlock), get_x=CellsReader(['question', 'context']), get_y=CellsReader(['answer_text', 'answer_start']),
+    block = DataBlock(blocks=(HFTextBlock(*hf), AnswerBlock), get_x=CellsReader(['question', 'context']),
+                      get_y=CellsReader(['answer_text', 'answer_start']),
                       splitter=ColSplitter('is_valid'))
     assert block.dataloaders(qa, bs=4).hf_block.task.handle_impossible_answer is True
 
@@ -403,7 +421,8 @@ def test_workers_give_the_same_batches(qa):
 
 def test_a_datablock_infers_the_task_from_the_answers(qa):
     hf = make_qa()
-    block = DataBlock(blocks=(HFTextBlock(*hf, max_length=24, stride=6), AnswerBlock), get_x=lambda o: (o.question, o.context),
+    block = DataBlock(blocks=(HFTextBlock(*hf, max_length=24, stride=6), AnswerBlock),
+                      get_x=lambda o: (o.question, o.context),
                       get_y=lambda o: (o.answer_text, o.answer_start), splitter=ColSplitter())
     dls = block.dataloaders(qa, bs=4)
     assert dls.hf_block.task.name == 'question-answering'
@@ -415,21 +434,27 @@ def test_the_task_is_inferred_from_the_columns(qa, capsys):
     cols = dict(text_col=['question', 'context'], label_col=['answer_text', 'answer_start'])
     assert from_df(qa, task=None, **cols).hf_block.task.name == 'question-answering'
     assert "task='question-answering'" in capsys.readouterr().out
-    squad = qa.assign(answers=[dict(text=[t] if t else [], answer_start=[s] if t else []) for t,s in zip(qa.answer_text, qa.answer_start, strict=True)])
-    assert from_df(squad, task=None, text_col=['question', 'context'], label_col='answers').hf_block.task.name == 'question-answering'
+    squad = qa.assign(answers=[dict(text=[t] if t else [], answer_start=[s] if t else [])
+                               for t,s in zip(qa.answer_text, qa.answer_start, strict=True)])
+    dls = from_df(squad, task=None, text_col=['question', 'context'], label_col='answers')
+    assert dls.hf_block.task.name == 'question-answering'
 
 
 def test_a_dataset_with_the_columns_of_squad(qa):
-    rows = [dict(question=o.question, context=o.context, answers=dict(text=[o.answer_text]*2, answer_start=[o.answer_start]*2) if o.answer_text else
+    rows = [dict(question=o.question, context=o.context,
+                 answers=dict(text=[o.answer_text]*2, answer_start=[o.answer_start]*2) if o.answer_text else
                  dict(text=[], answer_start=[])) for o in qa.itertuples()]
-    dls = HFTextDataLoaders.from_dataset(Dataset.from_list(rows), make_qa(), task='question-answering', label_col='answers', max_length=24, stride=6, seed=0)
+    dls = HFTextDataLoaders.from_dataset(Dataset.from_list(rows), make_qa(), task='question-answering',
+                                         label_col='answers', max_length=24, stride=6, seed=0)
     assert {type(o[1]) for o in dls.train_ds} == {Answer}
-    dls = HFTextDataLoaders.from_dataset(Dataset.from_pandas(qa), make_qa(), task='question-answering', valid_col='is_valid', max_length=24, stride=6)
+    dls = HFTextDataLoaders.from_dataset(Dataset.from_pandas(qa), make_qa(), task='question-answering',
+                                         valid_col='is_valid', max_length=24, stride=6)
     assert dls.train_ds[1][1] == Answer(qa.answer_text[1], qa.answer_start[1])
 
 
 def test_missing_texts_and_starts_of_minus_one_mean_no_answer(qa):
-    gone = qa.astype(object).assign(answer_text=qa.answer_text.where(qa.answer_text!='', None), answer_start=qa.answer_start.where(qa.answer_start>=0, np.nan))
+    gone = qa.astype(object).assign(answer_text=qa.answer_text.where(qa.answer_text!='', None),
+                                    answer_start=qa.answer_start.where(qa.answer_start>=0, np.nan))
     dls = from_df(gone)
     assert [o[1]==NO_ANSWER for o in dls.train_ds] == [o=='' for o in qa[~qa.is_valid].answer_text]
 
@@ -476,13 +501,15 @@ def test_a_long_question_is_valid_if_the_row_fits(qa):
 
 
 def test_targets_of_another_kind(qa):
-    block = DataBlock(blocks=(HFTextBlock(*make_qa(), task='question-answering', max_length=24, stride=6), CategoryBlock), get_x=lambda o: (o.question, o.context),
-                      get_y=ColReader('answer_text'), splitter=ColSplitter())
-    with pytest.raises(ValueError, match=mentions('TensorCategory', 'AnswerBlock')): block.dataloaders(qa)
+    block = HFTextBlock(*make_qa(), task='question-answering', max_length=24, stride=6)
+    dblock = DataBlock(blocks=(block, CategoryBlock), get_x=lambda o: (o.question, o.context),
+                       get_y=ColReader('answer_text'), splitter=ColSplitter())
+    with pytest.raises(ValueError, match=mentions('row 0', 'TensorCategory', 'AnswerBlock')): dblock.dataloaders(qa)
 
 
-@pytest.mark.parametrize(('name', 'value'), [('text_col', 'context'), ('label_col', ['answer_text', 'answer_start', 'is_valid']), ('windows', False),
-                                             ('truncation', False), ('stride', 21), ('max_answer_len', 0)])
+@pytest.mark.parametrize(('name', 'value'), [
+    ('text_col', 'context'), ('label_col', ['answer_text', 'answer_start', 'is_valid']), ('windows', False),
+    ('truncation', False), ('stride', 21), ('max_answer_len', 0)])
 def test_invalid_options_raise(qa, name, value):
     with pytest.raises(ValueError, match=mentions(f'{name}={value!r}')): from_df(qa, **{name: value})
 
@@ -499,15 +526,18 @@ def test_a_model_for_something_else(qa, hf):
         hf_learner(from_df(qa), hf.model)
 
 
-@pytest.mark.parametrize(('text', 'facts'), [('the film', ["'the film'"]), (dict(question='a'), ["'question'", "'context'"]), (('a', ''), ['context']),
-                                             (('a', 3), ['context', 3]), (7, [7])])
+@pytest.mark.parametrize(('text', 'facts'),
+                         [('the film', ["'the film'"]), (dict(question='a'), ["'question'", "'context'"]),
+                          (('a', ''), ['context']),
+                          (('a', 3), ['context', 3]), (7, [7])])
 def test_an_invalid_question_raises(hf_learn, text, facts):
     with pytest.raises(ValueError, match=mentions(*facts)): hf_learn.hf_predict(text)
 
 
 def test_invalid_options_of_predictions_raise(hf_learn):
     for name,value in (('top_k', 0), ('max_answer_len', 0), ('doc_stride', -1), ('doc_stride', 23)):
-        with pytest.raises(ValueError, match=mentions(f'{name}={value}')): hf_learn.hf_predict(('the film', 'the plot dull '*9), **{name: value})
+        with pytest.raises(ValueError, match=mentions(f'{name}={value}')):
+            hf_learn.hf_predict(('the film', 'the plot dull '*9), **{name: value})
     with pytest.raises(TypeError, match=mentions("'topk'", "'top_k'")): hf_learn.hf_predict(('a', 'b'), topk=2)
 
 

@@ -1,4 +1,4 @@
-"Summarization, translation and text2text generation: every encoder-decoder family, generation, metrics and invalid input."
+"Summarization, translation and text2text generation: encoder-decoder families, generation, metrics, invalid input."
 import random
 import sys
 
@@ -69,9 +69,11 @@ def words(first='', last='</s>'):
     tok = Tokenizer(models.WordLevel(vocab, unk_token='<unk>'))
     tok.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     special = [(o, vocab[o]) for o in (first, last) if o]
-    tok.post_processor = processors.TemplateProcessing(single=f'{first} $A {last}'.split(), pair=f'{first} $A {last} $B {last}'.split(),
+    tok.post_processor = processors.TemplateProcessing(single=f'{first} $A {last}'.split(),
+                                                       pair=f'{first} $A {last} $B {last}'.split(),
                                                        special_tokens=special)
-    return PreTrainedTokenizerFast(tokenizer_object=tok, bos_token='<s>', eos_token='</s>', pad_token='<pad>', unk_token='<unk>')
+    return PreTrainedTokenizerFast(tokenizer_object=tok, bos_token='<s>', eos_token='</s>', pad_token='<pad>',
+                                   unk_token='<unk>')
 
 
 def languages(cls):
@@ -82,10 +84,14 @@ def languages(cls):
 
 # Weights are large, so that an untrained model generates a different text for each input
 _IDS = dict(pad_token_id=1, bos_token_id=0, eos_token_id=2)
-_BART = _IDS | dict(d_model=32, encoder_layers=2, decoder_layers=2, encoder_attention_heads=2, decoder_attention_heads=2, encoder_ffn_dim=48,
-                    decoder_ffn_dim=48, max_position_embeddings=64, decoder_start_token_id=2, forced_eos_token_id=None, init_std=1.)
-_T5 = dict(initializer_factor=4., d_model=32, d_kv=16, d_ff=48, num_layers=2, num_decoder_layers=2, num_heads=2, pad_token_id=1, eos_token_id=2, decoder_start_token_id=1)
-_BERT = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=48, max_position_embeddings=64, vocab_size=13,
+_BART = _IDS | dict(d_model=32, encoder_layers=2, decoder_layers=2, encoder_attention_heads=2,
+                    decoder_attention_heads=2, encoder_ffn_dim=48,
+                    decoder_ffn_dim=48, max_position_embeddings=64, decoder_start_token_id=2, forced_eos_token_id=None,
+                    init_std=1.)
+_T5 = dict(initializer_factor=4., d_model=32, d_kv=16, d_ff=48, num_layers=2, num_decoder_layers=2, num_heads=2,
+           pad_token_id=1, eos_token_id=2, decoder_start_token_id=1)
+_BERT = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=48,
+             max_position_embeddings=64, vocab_size=13,
              initializer_range=1.)
 ARCHITECTURES = {
     'bart': (lambda: words('<s>'), _BART),
@@ -103,8 +109,10 @@ ARCHITECTURES = {
     'pegasus': (words, _BART | dict(decoder_start_token_id=1)),
     'pegasus_x': (words, _BART | dict(decoder_start_token_id=1, block_size=8, num_global_tokens=2)),
     'plbart': (words, _BART),
-    'prophetnet': (words, _IDS | dict(hidden_size=32, num_encoder_layers=2, num_decoder_layers=2, num_encoder_attention_heads=2,
-        num_decoder_attention_heads=2, encoder_ffn_dim=48, decoder_ffn_dim=48, max_position_embeddings=64, ngram=2, decoder_start_token_id=0)),
+    'prophetnet': (words, _IDS | dict(hidden_size=32, num_encoder_layers=2, num_decoder_layers=2,
+                                      num_encoder_attention_heads=2,
+        num_decoder_attention_heads=2, encoder_ffn_dim=48, decoder_ffn_dim=48, max_position_embeddings=64, ngram=2,
+        decoder_start_token_id=0)),
     'switch_transformers': (words, _T5 | dict(num_experts=2, num_sparse_encoder_layers=1, num_sparse_decoder_layers=1)),
     't5': (words, _T5),
     'umt5': (words, _T5),
@@ -124,7 +132,8 @@ def make_objects(arch='bart', **kwargs):
 def two_berts():
     "An encoder and a decoder that are joined by `EncoderDecoderModel`"
     tokenizer = words('<s>')
-    config = EncoderDecoderConfig.from_encoder_decoder_configs(AutoConfig.for_model('bert', **_BERT), AutoConfig.for_model('bert', **_BERT))
+    config = EncoderDecoderConfig.from_encoder_decoder_configs(AutoConfig.for_model('bert', **_BERT),
+                                                               AutoConfig.for_model('bert', **_BERT))
     for k,v in (_IDS | dict(decoder_start_token_id=0)).items(): setattr(config, k, v)
     torch.manual_seed(0)
     return HFObjects('encoder-decoder', config, tokenizer, AutoModelForSeq2SeqLM.from_config(config))
@@ -133,11 +142,13 @@ def two_berts():
 _BART_OBJECTS = make_objects()
 def objects(arch): return two_berts() if arch=='encoder-decoder' else make_objects(arch)
 ALL = sorted([*ARCHITECTURES, 'encoder-decoder'])
-WRITERS = [o for o in ALL if o!='prophetnet'] # whose `generate` fails in transformers 5.23: "`position_ids` are incorrect"
+# whose `generate` fails in transformers 5.23: "`position_ids` are incorrect"
+WRITERS = [o for o in ALL if o!='prophetnet']
 
 
 def make_learner(pairs, hf, task='translation', lr=1e-3, metrics=(), **kwargs):
-    dls = HFTextDataLoaders.from_df(pairs, hf, task=task, label_col='translation', valid_col='is_valid', bs=8, seed=0, device='cpu', **kwargs)
+    dls = HFTextDataLoaders.from_df(pairs, hf, task=task, label_col='translation', valid_col='is_valid', bs=8, seed=0,
+                                    device='cpu', **kwargs)
     return hf_learner(dls, hf.model, lr=lr, metrics=list(metrics))
 
 
@@ -161,7 +172,8 @@ def test_an_architecture_trains_generates_saves_and_reads_back(arch, pairs, tmp_
     assert len(set(ours)) > 1
     assert ours == by_hand(hf.model, hf.tokenizer, texts)
     learn.save_pretrained(tmp_path/'model')
-    saved,tokenizer = AutoModelForSeq2SeqLM.from_pretrained(tmp_path/'model'),AutoTokenizer.from_pretrained(tmp_path/'model')
+    saved = AutoModelForSeq2SeqLM.from_pretrained(tmp_path/'model')
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path/'model')
     assert ours == by_hand(saved, tokenizer, texts)
 
 
@@ -169,7 +181,8 @@ def test_an_architecture_trains_generates_saves_and_reads_back(arch, pairs, tmp_
 def test_the_models_own_loss_is_ours(arch, pairs):
     hf,losses = objects(arch),[]
     for loss_func in (None, HFLoss(), CrossEntropyLossFlat(ignore_index=-100)):
-        dls = HFTextDataLoaders.from_df(pairs, hf, task='translation', valid_col='is_valid', bs=8, device='cpu', **OPTIONS.get(arch, {}))
+        dls = HFTextDataLoaders.from_df(pairs, hf, task='translation', valid_col='is_valid', bs=8, device='cpu',
+                                        **OPTIONS.get(arch, {}))
         learn = hf_learner(dls, hf.model, loss_func=loss_func, metrics=[])
         with learn.no_bar(): losses.append(learn.validate(dl=[dls.valid.one_batch()])[0])
     assert losses[0] == pytest.approx(losses[2], abs=1e-5)
@@ -182,11 +195,14 @@ def learn(pairs):
     with learn.no_bar(), learn.no_logging(): yield learn
 
 
-@pytest.mark.parametrize('kwargs', [dict(num_beams=3), dict(max_new_tokens=2), dict(max_length=3), dict(num_beams=2, length_penalty=2., no_repeat_ngram_size=2),
-                                    dict(generation_config=GenerationConfig(num_beams=2, max_new_tokens=4)), dict(repetition_penalty=1.5)])
+@pytest.mark.parametrize('kwargs', [dict(num_beams=3), dict(max_new_tokens=2), dict(max_length=3),
+                                    dict(num_beams=2, length_penalty=2., no_repeat_ngram_size=2),
+                                    dict(generation_config=GenerationConfig(num_beams=2, max_new_tokens=4)),
+                                    dict(repetition_penalty=1.5)])
 def test_hf_generate_accepts_the_arguments_of_generate(kwargs, learn, pairs, hf_texts):
     by_name = kwargs if 'max_new_tokens' not in kwargs else kwargs | dict(max_length=None)
-    assert [o['translation_text'] for o in learn.hf_generate(hf_texts, **kwargs)] == by_hand(learn.model, learn.dls.hf_block.hf_tokenizer, hf_texts, **by_name)
+    ours = [o['translation_text'] for o in learn.hf_generate(hf_texts, **kwargs)]
+    assert ours == by_hand(learn.model, learn.dls.hf_block.hf_tokenizer, hf_texts, **by_name)
 
 
 @pytest.fixture
@@ -219,7 +235,8 @@ def test_generating_keeps_the_mode_of_the_model(learn, hf_texts):
 
 def test_metrics_generate_once_a_batch_in_validation_only(learn, monkeypatch):
     calls,generate = [],learn.model.generate
-    monkeypatch.setattr(learn.model, 'generate', lambda *args, **kwargs: calls.append(learn.model.training) or generate(*args, **kwargs))
+    monkeypatch.setattr(learn.model, 'generate',
+                        lambda *args, **kwargs: calls.append(learn.model.training) or generate(*args, **kwargs))
     scores = learn.validate()
     assert len(calls) == len(learn.dls.valid) == 3
     assert not any(calls)
@@ -233,7 +250,8 @@ def test_metrics_generate_once_a_batch_in_validation_only(learn, monkeypatch):
 def test_generate_every_skips_epochs_and_never_the_last(pairs, monkeypatch):
     learn = make_learner(pairs, make_objects('t5'), metrics=[ChrF(generate_every=2)])
     calls,generate = [],learn.model.generate
-    monkeypatch.setattr(learn.model, 'generate', lambda *args, **kwargs: calls.append(learn.epoch) or generate(*args, **kwargs))
+    monkeypatch.setattr(learn.model, 'generate',
+                        lambda *args, **kwargs: calls.append(learn.epoch) or generate(*args, **kwargs))
     with learn.no_bar(), learn.no_logging():
         learn.fit(5)
         assert sorted(set(calls)) == [1, 3, 4]
@@ -247,7 +265,8 @@ def test_metrics_score_the_generated_texts(learn, pairs):
     written = [o['translation_text'] for o in learn.hf_generate(valid.text.tolist())]
     _,rouge,bleu,chrf = learn.validate()
     scorer = rouge_scorer.RougeScorer(['rougeL'], use_stemmer=True)
-    assert rouge == pytest.approx(100*sum(scorer.score(t, p)['rougeL'].fmeasure for t,p in zip(valid.translation, written, strict=True))/len(valid))
+    assert rouge == pytest.approx(100*sum(scorer.score(t, p)['rougeL'].fmeasure
+                                          for t,p in zip(valid.translation, written, strict=True))/len(valid))
     assert bleu == pytest.approx(sacrebleu.corpus_bleu(written, [valid.translation.tolist()]).score)
     assert chrf == pytest.approx(sacrebleu.corpus_chrf(written, [valid.translation.tolist()]).score)
 
@@ -286,7 +305,8 @@ def test_an_exported_learner_generates_the_same(learn, tmp_path, hf_texts):
     assert [list(o) for o in before] == [['translation_text']]*30
 
 
-@pytest.mark.parametrize(('task', 'key'), [('summarization', 'summary_text'), ('translation', 'translation_text'), ('text2text-generation', 'generated_text')])
+@pytest.mark.parametrize(('task', 'key'), [('summarization', 'summary_text'), ('translation', 'translation_text'),
+                                           ('text2text-generation', 'generated_text')])
 def test_a_datasets_dataset_trains_each_task(task, key, pairs):
     dataset = Dataset.from_pandas(pairs[['text', 'translation']])
     hf = make_objects('marian')
@@ -298,7 +318,8 @@ def test_a_datasets_dataset_trains_each_task(task, key, pairs):
 
 def test_a_datablock_infers_the_task_from_the_targets(pairs):
     hf = make_objects('t5')
-    dblock = DataBlock(blocks=(HFTextBlock(*hf), TextTargetBlock()), get_x=ColReader('text'), get_y=ColReader('translation'), splitter=ColSplitter())
+    dblock = DataBlock(blocks=(HFTextBlock(*hf), TextTargetBlock()), get_x=ColReader('text'),
+                       get_y=ColReader('translation'), splitter=ColSplitter())
     dls = dblock.dataloaders(pairs, bs=8)
     assert dls.hf_block.task.name == 'text2text-generation'
     assert dls.one_batch()[1].shape[0] == 8
@@ -306,11 +327,13 @@ def test_a_datablock_infers_the_task_from_the_targets(pairs):
 
 def test_the_prefix_is_part_of_the_input(pairs):
     hf = make_objects('t5')
-    plain,prefixed = (HFTextDataLoaders.from_df(pairs, hf, task='translation', valid_col='is_valid', bs=8, device='cpu', prefix=o) for o in ('', 'cat dog '))
+    options = dict(task='translation', valid_col='is_valid', bs=8, device='cpu')
+    plain,prefixed = (HFTextDataLoaders.from_df(pairs, hf, prefix=o, **options) for o in ('', 'cat dog '))
     assert (prefixed.train.token_lengths == plain.train.token_lengths + 2).all()
     with_prefix = [o['translation_text'] for o in hf_learner(prefixed, hf.model).hf_generate(['red', 'blue fish'])]
     assert with_prefix == by_hand(hf.model, hf.tokenizer, ['cat dog red', 'cat dog blue fish'])
-    assert prefixed.valid.one_batch()[0]['input_ids'][0,:2].tolist() == hf.tokenizer.convert_tokens_to_ids(['cat', 'dog'])
+    ids = prefixed.valid.one_batch()[0]['input_ids'][0,:2].tolist()
+    assert ids == hf.tokenizer.convert_tokens_to_ids(['cat', 'dog'])
 
 
 @pytest.mark.parametrize('arch', ['mbart', 'mbart-50'])
@@ -321,14 +344,16 @@ def test_languages_reach_tokenizer_and_decoder(arch, pairs):
     french,german = hf.tokenizer.convert_tokens_to_ids(['fr_XX', 'de_DE'])
     assert (inputs['input_ids']==german).any(1).all()
     assert (targets==french).any(1).all()
-    ids = hf.model.generate(**{k: v for k,v in hf.tokenizer(['red'], return_tensors='pt').items() if k!='token_type_ids'})
+    ids = hf.model.generate(**{k: v for k,v in hf.tokenizer(['red'], return_tensors='pt').items()
+                               if k!='token_type_ids'})
     assert french in ids[0,:2]
 
 
 def test_targets_get_an_end_token_if_the_tokenizer_adds_none(pairs):
     hf = make_objects('t5')
     hf.tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(single='$A', special_tokens=[])
-    dls = HFTextDataLoaders.from_df(pairs, hf, task='translation', valid_col='is_valid', bs=8, device='cpu', max_target_length=5)
+    dls = HFTextDataLoaders.from_df(pairs, hf, task='translation', valid_col='is_valid', bs=8, device='cpu',
+                                    max_target_length=5)
     targets = dls.valid.one_batch()[1]
     assert ((targets==2).sum(1)==1).all()
     assert targets.shape[1] == 5
@@ -338,7 +363,8 @@ def test_generation_is_as_long_as_the_targets_unless_set(pairs):
     longest = max(len(o.split()) for o in pairs.translation) + 2 # a token at each end
     assert make_learner(pairs, make_objects()).model.generation_config.max_length == longest + 1
     assert make_learner(pairs, make_objects(), max_target_length=12).model.generation_config.max_length == 13
-    asked = make_learner(pairs, make_objects(), generate_kwargs=dict(max_new_tokens=3, num_beams=2)).model.generation_config
+    asked = make_learner(pairs, make_objects(),
+                         generate_kwargs=dict(max_new_tokens=3, num_beams=2)).model.generation_config
     assert (asked.max_new_tokens, asked.num_beams) == (3, 2)
 
 
@@ -350,17 +376,21 @@ def test_the_decoder_may_have_fewer_positions_than_the_encoder(pairs):
 
 
 def test_truncated_targets_are_counted(pairs):
-    dls = HFTextDataLoaders.from_df(pairs, make_objects(), task='translation', valid_col='is_valid', max_target_length=5, device='cpu')
+    dls = HFTextDataLoaders.from_df(pairs, make_objects(), task='translation', valid_col='is_valid',
+                                    max_target_length=5, device='cpu')
     report = dls.truncation_report()
     lengths = pairs.translation.str.split().map(len) + 2
     assert report.targets_truncated.tolist() == [(lengths[~pairs.is_valid]>5).sum(), (lengths[pairs.is_valid]>5).sum()]
-    assert report.target_tokens_lost.tolist() == [(lengths-5).clip(0)[~pairs.is_valid].sum(), (lengths-5).clip(0)[pairs.is_valid].sum()]
+    assert report.target_tokens_lost.tolist() == [(lengths-5).clip(0)[~pairs.is_valid].sum(),
+                                                  (lengths-5).clip(0)[pairs.is_valid].sum()]
     assert dls.valid.one_batch()[1].shape[1] == 5
-    assert 'targets_truncated' not in HFTextDataLoaders.from_df(make_texts(30), bert_objects(), device='cpu').truncation_report()
+    assert 'targets_truncated' not in HFTextDataLoaders.from_df(make_texts(30), bert_objects(),
+                                                                device='cpu').truncation_report()
 
 
 @settings(max_examples=30, deadline=None)
-@given(texts=st.lists(st.lists(st.sampled_from(WORDS), min_size=1, max_size=9).map(' '.join), min_size=1, max_size=9), limit=st.integers(3, 12))
+@given(texts=st.lists(st.lists(st.sampled_from(WORDS), min_size=1, max_size=9).map(' '.join), min_size=1, max_size=9),
+       limit=st.integers(3, 12))
 def test_targets_decode_to_the_text_up_to_the_limit(texts, limit):
     block = HFTextBlock(*_BART_OBJECTS, task='translation', max_target_length=limit)
     inputs,targets = block.task.collate([(o, TextTarget(o)) for o in texts], block)
@@ -370,7 +400,8 @@ def test_targets_decode_to_the_text_up_to_the_limit(texts, limit):
 
 
 @pytest.mark.parametrize(('column', 'value', 'facts'), [
-    ('text', '', ['text', "''"]), ('text', ' \n', ['text', repr(' \n')]), ('translation', '  ', ['target', "'  '"]), ('translation', 7, ['target', 7]),
+    ('text', '', ['text', "''"]), ('text', ' \n', ['text', repr(' \n')]), ('translation', '  ', ['target', "'  '"]),
+    ('translation', 7, ['target', 7]),
     ('translation', ['red'], ['target', "['red']"]), ('translation', None, [])])
 def test_invalid_rows_raise(column, value, facts, pairs):
     wrong = pairs.astype(object)
@@ -381,12 +412,16 @@ def test_invalid_rows_raise(column, value, facts, pairs):
 
 @pytest.mark.parametrize(('options', 'facts'), [
     (dict(src_lang='fr'), ["src_lang='fr'", 'prefix']), (dict(max_target_length=65), ['max_target_length=65', 64]),
-    (dict(max_target_length=2.5), ['max_target_length=2.5']), (dict(generate_every=0), ['generate_every=0']), (dict(generate_every=None), ['generate_every=None']),
-    (dict(prefix=None), ['prefix=None']), (dict(generate_kwargs=dict(num_return_sequences=3)), ['num_return_sequences']),
-    (dict(generate_kwargs=dict(temperature=.5)), ['temperature']), (dict(generate_kwargs=dict(bad_words_ids=torch.ones(1))), ['generate_kwargs', 'JSON']),
+    (dict(max_target_length=2.5), ['max_target_length=2.5']), (dict(generate_every=0), ['generate_every=0']),
+    (dict(generate_every=None), ['generate_every=None']),
+    (dict(prefix=None), ['prefix=None']),
+    (dict(generate_kwargs=dict(num_return_sequences=3)), ['generate_kwargs', 'num_return_sequences']),
+    (dict(generate_kwargs=dict(temperature=.5)), ['generate_kwargs', 'temperature']),
+    (dict(generate_kwargs=dict(bad_words_ids=torch.ones(1))), ['generate_kwargs', 'JSON']),
     (dict(windows=True, max_length=9), ['windows=True', 'translation'])])
 def test_invalid_options_raise(options, facts, pairs):
-    with pytest.raises(ValueError, match=mentions(*facts)): HFTextDataLoaders.from_df(pairs, make_objects(), task='translation', **options)
+    with pytest.raises(ValueError, match=mentions(*facts)):
+        HFTextDataLoaders.from_df(pairs, make_objects(), task='translation', **options)
 
 
 def test_an_unknown_language_raises_and_lists_the_known_ones(pairs):
@@ -401,7 +436,8 @@ def test_models_that_are_not_encoder_decoders_raise(pairs, tmp_path):
     with pytest.raises(ValueError, match="'bert'"):
         HFTextDataLoaders.from_df(pairs, tmp_path, task='summarization', label_col='translation')
     for objects in (hf, bert_objects('t5')):
-        with pytest.raises(ValueError, match=mentions(type(objects.model).__name__, 'summarization', 'AutoModelForSeq2SeqLM')):
+        with pytest.raises(ValueError,
+                           match=mentions(type(objects.model).__name__, 'summarization', 'AutoModelForSeq2SeqLM')):
             HFTextDataLoaders.from_df(pairs, objects, task='summarization', label_col='translation')
 
 
@@ -427,7 +463,8 @@ def test_freezing_leaves_the_last_layers_to_train(learn):
 
 
 def test_precision_bf16_trains_and_scores(pairs):
-    dls = HFTextDataLoaders.from_df(pairs, make_objects('t5'), task='translation', valid_col='is_valid', bs=8, device='cpu')
+    dls = HFTextDataLoaders.from_df(pairs, make_objects('t5'), task='translation', valid_col='is_valid', bs=8,
+                                    device='cpu')
     learn = hf_learner(dls, make_objects('t5').model, precision='bf16', metrics=[ChrF()])
     with learn.no_bar(), learn.no_logging(): learn.fit(1)
     assert learn.validate()[1] >= 0

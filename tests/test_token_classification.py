@@ -46,7 +46,9 @@ def make_rows(n, seed=0, longest=12):
         for _ in range(rng.randint(1, longest)):
             kind = rng.choice('OGBT')
             of = GOOD if kind=='G' else BAD # its first four words begin an entity, the others end it
-            new = ['the'] if kind=='O' else [rng.choice(THINGS)] if kind=='T' else [rng.choice(of[:4]), rng.choice(of[4:])][:rng.randint(1, 2)]
+            if kind=='O': new = ['the']
+            elif kind=='T': new = [rng.choice(THINGS)]
+            else: new = [rng.choice(of[:4]), rng.choice(of[4:])][:rng.randint(1, 2)]
             name = dict(G='GOOD', B='BAD', T='THING').get(kind)
             words += ['the', *new]
             labels += ['O', 'O'] if kind=='O' else ['O', f'B-{name}', *[f'I-{name}']*(len(new)-1)]
@@ -73,13 +75,15 @@ def rows(): return make_rows(60)
 
 
 @pytest.fixture
-def words_dls(rows): return HFTextDataLoaders.from_df(rows, make_hf(), task='token-classification', valid_col='is_valid', bs=8, seed=0, device='cpu')
+def words_dls(rows): return HFTextDataLoaders.from_df(rows, make_hf(), task='token-classification',
+                                                      valid_col='is_valid', bs=8, seed=0, device='cpu')
 
 
 @pytest.fixture
 def words_learn(rows):
     hf = make_hf()
-    dls = HFTextDataLoaders.from_df(rows, hf, task='token-classification', valid_col='is_valid', bs=8, seed=0, device='cpu')
+    dls = HFTextDataLoaders.from_df(rows, hf, task='token-classification', valid_col='is_valid', bs=8, seed=0,
+                                    device='cpu')
     learn = hf_learner(dls, hf.model, lr=1e-2)
     with learn.no_bar(), learn.no_logging(): yield learn
 
@@ -103,7 +107,8 @@ def there_and_back(texts, labels, block):
 @settings(max_examples=25, deadline=None)
 def test_labels_are_recovered_from_the_tokens_for_any_words_windows_and_stride(arch, label_all_subwords, data):
     stride = data.draw(st.integers(0, 5))
-    block = words_block(arch, max_length=data.draw(st.integers(stride+4, 16)), stride=stride, label_all_subwords=label_all_subwords)
+    block = words_block(arch, max_length=data.draw(st.integers(stride+4, 16)), stride=stride,
+                        label_all_subwords=label_all_subwords)
     word = st.sampled_from(ODD) | st.text(max_size=12)
     texts = data.draw(st.lists(st.lists(word, min_size=1, max_size=25), min_size=1, max_size=4))
     labels = [data.draw(st.lists(st.sampled_from(LABELS), min_size=len(o), max_size=len(o))) for o in texts]
@@ -148,12 +153,14 @@ def test_a_word_in_two_windows_is_labelled_where_it_has_most_context():
 
 def test_long_lists_become_windows_unless_windows_is_false():
     df = make_rows(20, longest=60)
-    dls = HFTextDataLoaders.from_df(df, make_hf(), task='token-classification', valid_col='is_valid', max_length=16, device='cpu')
+    dls = HFTextDataLoaders.from_df(df, make_hf(), task='token-classification', valid_col='is_valid', max_length=16,
+                                    device='cpu')
     xb,yb = dls.valid.one_batch()
     assert xb['input_ids'].ndim == 3
     assert (yb != -100).sum() == df[df.is_valid].labels.map(len).sum()
     assert dls.truncation_report().truncated.sum() == 0
-    dls = HFTextDataLoaders.from_df(df, make_hf(), task='token-classification', valid_col='is_valid', max_length=16, windows=False, device='cpu')
+    dls = HFTextDataLoaders.from_df(df, make_hf(), task='token-classification', valid_col='is_valid', max_length=16,
+                                    windows=False, device='cpu')
     xb,yb = dls.valid.one_batch()
     assert xb['input_ids'].ndim == 2
     assert (yb != -100).sum() < df[df.is_valid].labels.map(len).sum()
@@ -187,16 +194,19 @@ def test_byte_level_tokenizers_read_words_as_in_running_text(arch):
 @pytest.mark.parametrize('arch', WORDS)
 def test_an_architecture_trains_on_words_predicts_saves_and_reads_back(arch, rows, tmp_path):
     hf = make_hf(arch)
-    dls = HFTextDataLoaders.from_df(rows, hf, task='token-classification', valid_col='is_valid', bs=8, seed=0, max_length=40, stride=4, device='cpu')
+    dls = HFTextDataLoaders.from_df(rows, hf, task='token-classification', valid_col='is_valid', bs=8, seed=0,
+                                    max_length=40, stride=4, device='cpu')
     learn = hf_learner(dls, hf.model, lr=1e-3)
     with learn.no_bar(), learn.no_logging():
         learn.fit(1)
-        losses = [Learner(dls, hf.model, loss_func=o, cbs=[HFCallback]).validate()[0] for o in (TokenCrossEntropy(), HFLoss())]
+        losses = [Learner(dls, hf.model, loss_func=o, cbs=[HFCallback]).validate()[0]
+                  for o in (TokenCrossEntropy(), HFLoss())]
     assert losses[0] == pytest.approx(losses[1], abs=1e-5)
     texts = ['the film warm', 'the plot dull the cast, sour']
     learn.save_pretrained(tmp_path/'model')
     pipe = pipeline('token-classification', model=str(tmp_path/'model'), aggregation_strategy='simple', device='cpu')
-    for text in texts: same_entities(learn.hf_predict(text), pipe(text)) # one by one: Funnel's and FNet's scores depend on padding
+    # one by one: Funnel's and FNet's scores depend on padding
+    for text in texts: same_entities(learn.hf_predict(text), pipe(text))
     assert len(learn.hf_predict([['the', 'film'], ['🎬', '', 'dull']*12])) == 2
 
 
@@ -204,24 +214,29 @@ def test_an_architecture_trains_on_words_predicts_saves_and_reads_back(arch, row
 
 def test_words_are_learned_and_scored_as_entities(words_learn, rows):
     words_learn.fit_one_cycle(20, 1e-2)
-    scores = dict(zip(['loss', 'entity_precision', 'entity_recall', 'entity_f1', 'word_accuracy'], words_learn.validate(), strict=True))
+    scores = dict(zip(['loss', 'entity_precision', 'entity_recall', 'entity_f1', 'word_accuracy'],
+                      words_learn.validate(), strict=True))
     assert [o.name for o in words_learn.metrics] == list(scores)[1:]
     assert scores['entity_f1'] > 0.9
     targs,preds = words_learn.word_labels()
     with words_learn.no_bar(): interp = ClassificationInterpretation.from_learner(words_learn)
     assert interp.confusion_matrix().sum() == sum(map(len, targs))
-    assert interp.confusion_matrix().trace() == sum(a==b for t,p in zip(targs, preds, strict=True) for a,b in zip(t, p, strict=True))
-    with pytest.raises(ValueError, match=mentions('dl', 'with_labels=True')): words_learn.word_labels(dl=words_learn.dls.test_dl([['a']]))
+    assert interp.confusion_matrix().trace() == sum(a==b for t,p in zip(targs, preds, strict=True)
+                                                    for a,b in zip(t, p, strict=True))
+    with pytest.raises(ValueError, match=mentions('dl', 'with_labels=True')):
+        words_learn.word_labels(dl=words_learn.dls.test_dl([['a']]))
     assert targs == rows[rows.is_valid].labels.tolist()
     assert scores['entity_f1'] == pytest.approx(f1_score(targs, preds))
     entities = words_learn.hf_predict(['the', 'film', 'the', 'warm', 'clever', 'the'])
-    assert [(o['entity_group'], o['start_word'], o['end_word'], o['word']) for o in entities] == [('THING', 1, 2, 'film'), ('GOOD', 3, 5, 'warm clever')]
+    found = [(o['entity_group'], o['start_word'], o['end_word'], o['word']) for o in entities]
+    assert found == [('THING', 1, 2, 'film'), ('GOOD', 3, 5, 'warm clever')]
 
 
 def test_windows_do_not_change_the_scores_of_a_context_free_model(rows):
     hf = context_free()
     def scores(**kwargs):
-        dls = HFTextDataLoaders.from_df(make_rows(24, longest=20), hf, task='token-classification', valid_col='is_valid', device='cpu', **kwargs)
+        dls = HFTextDataLoaders.from_df(make_rows(24, longest=20), hf, task='token-classification',
+                                        valid_col='is_valid', device='cpu', **kwargs)
         learn = hf_learner(dls, hf.model)
         with learn.no_bar(): return list(learn.validate())
     whole = scores(max_length=64)
@@ -262,12 +277,15 @@ def same_entities(ours, theirs, keys=('entity_group', 'word', 'start', 'end')):
     assert [o['score'] for o in ours] == pytest.approx([float(o['score']) for o in theirs], abs=1e-4)
 
 
-TEXTS = ['the film warm', 'Zoë saw  the   film!', '東京 🎬 film', 'tab\tand\nline', 'the '*15, 'e\u0301t\u0301 naïve café', '🎬🎬 🎬', "don't (dull) [0-9]", '\u200bfilm\u200b']
+TEXTS = ['the film warm', 'Zoë saw  the   film!', '東京 🎬 film', 'tab\tand\nline', 'the '*15, 'e\u0301t\u0301 naïve café',
+         '🎬🎬 🎬', "don't (dull) [0-9]", '\u200bfilm\u200b']
 
 
 def predictor(hf, **kwargs):
-    dls = HFTextDataLoaders.from_df(make_rows(12).assign(labels=lambda d: [[LABELS[i%6] for i in range(len(o))] for o in d.labels]), hf,
-                                    task='token-classification', vocab=LABELS, splits=(range(8), range(8, 12)), device='cpu', **kwargs)
+    dls = HFTextDataLoaders.from_df(make_rows(12).assign(labels=lambda d: [[LABELS[i%6] for i in range(len(o))]
+                                                                           for o in d.labels]), hf,
+                                    task='token-classification', vocab=LABELS, splits=(range(8), range(8, 12)),
+                                    device='cpu', **kwargs)
     return hf_learner(dls, hf.model)
 
 
@@ -277,7 +295,8 @@ def predictor(hf, **kwargs):
 def test_entities_in_texts_are_those_of_the_pipeline(arch, strategy):
     hf = make_hf(arch)
     learn = predictor(hf, max_length=60)
-    pipe = pipeline('token-classification', model=hf.model, tokenizer=hf.tokenizer, aggregation_strategy=strategy, device='cpu')
+    pipe = pipeline('token-classification', model=hf.model, tokenizer=hf.tokenizer, aggregation_strategy=strategy,
+                    device='cpu')
     preds = learn.hf_predict(TEXTS, many=True, aggregation_strategy=strategy)
     keys = ('entity', 'index', 'word', 'start', 'end') if strategy=='none' else ('entity_group', 'word', 'start', 'end')
     for text,ours in zip(TEXTS, preds, strict=True): same_entities(ours, pipe(text), keys)
@@ -289,7 +308,9 @@ def test_entities_in_texts_are_those_of_the_pipeline(arch, strategy):
 def test_entities_in_any_text_are_those_of_the_pipeline(text):
     if not hasattr(test_entities_in_any_text_are_those_of_the_pipeline, 'made'):
         hf = context_free()
-        test_entities_in_any_text_are_those_of_the_pipeline.made = predictor(hf, max_length=64),pipeline('token-classification', model=hf.model, tokenizer=hf.tokenizer, aggregation_strategy='simple', device='cpu')
+        pipe = pipeline('token-classification', model=hf.model, tokenizer=hf.tokenizer, aggregation_strategy='simple',
+                        device='cpu')
+        test_entities_in_any_text_are_those_of_the_pipeline.made = predictor(hf, max_length=64),pipe
     learn,pipe = test_entities_in_any_text_are_those_of_the_pipeline.made
     if not hf_tokens(learn, text): assert learn.hf_predict(text) == []
     else: same_entities(learn.hf_predict(text), pipe(text, stride=0))
@@ -304,18 +325,21 @@ def test_a_long_text_in_windows_has_the_entities_of_the_whole_text(max_length, s
     text = ' '.join(' '.join(o) for o in make_rows(8, seed=3).tokens) + ' unbelievably zoë 東京'
     hf.tokenizer.model_max_length = 512
     learn = predictor(hf, max_length=max_length, stride=stride)
-    theirs = pipeline('token-classification', model=hf.model, tokenizer=hf.tokenizer, aggregation_strategy='simple', device='cpu')(text)
+    theirs = pipeline('token-classification', model=hf.model, tokenizer=hf.tokenizer, aggregation_strategy='simple',
+                      device='cpu')(text)
     same_entities(learn.hf_predict(text), theirs)
     assert max(o['end'] for o in learn.hf_predict(text)) > 200
 
 
 def test_windows_with_a_stride_have_the_pipelines_entities_except_at_borders():
     hf = context_free()
-    with torch.no_grad(): hf.model.classifier.weight[[2, 4]] = 0; hf.model.classifier.bias[[2, 4]] = -99 # no I-, so that an entity is a token
+    # no I-, so that an entity is a token
+    with torch.no_grad(): hf.model.classifier.weight[[2, 4]] = 0; hf.model.classifier.bias[[2, 4]] = -99
     text = ' '.join(' '.join(o) for o in make_rows(8, seed=3).tokens)
     hf.tokenizer.model_max_length = 16
     learn = predictor(hf, max_length=16, stride=5)
-    theirs = pipeline('token-classification', model=hf.model, tokenizer=hf.tokenizer, aggregation_strategy='simple', device='cpu', stride=5)(text)
+    theirs = pipeline('token-classification', model=hf.model, tokenizer=hf.tokenizer, aggregation_strategy='simple',
+                      device='cpu', stride=5)(text)
     same_entities(learn.hf_predict(text), theirs)
 
 
@@ -353,7 +377,8 @@ def test_one_text_one_list_of_words_or_many_of_either(words_learn):
     assert words_learn.hf_predict(['the'], many=True) == [words_learn.hf_predict('the')]
     assert words_learn.hf_predict('') == []
     assert words_learn.hf_predict([]) == []
-    with pytest.raises(ValueError, match=mentions('texts', repr(text), 'many=True')): words_learn.hf_predict([text, text])
+    with pytest.raises(ValueError, match=mentions('texts', repr(text), 'many=True')):
+        words_learn.hf_predict([text, text])
     with pytest.raises(ValueError, match=mentions('texts')): words_learn.hf_predict([text, words])
     with pytest.raises(ValueError, match=r'1 of 2\b.*\b1\b'): words_learn.hf_predict([words, []])
     with pytest.raises(ValueError, match=r'1 of 2\b.*\b1\b.*\b3\b'): words_learn.hf_predict([words, 3])
@@ -364,7 +389,8 @@ def test_one_text_one_list_of_words_or_many_of_either(words_learn):
 def test_a_data_block_and_a_plain_learner_work_too(rows):
     hf = make_hf()
     block = HFTextBlock(*hf, max_length=20)
-    dls = DataBlock(blocks=(block, WordLabelsBlock), get_x=ColReader('tokens'), get_y=ColReader('labels'), splitter=ColSplitter()).dataloaders(rows, bs=8)
+    dls = DataBlock(blocks=(block, WordLabelsBlock), get_x=ColReader('tokens'), get_y=ColReader('labels'),
+                    splitter=ColSplitter()).dataloaders(rows, bs=8)
     assert dls.hf_block.task.name == 'token-classification'
     assert dls.hf_block.windows
     assert list(dls.vocab) == LABELS
@@ -385,7 +411,8 @@ def test_the_configuration_has_the_names_of_the_labels(words_learn):
 @pytest.mark.parametrize('kwargs', [{}, dict(max_length=12, stride=2), dict(max_length=12, windows=False)])
 def test_batches_results_and_losses_show_words_with_their_labels(rows, kwargs, capsys):
     hf = make_hf()
-    dls = HFTextDataLoaders.from_df(rows, hf, task='token-classification', valid_col='is_valid', bs=4, seed=0, device='cpu', **kwargs)
+    dls = HFTextDataLoaders.from_df(rows, hf, task='token-classification', valid_col='is_valid', bs=4, seed=0,
+                                    device='cpu', **kwargs)
     learn = hf_learner(dls, hf.model)
     with learn.no_bar():
         dls.show_batch(max_n=2)
@@ -403,7 +430,8 @@ def test_batches_results_and_losses_show_words_with_their_labels(rows, kwargs, c
 def test_losses_ignore_padding(words_learn):
     _,targs,losses = words_learn.get_preds(with_loss=True)
     probs,targs = words_learn.get_preds()
-    rows = [torch.nn.functional.cross_entropy(p.log().flatten(0, -2), t.flatten(), ignore_index=-100) for p,t in zip(probs, targs, strict=True)]
+    rows = [torch.nn.functional.cross_entropy(p.log().flatten(0, -2), t.flatten(), ignore_index=-100)
+            for p,t in zip(probs, targs, strict=True)]
     assert losses.tolist() == pytest.approx([o.item() for o in rows], abs=1e-4)
 
 
@@ -432,7 +460,8 @@ def test_class_labels_of_a_dataset_keep_their_order_and_unused_names():
     features = Features(tokens=Sequence(Value('string')), ner_tags=Sequence(ClassLabel(names=names)))
     ds = Dataset.from_dict(dict(tokens=[['the', 'film'], ['warm']]*5, ner_tags=[[0, 1], [2]]*5), features=features)
     other = Dataset.from_dict(dict(tokens=[['the', 'film']]*3, ner_tags=[[3, 0]]*3), features=features)
-    dls = HFTextDataLoaders.from_dataset(DatasetDict(train=ds, validation=other), make_hf(num_labels=5), text_col='tokens', label_col='ner_tags', device='cpu')
+    dls = HFTextDataLoaders.from_dataset(DatasetDict(train=ds, validation=other), make_hf(num_labels=5),
+                                         text_col='tokens', label_col='ner_tags', device='cpu')
     assert dls.hf_block.task.name == 'token-classification'
     assert list(dls.vocab) == names
     assert dls.valid_ds[0][1].tolist() == [3, 0]
@@ -477,20 +506,26 @@ def test_a_label_missing_from_training_raises_unless_it_is_in_the_vocab(rows):
     df.at[3, 'labels'] = ['B-NEW'] + df.labels[3][1:]
     with pytest.raises(ValueError, match=mentions('1 of 15', 'validation', 'row 3', "'B-NEW'", 'vocab')):
         HFTextDataLoaders.from_df(df, make_hf(), task='token-classification', valid_col='is_valid', device='cpu')
-    dls = HFTextDataLoaders.from_df(df, make_hf(), task='token-classification', valid_col='is_valid', vocab=[*LABELS, 'B-NEW'], device='cpu')
+    dls = HFTextDataLoaders.from_df(df, make_hf(), task='token-classification', valid_col='is_valid',
+                                    vocab=[*LABELS, 'B-NEW'], device='cpu')
     assert list(dls.vocab)[-1] == 'B-NEW'
 
 
 def test_targets_of_another_task_raise(rows):
     from fastai.data.block import CategoryBlock
     with pytest.raises(ValueError, match=mentions('row 0', "'good'")):
-        HFTextDataLoaders.from_df(rows.assign(label='good'), make_hf(), label_col='label', task='token-classification', valid_col='is_valid')
-    dblock = DataBlock(blocks=(HFTextBlock(*make_hf(), task='token-classification'), CategoryBlock), get_x=ColReader('tokens'),
+        HFTextDataLoaders.from_df(rows.assign(label='good'), make_hf(), label_col='label', task='token-classification',
+                                  valid_col='is_valid')
+    dblock = DataBlock(blocks=(HFTextBlock(*make_hf(), task='token-classification'), CategoryBlock),
+                       get_x=ColReader('tokens'),
                        get_y=lambda o: 'good', splitter=ColSplitter())
-    with pytest.raises(ValueError, match=mentions('TensorCategory', 'token-classification')): dblock.dataloaders(rows)
+    with pytest.raises(ValueError, match=mentions('row 0', 'TensorCategory', 'token-classification')):
+        dblock.dataloaders(rows)
     with pytest.raises(ValueError, match=mentions('num_labels=6', 2)):
-        hf_learner(HFTextDataLoaders.from_df(rows.assign(labels=rows.tokens.map(lambda o: ['O', *['B-X']*(len(o)-1)])), make_hf(),
-                                             task='token-classification', valid_col='is_valid', device='cpu'), make_hf().model)
+        hf_learner(HFTextDataLoaders.from_df(rows.assign(labels=rows.tokens.map(lambda o: ['O', *['B-X']*(len(o)-1)])),
+                                             make_hf(),
+                                             task='token-classification', valid_col='is_valid', device='cpu'),
+                                             make_hf().model)
 
 
 def test_a_slow_tokenizer_raises():
@@ -502,4 +537,5 @@ def test_a_slow_tokenizer_raises():
     for windows in (True, False):
         with pytest.raises(ValueError, match=mentions('token-classification', 'Slow')):
             HFTextBlock(hf.arch, hf.config, Slow(), hf.model, task='token-classification', windows=windows)
-    with pytest.raises(ValueError, match='is_split_into_words=False'): HFTextBlock(*hf, task='token-classification', is_split_into_words=False)
+    with pytest.raises(ValueError, match='is_split_into_words=False'):
+        HFTextBlock(*hf, task='token-classification', is_split_into_words=False)

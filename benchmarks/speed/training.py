@@ -1,10 +1,13 @@
-"""Training: an epoch of MiniLM on the same rows, in batches of the same size, with the same clipping, and a learning rate that begins as high and falls in a line.
+"""Training: one epoch of MiniLM on the same rows, with the same batch size, gradient clipping and linear learning
+rate schedule.
 
-The bare loop is the limit: everything by hand, tokenized beforehand, sorted by length, fused AdamW. `Trainer` and `hf_learner` show their progress as they
-do by default; `Trainer` writes no checkpoints. The schedule is `Trainer`'s own, `fit_linear` for `hf_learner`, which once trains with `fit_one_cycle` to
-show what that makes of one epoch. Ratios are of training alone; what comes before it is counted as `preparation`: tokenizing for the bare loop and
-`Trainer`, building `DataLoaders` and the learner for `hf_learner`, which tokenizes while it trains. Accuracies are of the same held-out rows by the same
-function, means of the rounds, each of which has a seed of its own."""
+The bare loop is the reference: plain PyTorch with fused AdamW, on texts tokenized and sorted by length in advance.
+`Trainer` and `hf_learner` show progress as they do by default, and `Trainer` saves no checkpoints. `hf_learner` uses
+`fit_linear`, which has the schedule of `Trainer`, and one more run uses `fit_one_cycle` to show what that schedule
+changes within an epoch. Ratios count training alone. `preparation` is the time before it: tokenizing for the bare
+loop and `Trainer`; for `hf_learner`, making the `DataLoaders`, which tokenizes the texts, and the learner. All
+accuracies are computed by the same function on the same held-out rows, as the mean over the rounds; each round has
+its own seed."""
 import tempfile
 from copy import deepcopy
 from functools import partial
@@ -24,13 +27,13 @@ from .common import alternate, device, figure_row, ideal_batches, ideal_probs, m
 
 LABELS = ['negative', 'positive']
 
-# --- Contestants: each prepares, and returns a function that trains
+# --- Contestants: each one prepares its data and returns a function that trains
 
 def length_batches(
-    s, # The settings of a comparison
-    seed:int, # Fixes the order
+    s, # From `settings`
+    seed:int, # Seed of the order
 ) -> list[tuple]: # Inputs and labels
-    "Encoded batches of similar length, in random order"
+    "Encode batches of texts of similar length, in random order"
     rng = np.random.default_rng(seed)
     enc = s.tokenizer(s.train.text.tolist(), truncation=True, max_length=s.max_length)
     labels,order = torch.tensor(s.train.labels.to_numpy()),rng.permutation(len(s.train))
@@ -40,24 +43,24 @@ def length_batches(
     return [(batch(idxs[i]), labels[idxs[i]].to(device())) for i in rng.permutation(len(idxs))]
 
 def adamw_linear(
-    model, # What to train
-    lr:float, # The highest learning rate
-    steps:int, # How many there will be
+    model, # The model to train
+    lr:float, # The initial learning rate
+    steps:int, # Number of steps
 ) -> tuple: # An optimizer and a scheduler
-    "Fused AdamW whose weight decay is for matrices only, and a line from `lr` to zero"
+    "Return fused AdamW with weight decay for matrices only, and a linear schedule from `lr` to zero"
     groups = [dict(params=[p for p in model.parameters() if p.ndim > 1], weight_decay=0.01),
               dict(params=[p for p in model.parameters() if p.ndim < 2], weight_decay=0.)]
     opt = torch.optim.AdamW(groups, lr, fused=True)
     return opt,torch.optim.lr_scheduler.LinearLR(opt, 1., 0., steps)
 
 def train_bare(
-    model, # What to train
-    batches, # Inputs and labels
-    lr:float, # The highest learning rate
-    steps:int, # How many batches there are
-    precision:str='fp32', # Or "bf16"
+    model, # The model to train
+    batches, # Iterable of inputs and labels
+    lr:float, # The initial learning rate
+    steps:int, # Number of batches
+    precision:str='fp32', # "fp32" or "bf16"
 ):
-    "A PyTorch loop with nothing in it that is not needed"
+    "Train with a minimal PyTorch loop"
     model.train()
     opt,sched = adamw_linear(model, lr, steps)
     for x,y in batches:
@@ -69,26 +72,29 @@ def train_bare(
         opt.zero_grad()
 
 def bare(s, model, seed, precision):
-    "The limit"
+    "Prepare the bare loop"
     batches = length_batches(s, seed)
     return partial(train_bare, model, batches, s.lr, len(batches), precision)
 
 def trainer(s, model, seed, **best):
-    "`transformers.Trainer`; `best` are arguments that differ from its defaults"
+    "Prepare `transformers.Trainer`; `best` overrides its default arguments"
     encode = lambda o: s.tokenizer(o['text'], truncation=True, max_length=s.max_length)
-    ds = Dataset.from_pandas(s.train[['text', 'labels']], preserve_index=False).map(encode, batched=True, remove_columns='text')
-    args = TrainingArguments(s.folder, per_device_train_batch_size=s.bs, num_train_epochs=1, learning_rate=s.lr, seed=seed, report_to='none',
-                             save_strategy='no', **best)
+    ds = Dataset.from_pandas(s.train[['text', 'labels']], preserve_index=False)
+    ds = ds.map(encode, batched=True, remove_columns='text')
+    args = TrainingArguments(s.folder, per_device_train_batch_size=s.bs, num_train_epochs=1, learning_rate=s.lr,
+                             seed=seed, report_to='none', save_strategy='no', **best)
     return Trainer(model, args, train_dataset=ds, processing_class=s.tokenizer).train
 
 def learner(s, model, seed, precision, fit='fit_linear'):
-    "`hf_learner`, which also validates on the batch of rows that `DataLoaders` must have"
-    dls = HFTextDataLoaders.from_df(s.df, minilm_checkpoint(), valid_col='is_valid', bs=s.bs, max_length=s.max_length, seed=seed)
+    "Prepare `hf_learner`, which also validates on one batch, because `DataLoaders` need a validation set"
+    dls = HFTextDataLoaders.from_df(s.df, minilm_checkpoint(), valid_col='is_valid', bs=s.bs, max_length=s.max_length,
+                                    seed=seed)
     return partial(getattr(hf_learner(dls, model, precision=precision), fit), 1, s.lr)
 
 def contestants() -> dict:
-    "All of them"
-    best = dict(train_sampling_strategy='group_by_length', optim='adamw_torch_fused', bf16=best_precision(device())=='bf16', use_cpu=device().type=='cpu')
+    "Return the contestants"
+    best = dict(train_sampling_strategy='group_by_length', optim='adamw_torch_fused',
+                bf16=best_precision(device())=='bf16', use_cpu=device().type=='cpu')
     return {
         'bare loop, fp32': partial(bare, precision='fp32'),
         'bare loop, bf16': partial(bare, precision='bf16'),
@@ -102,28 +108,31 @@ def contestants() -> dict:
 
 def settings(
     kind:str, # See `reviews`
-    rows:int, # To train on
-    held_out:int, # To measure accuracy on
-    folder:str, # For what `Trainer` writes
-    bs:int=16, # Rows a batch
-    lr:float=2e-4, # The highest learning rate
-    max_length:int=128, # Tokens a text, at most
+    rows:int, # Number of training rows
+    held_out:int, # Number of rows to compute accuracy on
+    folder:str, # Output folder of `Trainer`
+    bs:int=16, # Rows per batch
+    lr:float=2e-4, # The initial learning rate
+    max_length:int=128, # Maximum number of tokens per text
 ) -> SimpleNamespace:
-    "The rows, the model and the numbers that all contestants share"
+    "Return the rows, the model and the hyperparameters that all contestants share"
     df = reviews(kind, rows + bs + held_out)
     df['labels'] = df.label.map(LABELS.index)
     df['is_valid'] = df.index >= rows
     set_seed(0)
-    model = AutoModelForSequenceClassification.from_pretrained(minilm_checkpoint(), id2label=dict(enumerate(LABELS)), label2id={o: i for i,o in enumerate(LABELS)})
+    names = dict(id2label=dict(enumerate(LABELS)), label2id={o: i for i,o in enumerate(LABELS)})
+    model = AutoModelForSequenceClassification.from_pretrained(minilm_checkpoint(), **names)
     tokenizer,held = AutoTokenizer.from_pretrained(minilm_checkpoint()),df[rows+bs:]
-    return SimpleNamespace(df=df[:rows+bs], train=df[:rows], model=model, tokenizer=tokenizer, bs=bs, lr=lr, max_length=max_length, folder=folder,
-                           labels=torch.tensor(held.labels.to_numpy()), held_out=ideal_batches(tokenizer, held.text.tolist(), max_length))
+    return SimpleNamespace(
+        df=df[:rows+bs], train=df[:rows], model=model, tokenizer=tokenizer, bs=bs, lr=lr, max_length=max_length,
+        folder=folder, labels=torch.tensor(held.labels.to_numpy()),
+        held_out=ideal_batches(tokenizer, held.text.tolist(), max_length))
 
 def accuracy(
     s, # From `settings`
     model, # A trained model
 ) -> float:
-    "The share of held-out rows that a fresh copy with `model`'s weights labels right"
+    "Return the accuracy of `model`'s weights on the held-out rows, computed with a separate copy of the model"
     judge = deepcopy(s.model).to(device()).eval()
     judge.load_state_dict(model.state_dict())
     return (ideal_probs(judge, s.held_out).argmax(-1)==s.labels).float().mean().item()
@@ -133,47 +142,52 @@ def epoch(
     s, # From `settings`
     i:int, # The round
 ) -> dict: # Numbers
-    "Train for an epoch, with what the model was given counted"
+    "Train for one epoch, and count the padding in the model's inputs"
     model,masks = deepcopy(s.model).to(device()),[]
     set_seed(i)
     preparation,train = timed(contestant, s, model, i)
-    watch = model.base_model.register_forward_pre_hook(lambda m, _, kwargs: masks.append(kwargs['attention_mask']) if m.training else None, with_kwargs=True)
+    def keep_mask(module, _, kwargs):
+        if module.training: masks.append(kwargs['attention_mask'])
+    watch = model.base_model.register_forward_pre_hook(keep_mask, with_kwargs=True)
     seconds,_ = timed(train)
     watch.remove()
     padding = 1 - sum(o.sum().item() for o in masks)/sum(o.numel() for o in masks)
-    return {'examples/s': len(s.train)/seconds, 'preparation, s': preparation, 'padding, %': 100*padding, 'accuracy': accuracy(s, model)}
+    return {'examples/s': len(s.train)/seconds, 'preparation, s': preparation, 'padding, %': 100*padding,
+            'accuracy': accuracy(s, model)}
 
 def figures(
     results:dict, # From `alternate`
 ) -> list[dict]:
-    "The rows that have targets"
+    "Return the comparisons"
     ours = results['hf_learner, bf16']
     acc = {k: o.accuracy.mean() for k,o in results.items()}
     def row(over, under, target, **also):
         return ratio_row(f'{over} over {under}', results[over]['examples/s'], results[under]['examples/s'], target,
                          accuracy=f'{acc[over]:.3f} / {acc[under]:.3f}', **also)
     close = {'accuracy no more than 0.01 below': acc['hf_learner, bf16'] >= acc['Trainer, defaults'] - 0.01}
-    return [row('hf_learner, bf16', 'Trainer, defaults', '>= 2.0', also=close), row('hf_learner, bf16', 'Trainer, best', '>= 1.05'),
+    beside = {'examples/s': f"{ours['examples/s'].median():.4g}", 'accuracy': f"{acc['hf_learner, bf16']:.3f}"}
+    return [row('hf_learner, bf16', 'Trainer, defaults', '>= 2.0', also=close),
+            row('hf_learner, bf16', 'Trainer, best', '>= 1.05'),
             *(row(f'hf_learner, {o}', f'bare loop, {o}', '>= 0.97') for o in ('fp32', 'bf16')),
-            figure_row('padding of hf_learner, %', ours['padding, %'],
-                       **{'examples/s': f"{ours['examples/s'].median():.4g}", 'accuracy': f"{acc['hf_learner, bf16']:.3f}"})]
+            figure_row('padding of hf_learner, %', ours['padding, %'], **beside)]
 
 def compare(kind, rows, held_out, rounds):
-    "All contestants in turn, on one kind of texts"
+    "Run all contestants on one kind of texts"
     with tempfile.TemporaryDirectory() as folder:
         tiny,s = settings(kind, 32, 32, folder),settings(kind, rows, held_out, folder)
         alternate({k: partial(epoch, f, tiny) for k,f in contestants().items()}, 1, warmup=0)
         return alternate({k: partial(epoch, f, s) for k,f in contestants().items()}, rounds, warmup=0)
 
 def measure(
-    rounds:int, # How often each contestant trains
-    short:int, # Sentences to train on
-    mixed:int, # Sentences and reviews to train on
-    held_out:int, # Rows to measure accuracy on
-) -> dict: # Captions, and rows of tables
-    "The tables of this section"
+    rounds:int, # Number of rounds
+    short:int, # Number of sentences to train on
+    mixed:int, # Number of sentences and reviews to train on
+    held_out:int, # Number of rows to compute accuracy on
+) -> dict: # Captions mapped to rows
+    "Return the tables of this section"
     tables = {}
     for kind,rows in dict(short=short, mixed=mixed).items():
         results = compare(kind, rows, held_out, rounds)
-        tables |= {f'{rows} {kind} texts, max_length 128, batches of 16; {held_out} held out.': figures(results), f'Each contestant, {kind} texts.': medians(results)}
+        caption = f'{rows} {kind} texts, max_length 128, batches of 16; {held_out} held out.'
+        tables |= {caption: figures(results), f'Each contestant, {kind} texts.': medians(results)}
     return tables

@@ -103,14 +103,14 @@ def quiet_load_report():
     try: yield
     finally: logger.removeFilter(_is_not_load_report)
 
-# %% ../../nbs/core/01_compat.ipynb #a9c0f311
+# %% ../../nbs/core/01_compat.ipynb #f48bb8fc
 def remove_capture_hooks(
     model:nn.Module, # A Hugging Face model
 ):
     "Remove the hooks that transformers installs to capture hidden states and attentions"
     for m in model.modules():
-        found = [k for k,h in m._forward_hooks.items() if getattr(h, '__module__', '')=='transformers.utils.output_capturing']
-        for k in found: del m._forward_hooks[k]
+        for k,h in list(m._forward_hooks.items()):
+            if getattr(h, '__module__', '')=='transformers.utils.output_capturing': del m._forward_hooks[k]
         vars(m).pop('_output_capturing_hooks_installed', None)
 
 # %% ../../nbs/core/01_compat.ipynb #a757ac33

@@ -7,7 +7,7 @@ __all__ = ['load_hf_config', 'set_pad_token', 'load_hf_tokenizer', 'load_hf_mode
            'model_skeleton', 'is_hf_model', 'forward_args', 'forward_kwargs', 'position_limit', 'tokenizer_limit']
 
 # %% ../../nbs/core/02_objects.ipynb #46135eba
-import inspect, logging, re, sys
+import inspect, re, sys
 from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
@@ -20,29 +20,36 @@ from transformers import (AutoConfig, AutoModelForSequenceClassification, AutoTo
                           PreTrainedTokenizerBase)
 
 from .checks import first_line
+from .compat import quiet_load_report
 
-if TYPE_CHECKING: from transformers import PreTrainedModel # which takes seconds
+if TYPE_CHECKING: from transformers import PreTrainedModel # takes seconds to import
+
+# %% ../../nbs/core/02_objects.ipynb #2f68973e
+def _why(e):
+    "Return the reason of a failed download or load, in one line"
+    own_code = 'trust_remote_code' in str(e)
+    return "it contains its own Python code, which runs only with trust_remote_code=True" if own_code else first_line(e)
 
 # %% ../../nbs/core/02_objects.ipynb #88328456
 @contextmanager
 def _reaching(checkpoint, what):
-    "Turn a failure to find `checkpoint` into one sentence"
+    "Replace an error in loading `what` from `checkpoint` by one that names both"
     try: yield
     except (OSError, ValueError, SafetensorError) as e:
-        why,unread = first_line(e),isinstance(e, OSError) or 'Unrecognized model' in str(e)
-        if 'trust_remote_code' in str(e): why = "it needs Python code that comes with it to run, for which trust_remote_code=True has to be passed"
-        if not unread: raise ValueError(f"checkpoint={str(checkpoint)!r}: its {what} cannot be used: {why}") from e
-        hint = ("the folder has no readable " + what if Path(checkpoint).is_dir() else
-                "it is neither a local folder nor a model that the Hub or its local cache could give")
-        raise OSError(f"checkpoint={str(checkpoint)!r} gives no {what}: {hint} ({why}).") from e
+        argument = f"checkpoint={str(checkpoint)!r}"
+        missing = isinstance(e, OSError) or 'Unrecognized model' in str(e)
+        if not missing: raise ValueError(f"{argument}: cannot load its {what}: {_why(e)}") from e
+        hint = ("the folder contains none that can be read" if Path(checkpoint).is_dir() else
+                "it is neither a local folder nor a model on the Hub or in the local cache")
+        raise OSError(f"{argument} has no {what}: {hint} ({_why(e)}).") from e
 
 # %% ../../nbs/core/02_objects.ipynb #b8774721
 def load_hf_config(
-    checkpoint:str|Path, # A name on the Hub or a local folder
-    config:PreTrainedConfig=None, # Use (a copy of) this one in place of the checkpoint's own
+    checkpoint:str|Path, # A model name on the Hub or a local folder
+    config:PreTrainedConfig=None, # Copied and used in place of the checkpoint's configuration
     config_kwargs:dict=None, # Settings to change, such as `num_labels`
 ) -> PreTrainedConfig:
-    "The configuration of `checkpoint`; raises `OSError` if there is none"
+    "Load the configuration of `checkpoint`; raise `OSError` if it has none"
     config_kwargs = config_kwargs or {}
     if config is None:
         with _reaching(checkpoint, 'config.json'): return AutoConfig.from_pretrained(checkpoint, **config_kwargs)
@@ -50,108 +57,107 @@ def load_hf_config(
     for k,v in config_kwargs.items(): setattr(config, k, v)
     return config
 
+# %% ../../nbs/core/02_objects.ipynb #10a96eba
+def _spare_token(tokenizer):
+    "Return a special token of `tokenizer` that can be used for padding; raise `ValueError` if it has none"
+    for o in (tokenizer.eos_token, tokenizer.unk_token, tokenizer.bos_token, *tokenizer.all_special_tokens):
+        if o is not None: return o
+    raise ValueError(f"{type(tokenizer).__name__} has no special token to pad with: "
+                     'pass tokenizer_kwargs={"pad_token": ...} with a token of its vocabulary.')
+
 # %% ../../nbs/core/02_objects.ipynb #ad23cc43
 def set_pad_token(
     tokenizer:PreTrainedTokenizerBase, # Changed in place if it has no padding token
-    config:PreTrainedConfig, # Learns the id of the padding token
+    config:PreTrainedConfig, # Changed in place: gets the id of the padding token
 ):
-    "Give `tokenizer` a padding token out of the tokens it knows; raises `ValueError` if it has no special token at all"
-    text_config = config.get_text_config()
-    if tokenizer.pad_token is None:
-        known = [tokenizer.eos_token, tokenizer.unk_token, tokenizer.bos_token, *tokenizer.all_special_tokens]
-        token = next((o for o in known if o is not None), None)
-        if token is None:
-            raise ValueError(f"{type(tokenizer).__name__} has neither a padding token nor another special token to pad with: "
-                             'pass tokenizer_kwargs={"pad_token": ...} with a token of its vocabulary.')
-        tokenizer.pad_token = token
-    text_config.pad_token_id = tokenizer.pad_token_id
+    "Give `tokenizer` a padding token if it has none; raise `ValueError` if it has no special token"
+    if tokenizer.pad_token is None: tokenizer.pad_token = _spare_token(tokenizer)
+    config.get_text_config().pad_token_id = tokenizer.pad_token_id
 
 # %% ../../nbs/core/02_objects.ipynb #acf6ddfb
 def load_hf_tokenizer(
-    checkpoint:str|Path, # A name on the Hub or a local folder
-    config:PreTrainedConfig, # The model's configuration: it learns the padding token
+    checkpoint:str|Path, # A model name on the Hub or a local folder
+    config:PreTrainedConfig, # The model's configuration; gets the id of the padding token
     tokenizer_kwargs:dict=None, # Passed to `AutoTokenizer.from_pretrained`
-) -> PreTrainedTokenizerBase:
-    "The tokenizer of `checkpoint`, able to pad; raises `OSError` if there is none"
-    with _reaching(checkpoint, 'tokenizer'): tokenizer = AutoTokenizer.from_pretrained(checkpoint, **(tokenizer_kwargs or {}))
+) -> PreTrainedTokenizerBase: # With a padding token
+    "Load the tokenizer of `checkpoint`; raise `OSError` if it has none"
+    with _reaching(checkpoint, 'tokenizer'):
+        tokenizer = AutoTokenizer.from_pretrained(checkpoint, **(tokenizer_kwargs or {}))
     set_pad_token(tokenizer, config)
     return tokenizer
 
-# %% ../../nbs/core/02_objects.ipynb #a9bde79f
-def _not_load_report(record): return 'LOAD REPORT' not in record.getMessage()
-
-@contextmanager
-def _quiet_loading():
-    "Leave out the report that transformers logs about fresh weights, and nothing else"
-    logger = logging.getLogger('transformers.modeling_utils')
-    logger.addFilter(_not_load_report)
-    try: yield
-    finally: logger.removeFilter(_not_load_report)
-
-# %% ../../nbs/core/02_objects.ipynb #a905a864
+# %% ../../nbs/core/02_objects.ipynb #29fe05a8
 def _in_body(key, model):
-    "Whether parameter `key` belongs to the pretrained body rather than to a head"
+    "Return whether parameter `key` belongs to the pretrained body, not to a head"
     return model.base_model is model or key.startswith(model.base_model_prefix + '.')
 
-def _fresh_names(missing, mismatched):
-    "The modules that the checkpoint has no weights for, or others"
+# %% ../../nbs/core/02_objects.ipynb #44a530ab
+def _check_body(model, mismatched):
+    "Raise `ValueError` if weights of the body have another shape in the checkpoint"
+    body = [o for o in mismatched if _in_body(o[0], model)]
+    if not body: return
+    key,theirs,ours = body[0]
+    more = f", and {len(body)-1} more differ" if len(body) > 1 else ''
+    raise ValueError(f"The checkpoint does not fit the configuration: `{key}` has shape {tuple(theirs)} in the "
+                     f"checkpoint and {tuple(ours)} in the configuration{more}. Only a head may have another size.")
+
+# %% ../../nbs/core/02_objects.ipynb #2736854e
+def _new_modules(missing, mismatched):
+    "Return the names of the modules whose weights do not come from the checkpoint"
     return ', '.join(dict.fromkeys(o.rsplit('.', 1)[0] for o in sorted({*missing, *(o[0] for o in mismatched)})))
 
-def _fresh_line(model, missing, mismatched):
-    "One line about the parameters that the checkpoint did not have; raises `ValueError` if the body has the wrong size"
-    body = [(k,had,wants) for k,had,wants in mismatched if _in_body(k, model)]
-    if body:
-        k,had,wants = body[0]
-        raise ValueError(f"The checkpoint does not fit the configuration: `{k}` is {tuple(had)} in the one and "
-                         f"{tuple(wants)} in the other, and {len(body)-1} more; only a head may change its size.")
-    names = _fresh_names(missing, mismatched)
-    if not names: return ''
-    had = next((f" (the checkpoint's has {had[0]} outputs, this one {wants[0]})" for _,had,wants in mismatched), '')
-    return f"{type(model).__name__}: newly initialized and to be trained: {names}{had}"
+# %% ../../nbs/core/02_objects.ipynb #c93834ea
+def _new_modules_line(model, names, mismatched):
+    "Return a line that says which modules of `model` are newly initialized"
+    sizes = next((f" ({ours[0]} outputs, {theirs[0]} in the checkpoint)" for _,theirs,ours in mismatched), '')
+    return f"Newly initialized in {type(model).__name__}: {names}{sizes}. Train before use."
 
-# %% ../../nbs/core/02_objects.ipynb #8ce643ae
-def _forget_quantization(model):
-    "Let `model`, whose weights have been unpacked, be known as one that never was quantized"
+# %% ../../nbs/core/02_objects.ipynb #28d1595f
+def _remove_quantization(model):
+    "Remove the mark of a quantized model from `model`, whose weights have been dequantized"
     if quantizer := getattr(model, 'hf_quantizer', None): quantizer.remove_quantization_config(model)
 
 # %% ../../nbs/core/02_objects.ipynb #74cc1e88
 def load_hf_model(
-    checkpoint:str|Path, # A name on the Hub or a local folder
-    model_cls:type=AutoModelForSequenceClassification, # Any Auto class, or a model class
-    config:PreTrainedConfig=None, # The configuration, with `num_labels` and the like already set
+    checkpoint:str|Path, # A model name on the Hub or a local folder
+    model_cls:type=AutoModelForSequenceClassification, # An Auto class or a model class
+    config:PreTrainedConfig=None, # The model's configuration; None for the checkpoint's
     model_kwargs:dict=None, # Passed to `from_pretrained`, such as `dtype` or `attn_implementation`
-    whole:bool=False, # Whether the checkpoint has to have all weights, and no head may be made anew
-) -> 'PreTrainedModel':
-    "The model of `checkpoint`; raises `OSError` if there is none, `ValueError` if the weights do not fit `config`"
+    whole:bool=False, # Whether to raise `ValueError` if any weights are missing from the checkpoint
+) -> 'PreTrainedModel': # In float32
+    "Load the model of `checkpoint`; raise `OSError` if there is none, `ValueError` if its weights do not fit `config`"
     kwargs = dict(dtype=torch.float32, ignore_mismatched_sizes=True) | (model_kwargs or {})
     if 'gguf_file' in kwargs: kwargs.setdefault('quantization_config', GgufConfig(dequantize=True))
-    with _reaching(checkpoint, f'{model_cls.__name__} weights'), _quiet_loading():
+    with _reaching(checkpoint, f'{model_cls.__name__} weights'), quiet_load_report():
         model,info = model_cls.from_pretrained(checkpoint, config=config, output_loading_info=True, **kwargs)
-    if getattr(kwargs.get('quantization_config'), 'dequantize', False): _forget_quantization(model)
-    if line := _fresh_line(model, info['missing_keys'], info['mismatched_keys']):
-        if whole: raise ValueError(f"checkpoint={str(checkpoint)!r} is no trained {type(model).__name__}: it has no weights for {_fresh_names(info['missing_keys'], info['mismatched_keys'])}; "
-                                   "a checkpoint to train goes to HFTextDataLoaders and hf_learner.")
-        print(line)
+    if getattr(kwargs.get('quantization_config'), 'dequantize', False): _remove_quantization(model)
+    mismatched = sorted(info['mismatched_keys']) # a set
+    _check_body(model, mismatched)
+    names = _new_modules(info['missing_keys'], mismatched)
+    if names and whole:
+        raise ValueError(f"checkpoint={str(checkpoint)!r} has no trained weights for {names} of "
+                         f"{type(model).__name__}: train them first, with HFTextDataLoaders and hf_learner.")
+    if names: print(_new_modules_line(model, names, mismatched))
     return model
 
 # %% ../../nbs/core/02_objects.ipynb #2ff4e6ca
 class HFObjects(NamedTuple):
-    "What `get_hf_objects` returns"
+    "The four results of `get_hf_objects`"
     arch: str # The architecture's name, `config.model_type`
     config: PreTrainedConfig # The model's configuration
-    tokenizer: PreTrainedTokenizerBase # The tokenizer, able to pad
+    tokenizer: PreTrainedTokenizerBase # The tokenizer, with a padding token
     model: 'PreTrainedModel' # The model, in float32
 
 # %% ../../nbs/core/02_objects.ipynb #a553948f
 def get_hf_objects(
-    checkpoint:str|Path, # A name on the Hub or a local folder
-    model_cls:type=AutoModelForSequenceClassification, # Any Auto class, or a model class
-    config:PreTrainedConfig=None, # Use (a copy of) this configuration in place of the checkpoint's own
+    checkpoint:str|Path, # A model name on the Hub or a local folder
+    model_cls:type=AutoModelForSequenceClassification, # An Auto class or a model class
+    config:PreTrainedConfig=None, # Copied and used in place of the checkpoint's configuration
     config_kwargs:dict=None, # Settings of the configuration to change, such as `num_labels`
     tokenizer_kwargs:dict=None, # Passed to `AutoTokenizer.from_pretrained`
     model_kwargs:dict=None, # Passed to the model's `from_pretrained`
-) -> HFObjects: # `(arch, config, tokenizer, model)`; the config is the model's own
-    "Architecture, configuration, tokenizer and model of `checkpoint`; raises `OSError` if one cannot be found"
+) -> HFObjects: # `(arch, config, tokenizer, model)`; the config is `model.config`
+    "Load configuration, tokenizer and model of `checkpoint`; raise `OSError` if one of them is missing"
     config = load_hf_config(checkpoint, config, config_kwargs)
     tokenizer = load_hf_tokenizer(checkpoint, config, tokenizer_kwargs)
     model = load_hf_model(checkpoint, model_cls, config, model_kwargs)
@@ -160,66 +166,69 @@ def get_hf_objects(
 # %% ../../nbs/core/02_objects.ipynb #7ab5d370
 def model_skeleton(
     config:PreTrainedConfig, # The model's configuration
-    model_cls:type=AutoModelForSequenceClassification, # An Auto class; raises `ValueError` if it has no such architecture
+    model_cls:type=AutoModelForSequenceClassification, # An Auto class
 ) -> 'PreTrainedModel': # A model without weights, on the `meta` device
-    "The model that `config` describes, with shapes and no weights"
+    "Build the model of `config` without weights; raise `ValueError` if `model_cls` does not support its architecture"
     try:
         with torch.device('meta'): return model_cls.from_config(deepcopy(config))
     except ValueError as e:
         if 'Unrecognized configuration class' not in str(e): raise
-        raise ValueError(f"{config.model_type!r} has no {model_cls.__name__.replace('AutoModelFor', '')} model in transformers: "
-                         f"choose a checkpoint of an architecture that {model_cls.__name__} knows.") from e
+        raise ValueError(f"{model_cls.__name__} does not support model_type={config.model_type!r}: "
+                         "choose a checkpoint of another architecture.") from e
 
 # %% ../../nbs/core/02_objects.ipynb #01d32b0f
 def is_hf_model(
-    model, # Anything
+    model, # Any object
 ) -> bool:
-    "Whether `model` is a `PreTrainedModel`"
-    modeling = sys.modules.get('transformers.modeling_utils') # where nobody has imported it, nothing is
+    "Return whether `model` is a `PreTrainedModel`"
+    modeling = sys.modules.get('transformers.modeling_utils')
     return modeling is not None and isinstance(model, modeling.PreTrainedModel)
 
 # %% ../../nbs/core/02_objects.ipynb #33355edd
 def forward_args(
-    model:nn.Module, # A model, or a skeleton
+    model:nn.Module, # A model or a skeleton
 ) -> list[str]:
-    "The names of the inputs that the model's `forward` accepts"
+    "Return the names of the arguments of the model's `forward`"
     return [n for n,p in inspect.signature(model.forward).parameters.items() if p.kind is not p.VAR_KEYWORD]
 
 # %% ../../nbs/core/02_objects.ipynb #7406e935
 def forward_kwargs(
-    model:nn.Module, # A model, or a skeleton
+    model:nn.Module, # A model or a skeleton
 ) -> dict:
-    "What to tell `forward` when nothing is generated"
+    "Return the arguments of `forward` for a call that generates nothing"
     return {'use_cache': False} if 'use_cache' in forward_args(model) else {}
 
-# %% ../../nbs/core/02_objects.ipynb #b4c82867
-def _is_positions(name):
-    "Whether something of this name is about positions"
+# %% ../../nbs/core/02_objects.ipynb #f1b6caa4
+def _is_position_name(name):
+    "Return whether `name` is a name for positions"
     return re.search(r'(^wpe$|^(embed_|\w+_)?pos(itions?)?(_|$))', name) is not None
 
-def _table_rows(model):
-    "The numbers of positions that tables in modules have room for"
+# %% ../../nbs/core/02_objects.ipynb #ca7c5db2
+def _module_sizes(model):
+    "Yield the number of positions of each embedding module for positions"
     for n,m in model.named_modules():
-        if _is_positions(n.rpartition('.')[2]) and hasattr(m, 'padding_idx') and hasattr(m, 'weight'):
+        if _is_position_name(n.rpartition('.')[2]) and hasattr(m, 'padding_idx') and hasattr(m, 'weight'):
             yield m.weight.shape[0] - (getattr(m, 'offset', 0) or (0 if m.padding_idx is None else m.padding_idx+1))
 
-def _tensor_rows(model, floating):
-    "The like of plain tensors: of tables their rows, or of lists of positions how many these name"
+# %% ../../nbs/core/02_objects.ipynb #621f287b
+def _tensor_sizes(model, floating):
+    "Yield the number of positions of each tensor for positions: tables if `floating`, otherwise lists of positions"
     for m in model.modules():
-        for n,o in (vars(m) | m._buffers).items():
-            if isinstance(o, torch.Tensor) and o.ndim > 1 and _is_positions(n) and o.is_floating_point()==floating:
+        for n,o in (vars(m) | dict(m.named_buffers(recurse=False, remove_duplicate=False))).items():
+            if isinstance(o, torch.Tensor) and o.ndim > 1 and _is_position_name(n) and o.is_floating_point()==floating:
                 yield o.shape[0 if floating else -1]
 
+# %% ../../nbs/core/02_objects.ipynb #09d162ec
 def position_limit(
-    model:nn.Module, # A model, or a skeleton
-) -> int|None: # Tokens, special tokens included; None if no table limits them
-    "How many tokens the model's tables of absolute positions have room for"
-    tables = [*_table_rows(model), *_tensor_rows(model, True)]
-    return min([*tables, *_tensor_rows(model, False)]) if tables else None
+    model:nn.Module, # A model or a skeleton
+) -> int|None: # Tokens, special tokens included; None if the model has no table of positions
+    "Return how many tokens the model's tables of absolute positions can hold"
+    tables = [*_module_sizes(model), *_tensor_sizes(model, True)]
+    return min([*tables, *_tensor_sizes(model, False)]) if tables else None
 
 # %% ../../nbs/core/02_objects.ipynb #1087badb
 def tokenizer_limit(
     tokenizer:PreTrainedTokenizerBase, # Any tokenizer
-) -> int|None: # Tokens; None where its `model_max_length` is the number that stands for none
-    "How many tokens the tokenizer was made for"
+) -> int|None: # Tokens; None if the tokenizer has no limit
+    "Return the maximum length that the tokenizer is configured for"
     return tokenizer.model_max_length if tokenizer.model_max_length < 1e9 else None

@@ -18,7 +18,7 @@ import torch
 from fastai.data.block import DataBlock
 from fastai.data.core import DataLoaders, Datasets
 from fastai.data.transforms import ColSplitter, GrandparentSplitter, RandomSplitter, get_text_files, parent_label
-from fastai.torch_basics import delegates, get_first, is_listy, patch
+from fastai.torch_basics import delegates, get_first, patch
 from fasttransform import Transform
 
 from ..core.checks import as_names, check_options, columns, fraction, whole_number

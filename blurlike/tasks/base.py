@@ -13,7 +13,7 @@ from importlib import import_module
 
 from fastai.data.transforms import ColReader
 from fastai.losses import CrossEntropyLossFlat
-from fastai.torch_basics import L, Tensor, batch_to_samples, is_iter, is_listy, patch
+from fastai.torch_basics import L, batch_to_samples, is_iter, is_listy, patch
 
 from ..core.checks import check_options, suggest
 from ..core.compat import model_classes

@@ -14,7 +14,7 @@ import torch
 from fastai.data.core import Datasets, TfmdLists
 from fastai.data.transforms import ItemGetter
 from fastai.learner import Metric
-from fastai.torch_basics import L, patch
+from fastai.torch_basics import L
 
 from ..core.checks import whole_number
 from ..core.inputs import as_rows

@@ -7,7 +7,6 @@ __all__ = ['Windowed', 'PooledWindows', 'token_order']
 
 # %% ../../nbs/tasks/22_windows.ipynb #0a22f34b
 import numpy as np
-from fastai.torch_basics import patch
 
 from ..core.checks import one_of
 from ..core.inputs import by_window

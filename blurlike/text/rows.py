@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from fastai.data.core import Datasets
 from fastai.data.transforms import ColReader
-from fastai.torch_basics import GetAttr, L, is_listy, noop
+from fastai.torch_basics import GetAttr, is_listy, noop
 from fasttransform import Transform
 
 from ..core.checks import preview

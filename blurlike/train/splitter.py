@@ -17,24 +17,26 @@ from ..core.objects import is_hf_model
 
 # %% ../../nbs/train/60_splitter.ipynb #73960e4e
 def _stacks(body):
-    "The names of the outermost `ModuleList`s in `body`"
+    "Return the names of the outermost `ModuleList`s in `body`"
     names = [n for n,m in body.named_modules() if isinstance(m, nn.ModuleList) and len(m)]
     return [n for n in names if not any(n.startswith(o + '.') for o in names)]
 
+# %% ../../nbs/train/60_splitter.ipynb #411542b5
 def _layer_of(name, stacks):
-    "Which layer parameter `name` belongs to: the place of its stack and its number in it; None outside the layers"
+    "Return the layer of parameter `name`, as the module that contains its stack and a number; None outside the layers"
     for s in stacks:
         if m := re.match(re.escape(s) + r'\.(\d+)\.', name): return s.rpartition('.')[0],int(m[1])
 
+# %% ../../nbs/train/60_splitter.ipynb #04863ac3
 def _tables(body):
-    "The names of the parameters of embedding tables"
+    "Return the names of the parameters of embedding tables in `body`"
     return {f'{n}.weight' for n,m in body.named_modules() if isinstance(m, nn.Embedding)}
 
 # %% ../../nbs/train/60_splitter.ipynb #944dee3a
 def layer_params(
     body:nn.Module, # A model without its head
 ) -> tuple[list, list]: # The parameters of the embeddings, and a list of parameters for each layer
-    "The parameters of `body` by layer, in the order of the computation; tied weights come once"
+    "Return the parameters of `body` by layer, in the order of the computation; tied weights appear once"
     stacks,tables = _stacks(body),_tables(body)
     embeddings,layers,last = [],{},None
     for name,p in body.named_parameters():
@@ -46,46 +48,53 @@ def layer_params(
 
 # %% ../../nbs/train/60_splitter.ipynb #639a908c
 def _body_params(model):
-    "The parameters of all that is not a head"
+    "Return the parameters that do not belong to a head"
     if model.base_model is not model: return list(model.base_model.parameters())
     children,args = list(model.children()),inspect.signature(model.forward).parameters
     last = max((i for i,o in enumerate(children) if _stacks(o)), default=-1)
     if last < 0 or not {'labels', 'start_positions'} & set(args): return list(model.parameters())
     return [p for o in children[:last+1] for p in o.parameters()]
 
+# %% ../../nbs/train/60_splitter.ipynb #c647c176
+def _without(params, *others):
+    "Return those of `params` that are in none of the lists `others`"
+    ids = {id(p) for o in others for p in o}
+    return [p for p in params if id(p) not in ids]
+
+# %% ../../nbs/train/60_splitter.ipynb #1d3a630e
 def head_params(
     model:nn.Module, # A `PreTrainedModel`
 ) -> list[nn.Parameter]: # Empty if there is no head
-    "The parameters of the model's head; weights that it shares with the body are the body's, and a bias alone is no head"
-    seen = {id(p) for p in _body_params(model)}
-    head = [p for p in model.parameters() if id(p) not in seen]
+    "Return the parameters of the model's head, without those it shares with the body; a bias alone is not a head"
+    head = _without(model.parameters(), _body_params(model))
     return head if any(p.ndim > 1 for p in head) else []
 
 # %% ../../nbs/train/60_splitter.ipynb #b2788dc6
 def _fixed_params(model):
-    "The parameters that are born frozen"
+    "Return the parameters that are frozen in a new model of the same class"
     frozen = {n: p for n,p in model.named_parameters() if not p.requires_grad}
     if not frozen or not is_hf_model(model): return []
     with torch.device('meta'): new = type(model)(deepcopy(model.config))
     return [frozen[n] for n,p in new.named_parameters() if n in frozen and not p.requires_grad]
 
-# %% ../../nbs/train/60_splitter.ipynb #70c2734d
+# %% ../../nbs/train/60_splitter.ipynb #c3da8e37
 def _chunks(items, n):
-    "`items` in at most `n` runs of nearly equal length"
+    "Split `items` into at most `n` lists of nearly equal length, in their order"
     n = min(n, len(items))
     return [items[i*len(items)//n:(i+1)*len(items)//n] for i in range(n)]
 
+# %% ../../nbs/train/60_splitter.ipynb #70c2734d
 def hf_splitter(
     model:nn.Module, # A `PreTrainedModel`; any other module is one group
-    layer_groups:int=3, # In how many groups the layers come
-) -> list[list[nn.Parameter]]: # Every parameter that can be trained, once; no group is empty
-    "Parameter groups: embeddings, groups of layers, head; raises `ValueError` for a model without parameters"
-    if not sum(p.numel() for p in model.parameters()): raise ValueError(f"{type(model).__name__} has no parameters to train.")
+    layer_groups:int=3, # The number of groups for the layers
+) -> list[list[nn.Parameter]]: # Every trainable parameter once; no group is empty
+    "Split the parameters into embeddings, groups of layers and head; raise `ValueError` for a model without parameters"
+    if not any(p.numel() for p in model.parameters()):
+        raise ValueError(f"model={type(model).__name__}(...) has no parameters to train.")
     body = getattr(model, 'base_model', None)
     if body is None: return [list(model.parameters())]
     head,(embeddings,layers) = head_params(model),layer_params(body)
-    seen = {id(p) for o in (embeddings, *layers, head) for p in o}
-    (layers[-1] if layers else embeddings).extend(p for p in model.parameters() if id(p) not in seen)
+    (layers[-1] if layers else embeddings).extend(_without(model.parameters(), embeddings, *layers, head))
     groups = [embeddings, *([p for layer in o for p in layer] for o in _chunks(layers, layer_groups))]
-    elsewhere = {id(p) for p in (*head, *_fixed_params(model))}
-    return [o for o in ([p for p in g if id(p) not in elsewhere] for g in groups) if o] + [head]*bool(head)
+    elsewhere = [*head, *_fixed_params(model)]
+    return [o for o in (_without(g, elsewhere) for g in groups) if o] + [head]*bool(head)
