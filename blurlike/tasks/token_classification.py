@@ -332,9 +332,9 @@ def _entity_metric(score, scheme):
     one_of('scheme', scheme, (None, *_SCHEMES))
     return WordMetric(partial(_entity_score, name=f'{score}_score', scheme=scheme), f'entity_{score}')
 
-# %% ../../nbs/tasks/28_token_classification.ipynb #bd0e26d2
+# %% ../../nbs/tasks/28_token_classification.ipynb #d07b842e
 def entity_precision(
-    scheme:str=None, # A scheme of seqeval such as "IOB2" that entities must follow strictly; None for the rules of CoNLL
+    scheme:str=None, # A scheme of seqeval, such as "IOB2", that entities must follow; None for the rules of CoNLL
 ): # A metric
     "Return the share of the predicted entities that are right; raises `ImportError` without seqeval"
     return _entity_metric('precision', scheme)
@@ -393,7 +393,7 @@ def _with_words(entity, sentence, starts):
     first,last = np.searchsorted(starts, [start, end], side='right') - 1
     return entity | dict(word=sentence[start:end], start_word=int(first), end_word=int(last)+1)
 
-# %% ../../nbs/tasks/28_token_classification.ipynb #6062f255
+# %% ../../nbs/tasks/28_token_classification.ipynb #18f58cee
 def _entities(reader, tokens, sentence, strategy, ignore_labels, lead, of_words):
     "Return the entities of one text, from the methods of transformers' pipeline"
     # The pipeline guesses which tokens begin a word, and may warn that it cannot know; the words of a list are known
@@ -403,7 +403,8 @@ def _entities(reader, tokens, sentence, strategy, ignore_labels, lead, of_words)
     for i,o in enumerate(pre):
         o['index'] += lead
         if of_words: o['is_subword'] = i > 0 and tokens[i]['word']==tokens[i-1]['word']
-    found = [o for o in reader.aggregate(pre, strategy) if not {o.get('entity'), o.get('entity_group')} & set(ignore_labels)]
+    ignored = lambda o: o.get('entity') in ignore_labels or o.get('entity_group') in ignore_labels
+    found = [o for o in reader.aggregate(pre, strategy) if not ignored(o)]
     return [{k: float(v) if k=='score' else v for k,v in o.items()} for o in found]
 
 # %% ../../nbs/tasks/28_token_classification.ipynb #33ca77df
@@ -414,7 +415,7 @@ def decode(self:TokenClassification, logits, config, inputs=None, samples=None,
     aggregation_strategy:str=None, # As in the pipeline; None for "simple", or "first" for lists of words
     ignore_labels:list=('O',), # Labels that are not entities
 ) -> list[list[dict]]: # The entities of each text
-    "Return entities: `entity_group`, `score`, `word`, `start`, `end`; for lists of words also `start_word` and `end_word`"
+    "Return entities: `entity_group`, `score`, `word`, `start`, `end`; for words also `start_word` and `end_word`"
     from transformers.pipelines.token_classification import AggregationStrategy
     one_of('aggregation_strategy', aggregation_strategy, _STRATEGIES)
     block,scores = inputs.hf_block,logits.float().softmax(-1).cpu().numpy()
@@ -430,15 +431,15 @@ def decode(self:TokenClassification, logits, config, inputs=None, samples=None,
         res.append([_with_words(o, sentence, starts) for o in found] if of_words else found)
     return res
 
-# %% ../../nbs/tasks/28_token_classification.ipynb #00e9404b
+# %% ../../nbs/tasks/28_token_classification.ipynb #1b782d91
 @patch
 def is_one(self:TokenClassification, texts, block):
     "Return whether `texts` is a single text; raises `ValueError` for a list that looks like several strings"
     if isinstance(texts, str) or not is_iter(texts): return True
     if not is_listy(texts) or not len(texts) or not all(isinstance(o, str) for o in texts): return False
     if odd := next((o for o in texts if len(o.split()) > 1), None):
-        raise ValueError(f"texts contains {odd!r:.80}, which has spaces in it, but a list of strings is the words of one text: "
-                         "pass many=True for several texts, or many=False for one.")
+        raise ValueError(f"texts contains {odd!r:.80}, which has spaces in it, but a list of strings is the words "
+                         "of one text: pass many=True for several texts, or many=False for one.")
     return True
 
 @patch
@@ -494,8 +495,9 @@ def word_labels(self:Learner,
     inputs,_,targs,preds = self.get_preds(ds_idx, dl, with_input=True, with_decoded=True)
     if targs is None:
         raise ValueError("dl has no targets: make it with learn.dls.test_dl(df, with_labels=True), or use hf_predict.")
-    def one(x, *values): return [names[o[0]].tolist() for o in word_values([v[None] for v in values], x['word_ids'][None], block)]
-    rows = [one(*o) for o in zip(inputs, targs, preds, strict=True)]
+    rows = [word_values([t[None], p[None]], x['word_ids'][None], block)
+            for x,t,p in zip(inputs, targs, preds, strict=True)]
+    rows = [[names[o[0]].tolist() for o in row] for row in rows]
     return [t for t,_ in rows],[p for _,p in rows]
 
 # %% ../../nbs/tasks/28_token_classification.ipynb #a7ea7ba9
