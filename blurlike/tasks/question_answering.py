@@ -423,6 +423,27 @@ def question_problem(
 def problem(self:QuestionAnswering, sample, block):
     return question_problem(sample[0]) or (answer_problem(sample[1], sample[0][1]) if len(sample) > 1 else None)
 
+# %% ../../nbs/tasks/29_question_answering.ipynb #d0411811
+def _no_room(question, block, doc_stride):
+    "Return why a question leaves no room for its context"
+    name,stride = ('stride', block.stride) if doc_stride is None else ('doc_stride', doc_stride)
+    n = len(block.hf_tokenizer(question, add_special_tokens=False, verbose=False)['input_ids'])
+    room = block.max_length - block.hf_tokenizer.num_special_tokens_to_add(pair=True) - stride - 1
+    return (f"the question has {n} tokens, but max_length={block.max_length} leaves room for {max(0, room)}, as "
+            f"neighbouring windows share {name}={stride} tokens of the context: use a larger max_length or a smaller {name}")
+
+@patch
+def _windows(self:QuestionAnswering, pairs, block, doc_stride):
+    "Return the windows of each context, with the question"
+    context_first = block.hf_tokenizer.padding_side=='left'
+    texts = [o[::-1] for o in pairs] if context_first else pairs
+    try: table = block.tokenize(texts, part=0 if context_first else 1, stride=doc_stride)
+    except SampleProblems as e:
+        raise SampleProblems([(i, _no_room(pairs[i][0], block, doc_stride)) for i,_ in e.problems]) from e
+    parts = table.columns['sequence_ids']
+    if context_first: table.columns['sequence_ids'] = np.where(parts < 0, parts, 1-parts)
+    return table
+
 # %% ../../nbs/tasks/29_question_answering.ipynb #54b0700f
 @patch
 def tokenize(self:QuestionAnswering, samples, block,
@@ -431,12 +452,7 @@ def tokenize(self:QuestionAnswering, samples, block,
     "Return the windows of each context, with the question; raises `SampleProblems` for a question that leaves no room"
     if doc_stride is not None: whole_number('doc_stride', doc_stride, 0)
     xs,*ys = zip(*samples, strict=True)
-    context_first = block.hf_tokenizer.padding_side=='left'
-    texts = [o[::-1] for o in xs] if context_first else list(xs)
-    table = block.tokenize(texts, part=0 if context_first else 1, stride=doc_stride)
-    if context_first:
-        parts = table.columns['sequence_ids']
-        table.columns['sequence_ids'] = np.where(parts < 0, parts, 1-parts)
+    table = self._windows(list(xs), block, doc_stride)
     table.rows['texts'] = list(xs)
     if not ys: return table
     spans = [(-1, -1) if o==NO_ANSWER else (o.start, o.start+len(o.text)) for o in ys[0]]
@@ -492,7 +508,7 @@ def read(self:QuestionAnswering,
     options['handle_impossible_answer'] = bool(options['handle_impossible_answer'])
     return read_answers(logits, inputs, contexts, top_k, **options)
 
-# %% ../../nbs/tasks/29_question_answering.ipynb #d85fd9d8
+# %% ../../nbs/tasks/29_question_answering.ipynb #bbb6b045
 @patch
 def decode(self:QuestionAnswering, logits, config, inputs=None, samples=None,
     top_k:int=1, # Answers to a question at most
