@@ -1,6 +1,7 @@
 "Question answering: windows, targets, decoding, metrics and invalid input."
 import pickle
 from functools import cache
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -82,6 +83,10 @@ def make_block(tokenizer, max_length=32, stride=8, **options):
                        **options)
 
 
+def collate(samples, block): return block.task.collate(block.task.tokenize(samples, block), range(len(samples)), block)
+def encode(pair, block): return collate([(pair,)], block)[0]
+
+
 def gold_logits(inputs, targets):
     "Logits of a model that knows the targets"
     logits = torch.nn.functional.one_hot(targets.clamp(min=0), inputs['input_ids'].shape[-1]).transpose(-1, -2)*50.
@@ -133,7 +138,7 @@ def test_the_models_own_loss_is_ours(arch, qa):
 @pytest.mark.parametrize('kind', TOKENIZERS)
 def test_the_question_is_first_unless_the_tokenizer_pads_on_the_left(kind):
     block = make_block(TOKENIZERS[kind]())
-    inputs = block.task.encode([('the film', 'the plot dull the cast sour')], block)
+    inputs = encode(('the film', 'the plot dull the cast sour'), block)
     first = next(i for i in inputs['sequence_ids'][0,0].tolist() if i >= 0)
     assert first == (1 if 'left' in kind else 0)
     for part,text in enumerate(['the film', 'the plot dull the cast sour']):
@@ -144,15 +149,14 @@ def test_the_question_is_first_unless_the_tokenizer_pads_on_the_left(kind):
 
 def test_windows_of_a_pair_are_read_as_a_pair():
     block = make_block(wordpiece(), max_length=12, stride=2)
-    inputs = block.task.encode([('the film', 'the plot dull the cast sour the film warm')], block)
+    inputs = encode(('the film', 'the plot dull the cast sour the film warm'), block)
     assert block.decode(inputs) == [('the film', 'the plot dull the cast sour the … sour the film warm')]
 
 
 def test_windows_without_the_answer_point_at_cls_and_padding_windows_are_ignored():
     block = make_block(wordpiece(), max_length=16, stride=4)
     long,short = 'the film warm '*8,'the film warm'
-    inputs,targets = block.task.collate([(('the film', long), Answer('warm', 9)), (('the film', short), NO_ANSWER)],
-                                        block)
+    inputs,targets = collate([(('the film', long), Answer('warm', 9)), (('the film', short), NO_ANSWER)], block)
     n = inputs['n_windows'].tolist()
     assert n[0] > 2
     assert n[1] == 1
@@ -165,9 +169,9 @@ def test_windows_without_the_answer_point_at_cls_and_padding_windows_are_ignored
 def test_without_a_cls_token_no_answer_is_at_the_first_token():
     rows = [(('the film', 'the plot dull'), NO_ANSWER), (('the film', 'the plot'), NO_ANSWER)]
     block = make_block(gpt_like())
-    assert (block.task.collate(rows, block)[1] == 0).all()
+    assert (collate(rows, block)[1] == 0).all()
     block.hf_tokenizer.padding_side = 'left'
-    inputs,targets = block.task.collate(rows, block)
+    inputs,targets = collate(rows, block)
     assert inputs['sequence_ids'][1,0,targets[1,0,0]] == 0 # the question's first token, for the context comes first
 
 
@@ -197,7 +201,7 @@ def test_answers_read_back_from_their_targets_are_the_answers(kind, samples, ext
     block.max_length,block.stride = 34 + stride + extra,stride
     samples = [o for o in samples if block.task.problem(o, block) is None]
     if not samples: return
-    inputs,targets = block.task.collate(samples, block)
+    inputs,targets = collate(samples, block)
     preds = block.task.read(gold_logits(inputs, targets), inputs, max_answer_len=200, handle_impossible_answer=True,
                             align_to_words=False)
     for ((_,context),answer),(pred,*_) in zip(samples, preds, strict=True):
@@ -260,7 +264,7 @@ def test_answers_equal_those_of_an_exhaustive_search(seed, n, top_k, max_answer_
     tokenizer = BLOCKS.setdefault('wordpiece', wordpiece())
     block = make_block(tokenizer, max_length=24, stride=8)
     context = ' '.join(rng.choice('the film warm dull zoë Warm plot unknownword'.split(), n))
-    inputs = block.task.encode([('the film', context)], block)
+    inputs = encode(('the film', context), block)
     logits = torch.tensor(rng.normal(size=(*inputs['input_ids'].shape, 2))*spread, dtype=torch.float32)
     ours = read_answers(logits, inputs, top_k=top_k, max_answer_len=max_answer_len, handle_impossible_answer=impossible,
                         align_to_words=False)[0]
@@ -276,7 +280,7 @@ def test_answers_equal_those_of_an_exhaustive_search(seed, n, top_k, max_answer_
 def one_answer(context, start, end, **options):
     "Return the answer of a model that points at the tokens with these texts"
     block = make_block(wordpiece(), max_length=48)
-    inputs = block.task.encode([('the film', context)], block)
+    inputs = encode(('the film', context), block)
     tokens = [context[a:b] if p==1 else None
               for (a,b),p in zip(inputs['offsets'][0,0].tolist(), inputs['sequence_ids'][0,0].tolist(), strict=True)]
     logits = torch.zeros(*inputs['input_ids'].shape, 2)
@@ -287,7 +291,7 @@ def one_answer(context, start, end, **options):
 def test_answers_are_aligned_to_words_by_default():
     assert one_answer('the film zarm', 'film', 'film')['answer'] == 'film'
     block = make_block(roberta_like(), max_length=48)
-    inputs = block.task.encode([('the film', 'the filmwarm plot')], block)
+    inputs = encode(('the film', 'the filmwarm plot'), block)
     parts,words,offsets = (inputs[o][0,0].tolist() for o in ('sequence_ids', 'word_ids', 'offsets'))
     places = [i for i,p in enumerate(parts) if p==1 and offsets[i][1] > 4 and offsets[i][1] <= 12]
     assert len({words[i] for i in places}) == 1
@@ -307,7 +311,7 @@ def test_an_answer_has_at_most_max_answer_len_tokens_and_never_ends_before_it_st
 
 def test_no_answer_is_predicted_only_with_handle_impossible_answer():
     block = make_block(wordpiece(), max_length=48)
-    inputs = block.task.encode([('the film', 'the plot dull')], block)
+    inputs = encode(('the film', 'the plot dull'), block)
     logits = torch.zeros(*inputs['input_ids'].shape, 2)
     logits[0,0,0] = 20.
     assert read_answers(logits, inputs)[0][0]['answer']
@@ -359,10 +363,15 @@ def test_metrics_score_the_answers_of_hf_predict(hf_learn, qa):
                                             for p,t in zip(preds, valid.answer_text, strict=True)]))
 
 
+def handles_impossible(dls):
+    "Return whether predictions with `dls` may be that there is no answer"
+    return dls.hf_block.task.decode_options(SimpleNamespace(dls=dls))['handle_impossible_answer']
+
+
 def test_rows_without_an_answer_turn_on_handle_impossible_answer(qa):
-    assert from_df(qa).hf_block.task.handle_impossible_answer is True
-    assert not from_df(make_rows(36, none_every=0)).hf_block.task.handle_impossible_answer
-    assert from_df(qa, handle_impossible_answer=False).hf_block.task.handle_impossible_answer is False
+    assert handles_impossible(from_df(qa)) is True
+    assert handles_impossible(from_df(make_rows(36, none_every=0))) is False
+    assert handles_impossible(from_df(qa, handle_impossible_answer=False)) is False
 
 
 def test_a_data_block_finds_rows_without_an_answer_too(qa):
@@ -370,14 +379,14 @@ def test_a_data_block_finds_rows_without_an_answer_too(qa):
     block = DataBlock(blocks=(HFTextBlock(*hf), AnswerBlock), get_x=CellsReader(['question', 'context']),
                       get_y=CellsReader(['answer_text', 'answer_start']),
                       splitter=ColSplitter('is_valid'))
-    assert block.dataloaders(qa, bs=4).hf_block.task.handle_impossible_answer is True
+    assert handles_impossible(block.dataloaders(qa, bs=4)) is True
 
 
 def test_new_rows_do_not_change_handle_impossible_answer(qa):
     hf = make_qa()
     learn = hf_learner(from_df(make_rows(36, none_every=0)), hf.model)
     learn.dls.test_dl(qa, with_labels=True)
-    assert learn.dls.hf_block.task.handle_impossible_answer is False
+    assert handles_impossible(learn.dls) is False
 
 
 def test_training_finds_the_answers(qa):

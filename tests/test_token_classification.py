@@ -1,6 +1,7 @@
 "Token classification: alignment of words and labels, windows, metrics, entities as in the pipeline, and invalid input."
 import random
 import re
+import sys
 from functools import cache
 
 import numpy as np
@@ -31,8 +32,10 @@ from blurlike.all import (
     hf_splitter,
     label_order,
 )
+from blurlike.show import TaggedWords
 from blurlike.tasks.base import get_task
-from blurlike.tasks.token_classification import TaggedWords, WordLabelize, runs_together, token_order, word_values
+from blurlike.tasks.token_classification import WordLabelize, runs_together, word_values
+from blurlike.tasks.windows import token_order
 
 LABELS = ['O', 'B-BAD', 'I-BAD', 'B-GOOD', 'I-GOOD', 'B-THING']
 ODD = ['', '\x00', '\x96', '🎬', 'zoë', '東京', ' ', 'film', 'the', 'unbelievably', '!?.', "''"]
@@ -95,7 +98,8 @@ def words_block(arch='bert', **kwargs):
 def there_and_back(texts, labels, block):
     "Encode words and labels, and return the labels read back for each text"
     tfm = WordLabelize(label_order(o for row in labels for o in row))
-    inputs,y = block.task.collate([(w, tfm(l)) for w,l in zip(texts, labels, strict=True)], block)
+    table = block.task.tokenize([(w, tfm(l)) for w,l in zip(texts, labels, strict=True)], block)
+    inputs,y = block.task.collate(table, range(len(texts)), block)
     return [[tfm.vocab[i] for i in row] for row in word_values([y], inputs['word_ids'], block)[0]], inputs, y
 
 
@@ -183,7 +187,7 @@ def test_byte_level_tokenizers_read_words_as_in_running_text(arch):
     block = words_block(arch, max_length=32)
     assert runs_together(block.hf_tokenizer)
     words = ['the', 'film', 'warm']
-    ids = block.task.read([words], block)['input_ids'][0,0].tolist()
+    ids = block.inputs(block.task.text_table([words], block), [0])['input_ids'][0,0].tolist()
     assert ids == block.hf_tokenizer(' '.join(words))['input_ids']
     assert not runs_together(make_hf('bert').tokenizer)
     assert not runs_together(make_hf('t5').tokenizer)
@@ -252,8 +256,7 @@ def test_labels_with_no_prefix_are_entities_in_runs():
 
 
 def test_without_seqeval_only_words_are_scored(words_dls, monkeypatch, capsys):
-    import blurlike.tasks.token_classification as module
-    monkeypatch.setattr(module, 'find_spec', lambda name: None)
+    monkeypatch.setitem(sys.modules, 'seqeval', None)
     learn = hf_learner(words_dls, make_hf().model)
     assert [o.name for o in learn.metrics] == ['word_accuracy']
     assert re.search(mentions('seqeval', 'blurlike[ner]'), capsys.readouterr().out)

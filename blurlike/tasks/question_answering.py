@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['NO_ANSWER', 'Answer', 'as_answer', 'ReadAnswer', 'AnswerBlock', 'answer_problem', 'as_characters', 'from_characters',
-           'null_places', 'answer_positions', 'AnswerLoss', 'likeliest_spans', 'read_answers', 'normalize_answer',
-           'answer_exact', 'answer_f1', 'AnswerMetric', 'row_answers', 'exact_match', 'squad_f1', 'QuestionAnswering',
+           'null_places', 'answer_positions', 'AnswerLoss', 'best_spans', 'read_answers', 'normalize_answer',
+           'answer_exact', 'answer_f1', 'row_answers', 'AnswerMetric', 'exact_match', 'squad_f1', 'QuestionAnswering',
            'question_problem']
 
 # %% ../../nbs/tasks/29_question_answering.ipynb #8fdd3a00
@@ -37,9 +37,9 @@ from ..text.rows import SampleProblems, read_targets
 
 # %% ../../nbs/tasks/29_question_answering.ipynb #0aab9093
 class Answer(NamedTuple):
-    "A stretch of a context that answers a question"
-    text:str # As it stands in the context; empty if there is no answer
-    start:int = -1 # The place of its first character in the context; -1 if there is no answer
+    "A span of a context that answers a question"
+    text:str # As in the context; empty if there is no answer
+    start:int = -1 # Index of its first character in the context; -1 if there is no answer
 
     def __str__(self): return self.text or '(none)'
 
@@ -47,67 +47,77 @@ NO_ANSWER = Answer('')
 
 # %% ../../nbs/tasks/29_question_answering.ipynb #78b47e64
 def _scalar(o):
-    "The first of a list, None for what stands for nothing"
+    "Return the first entry of a list, and None for a missing value"
     if is_listy(o) or isinstance(o, np.ndarray): o = o[0] if len(o) else None
     return None if o is None or o is pd.NA or (isinstance(o, float) and np.isnan(o)) else o
 
 def as_answer(
     target, # A tuple `(text, start)`, a dict with `text` and `answer_start`, or an `Answer`
-): # An `Answer`; anything else comes back as it is, for `problem` to name
-    "`target` as an `Answer`; a text that is missing, or a start of -1, is `NO_ANSWER`"
-    if isinstance(target, dict) and {'text', 'answer_start'} <= set(target): target = target['text'],target['answer_start']
+): # An `Answer`; the target itself if it is something else
+    "Return `target` as an `Answer`, which is `NO_ANSWER` if the text is missing or the start is -1"
+    if isinstance(target, dict) and {'text', 'answer_start'} <= set(target):
+        target = target['text'],target['answer_start']
     if not is_listy(target) or len(target)!=2: return target
     text,start = map(_scalar, target)
     if text in (None, '') or (not isinstance(start, str) and start==-1): return NO_ANSWER
     return Answer(text, int(start) if isinstance(start, (Integral, float)) and start==int(start) else start)
 
+# %% ../../nbs/tasks/29_question_answering.ipynb #5d23ee1e
 class ReadAnswer(Transform):
-    "Makes an `Answer` of each target"
+    "Return each target as an `Answer`"
     def __call__(self, o, **kwargs): return as_answer(o)
     def decode(self, o, **kwargs): return o
 
 def AnswerBlock():
-    "A `TransformBlock` for answers to questions"
+    "Return a `TransformBlock` for answers to questions"
     return TransformBlock(type_tfms=[ReadAnswer()])
 
 # %% ../../nbs/tasks/29_question_answering.ipynb #30da7aa7
 def answer_problem(
-    answer, # What the dataset gives as a target
-    context:str, # The context it is to be found in
+    answer, # A target, as the dataset returns it
+    context:str, # The context of the question
 ) -> str|None: # None if it can be used
-    "What is wrong with `answer`"
-    if not isinstance(answer, Answer): return f"the target is {answer!r:.80}, not the text and the start of an answer: use an AnswerBlock for targets"
+    "Return what is wrong with `answer`"
+    if not isinstance(answer, Answer):
+        return f"the target is {answer!r:.80}, not the text and the start of an answer: use an AnswerBlock for targets"
     text,start = answer
     if answer==NO_ANSWER: return None
     if not isinstance(text, str): return f"the text of the answer is {text!r:.80}, not a string"
-    if isinstance(start, bool) or not isinstance(start, Integral): return f"the start of the answer {text!r:.80} is {start!r:.80}, not the place of a character"
-    if not text.strip(): return f"the text of the answer is {text!r:.80}, which has nothing to find"
-    if start >= 0 and context[start:start+len(text)]==text: return None
-    there = repr(context[start:start+len(text)]) if 0 <= start < len(context) else f'nothing of the {len(context)} characters'
+    if isinstance(start, bool) or not isinstance(start, Integral):
+        return f"the start of the answer {text!r:.80} is {start!r:.80}, not the index of a character"
+    if not text.strip(): return f"the text of the answer is {text!r:.80}, which has no characters but spaces"
+    return None if start >= 0 and context[start:start+len(text)]==text else _misplaced(text, start, context)
+
+def _misplaced(text, start, context):
+    "Return where the text of an answer is, and what is at its start instead"
+    there = repr(context[start:start+len(text)])
+    if not 0 <= start < len(context): there = f'no text (it has {len(context)} characters)'
     places = [o.start() for o in re.finditer(re.escape(text), context)]
-    where = f"it occurs at {', '.join(map(str, places[:3]))}" if places else "and it occurs nowhere in the context"
-    return f"the answer {text!r:.80} does not start at {start}, where {there:.80} stands; {where}"
+    where = f"it occurs at {', '.join(map(str, places[:3]))}" if places else "it does not occur in the context"
+    return f"the answer {text!r:.80} does not start at {start}, where the context has {there:.80}; {where}"
 
 # %% ../../nbs/tasks/29_question_answering.ipynb #d4f3b45f
 def as_characters(
     texts:list, # Tuples of strings
 ) -> Tensor: # Code points, of shape batch x texts x characters, -1 after the end of a text
-    "Texts as a tensor"
-    codes = [torch.from_numpy(np.frombuffer(o.encode('utf-32-le', 'surrogatepass'), dtype=np.int32).copy()) for row in texts for o in row]
-    return torch.nn.utils.rnn.pad_sequence(codes, batch_first=True, padding_value=-1).view(len(texts), -1, max(map(len, codes)))
+    "Return texts as a tensor"
+    codes = [o.encode('utf-32-le', 'surrogatepass') for row in texts for o in row]
+    codes = [torch.from_numpy(np.frombuffer(o, dtype=np.int32).copy()) for o in codes]
+    codes = torch.nn.utils.rnn.pad_sequence(codes, batch_first=True, padding_value=-1)
+    return codes.view(len(texts), -1, codes.shape[1])
 
 def from_characters(
-    codes:Tensor, # One row of what `as_characters` made
-) -> tuple: # The strings
-    "The texts that `codes` stand for"
+    codes:Tensor, # One row of `as_characters`
+) -> tuple: # Strings
+    "Return the texts of a row"
     return tuple(o[o>=0].numpy().astype('<u4').tobytes().decode('utf-32-le', 'surrogatepass') for o in codes.cpu())
 
 # %% ../../nbs/tasks/29_question_answering.ipynb #8ad73365
 def null_places(
-    inputs:HFInputs, # Of shape batch x windows x sequence
-    cls_id:int|None, # The id of the tokenizer's classifier token, such as `[CLS]`
+    inputs:HFInputs, # Of shape batch x windows x sequence, with `sequence_ids`
+    cls_id:int|None, # The id of the tokenizer's classifier token, such as `[CLS]`; None if it has none
 ) -> Tensor: # Of shape batch x windows
-    "Where a window says that it holds no answer: at the classifier token, or else at the first token that is no part of the context"
+    "Return where a window says that it has no answer: the classifier token, or the first token outside of the context"
     ids = inputs['input_ids']
     is_cls = ids==(-1 if cls_id is None else cls_id)
     other = inputs.get('attention_mask', torch.ones_like(ids)).bool() & (inputs['sequence_ids'] != 1)
@@ -115,181 +125,193 @@ def null_places(
 
 # %% ../../nbs/tasks/29_question_answering.ipynb #48b7a5dc
 def answer_positions(
-    inputs:HFInputs, # With notes; of shape batch x windows x sequence
+    inputs:HFInputs, # Of shape batch x windows x sequence, with notes
 ) -> Tensor: # Of shape batch x windows x 2
-    "The first and the last token of the answer in each window"
+    "Return the first and the last token of the answer in each window"
     (lo,hi),context = inputs['offsets'].unbind(-1),inputs['sequence_ids']==1
     a,b = (o[:,None,None] for o in inputs['answer_chars'].unbind(-1))
     after,before = context & (hi > a),context & (lo < b)
     first,last = after.int().argmax(-1),lo.shape[-1] - 1 - before.int().flip(-1).argmax(-1)
-    end = hi.max() + 1
-    left,right = lo.masked_fill(~context, end).amin(-1),hi.masked_fill(~context, -1).amax(-1)
-    reaches = ((left <= a[...,0]) | (left==left.amin(1, keepdim=True))) & ((right >= b[...,0]) | (right==right.amax(1, keepdim=True)))
-    holds = (a[...,0] >= 0) & reaches & after.any(-1) & before.any(-1) & (first <= last)
-    null = inputs['null_at'][...,None]
-    return torch.stack([first, last], -1).where(holds[...,None], null).masked_fill(~inputs.window_mask[...,None], -100)
+    left,right = lo.masked_fill(~context, hi.max() + 1).amin(-1),hi.masked_fill(~context, -1).amax(-1)
+    reaches_start = (left <= a[...,0]) | (left==left.amin(1, keepdim=True))
+    reaches_end = (right >= b[...,0]) | (right==right.amax(1, keepdim=True))
+    holds = (a[...,0] >= 0) & reaches_start & reaches_end & after.any(-1) & before.any(-1) & (first <= last)
+    positions = torch.stack([first, last], -1).where(holds[...,None], inputs['null_at'][...,None])
+    return positions.masked_fill(~inputs.window_mask[...,None], -100)
 
 # %% ../../nbs/tasks/29_question_answering.ipynb #3caa1bd7
 class AnswerLoss:
     "The mean of the cross-entropies of the start and of the end"
     def __init__(self,
-        reduction:str='mean', # "mean" over the windows of a batch, "none" for the mean over the windows of each row
+        reduction:str='mean', # "mean" over the windows of a batch, or "none" for the mean over the windows of each row
     ):
         self.reduction = reduction
 
     def __call__(self,
         pred, # Logits, of shape batch x windows x sequence x 2
         targ, # From `answer_positions`, of shape batch x windows x 2
-    ): # A number, or one a row
-        "The loss"
-        losses = F.cross_entropy(pred.float().flatten(0, 1), targ.flatten(0, 1), reduction='none').mean(-1).view(targ.shape[:2])
-        real = targ[...,0] != -100
+    ): # A number; with the reduction "none", one for each row
+        "Return the loss"
+        losses = F.cross_entropy(pred.float().flatten(0, 1), targ.flatten(0, 1), reduction='none')
+        losses,real = losses.mean(-1).view(targ.shape[:2]),targ[...,0] != -100
         return losses.sum()/real.sum() if self.reduction=='mean' else losses.sum(1)/real.sum(1)
 
     def activation(self,
-        x, # Logits, or a list of the rows' logits
+        x, # Logits, or a list of the logits of rows
     ):
-        "The probabilities of each token to be the start, and to be the end"
+        "Return the probability of each token to be the start, and to be the end"
         return x.float().softmax(-2) if isinstance(x, Tensor) else type(x)(o.float().softmax(-2) for o in x)
 
-    def decodes(self,
-        x, # Probabilities
-    ):
-        "The same: what they point at, the batch's notes have to say"
-        return x
+    def decodes(self, x): return x # an answer is read from probabilities and the notes of the batch
 
 # %% ../../nbs/tasks/29_question_answering.ipynb #7bfb9526
-def likeliest_spans(
+def best_spans(
     logits:Tensor, # Of shape batch x windows x sequence x 2
     inputs:HFInputs, # Their inputs, with notes
-    max_answer_len:int, # Tokens, at most
-    n:int, # How many for each window
-) -> tuple: # Scores, starts and ends, each batch x windows x n (scores below 0: none), and the scores of no answer, batch x windows
-    "The likeliest stretches of the context in each window"
+    max_answer_len:int, # Tokens of a span at most
+    n:int, # The number of spans for each window
+) -> tuple: # Scores, starts and ends, each batch x windows x n, and the scores of no answer, batch x windows
+    "Return the most likely spans of the context in each window; a score below 0 is none"
     context = inputs['sequence_ids']==1
     null = F.one_hot(inputs['null_at'], logits.shape[-2]).bool()
     probs = logits.float().masked_fill(~(context | null)[...,None], float('-inf')).softmax(-2)
     length = min(max_answer_len, logits.shape[-2])
-    ahead = lambda o: F.pad(o, (0, length-1)).unfold(-1, length, 1) # of each token, it and those after it
+    from_here = lambda o: F.pad(o, (0, length-1)).unfold(-1, length, 1) # each token, and those after it
     start,end = probs.unbind(-1)
-    scores = (start[...,None]*ahead(end)).masked_fill(~(context[...,None] & ahead(context)), -1.).flatten(-2)
+    scores = start[...,None]*from_here(end)
+    scores = scores.masked_fill(~(context[...,None] & from_here(context)), -1.).flatten(-2)
     scores,idxs = scores.topk(min(n, scores.shape[-1]))
     return scores, idxs//length, idxs//length + idxs%length, probs[null].view(*null.shape[:2], 2).prod(-1)
 
 # %% ../../nbs/tasks/29_question_answering.ipynb #40082cb4
 def _word(place, words, offsets, context):
-    "The characters of the word that token `place` is part of; None if the tokenizer knows no words"
+    "Return the characters of the word that token `place` is part of; None if the tokenizer does not know words"
     if words[place] < 0: return None
     same = np.flatnonzero((words==words[place]) & context)
     return offsets[same[0]][0],offsets[same[-1]][1]
 
 def _characters(start, end, words, offsets, context, align):
-    "The characters from token `start` to token `end`"
+    "Return the characters from token `start` to token `end`"
     first,last = (_word(o, words, offsets, context) for o in (start, end)) if align else (None, None)
     if first is None or last is None: first,last = offsets[start],offsets[end]
     return int(first[0]),int(last[1])
 
 def _trimmed(a, b, text):
-    "`a` and `b` without spaces at the ends of `text[a:b]`, and with the accents that its last letter carries"
+    "Return `a` and `b` without spaces at the ends of `text[a:b]`, and with the accents of its last letter"
     found = text[a:b]
     a,b = a + len(found) - len(found.lstrip()), b - len(found) + len(found.rstrip())
-    while b < len(text) and combining(text[b]): b += 1 # some tokenizers drop accents, and their offsets with them
+    while b < len(text) and combining(text[b]): b += 1
     return a,b
 
+# %% ../../nbs/tasks/29_question_answering.ipynb #15f163c9
+def _window_answers(text, spans, notes, align):
+    "Return the answers in one window, by their text in lower case"
+    found = {}
+    for score,start,end in zip(*spans, strict=True):
+        if score < 0: break
+        a,b = _trimmed(*_characters(start, end, *notes, align), text)
+        answer = dict(score=0., start=a, end=b, answer=text[a:b])
+        if a < b: found.setdefault(text[a:b].lower(), answer)['score'] += score
+    return found
+
+def _best_answers(windows, null, impossible, top_k):
+    "Return the best answers in all windows of a row"
+    answers = {}
+    for found in windows:
+        for k,o in found.items(): answers[k] = max(answers.get(k, o), o, key=lambda o: o['score'])
+    answers = list(answers.values())
+    if impossible or not answers: answers.append(dict(score=null, start=0, end=0, answer=''))
+    return sorted(answers, key=lambda o: o['score'], reverse=True)[:top_k]
+
+# %% ../../nbs/tasks/29_question_answering.ipynb #cfb80417
 def read_answers(
     logits:Tensor, # Of shape batch x windows x sequence x 2, on any device
     inputs:HFInputs, # Their inputs, with notes
-    contexts:list=None, # The rows' contexts; None to take them from the notes
-    top_k:int=1, # How many answers, at most
-    max_answer_len:int=15, # Tokens, at most
-    handle_impossible_answer:bool=False, # Whether no answer is an answer
+    contexts:list=None, # The contexts of the rows; None to take them from the notes
+    top_k:int=1, # Answers at most
+    max_answer_len:int=15, # Tokens of an answer at most
+    handle_impossible_answer:bool=False, # Whether a question may have no answer
     align_to_words:bool=True, # Whether to widen answers to whole words
-) -> list[list[dict]]: # For each row its answers, the likeliest first, each with `score`, `start`, `end`, `answer`
-    "The answers that `logits` point at"
+) -> list[list[dict]]: # The answers of each row, best first, each with `score`, `start`, `end` and `answer`
+    "Return the answers that `logits` point at"
     inputs = HFInputs({k: v.cpu() for k,v in inputs.items()})
     if contexts is None: contexts = [from_characters(o)[1] for o in inputs['characters']]
-    *spans,nulls = likeliest_spans(logits.cpu(), inputs, max_answer_len, 2*top_k+10 if align_to_words else top_k)
-    spans = zip(*(o.flatten(2).tolist() for o in spans), strict=True)
-    notes = zip(*(inputs[o].numpy() for o in ('word_ids', 'offsets', 'sequence_ids')), strict=True)
-    def one(text, spans, notes, nulls):
-        answers = {}
-        for *window,words,offsets,parts in zip(*spans, *notes, strict=True):
-            found = {}
-            for score,start,end in zip(*window, strict=True):
-                if score < 0: break
-                a,b = _trimmed(*_characters(start, end, words, offsets, parts==1, align_to_words), text)
-                if a < b: found.setdefault(text[a:b].lower(), dict(score=0., start=a, end=b, answer=text[a:b]))['score'] += score
-            for k,o in found.items(): answers[k] = max(answers.get(k, o), o, key=lambda o: o['score'])
-        answers = list(answers.values())
-        if handle_impossible_answer or not answers: answers.append(dict(score=min(nulls), start=0, end=0, answer=''))
-        return sorted(answers, key=lambda o: o['score'], reverse=True)[:top_k]
-    nulls = [o[:n].tolist() for o,n in zip(nulls, inputs['n_windows'], strict=True)]
-    return [one(*o) for o in zip(contexts, spans, notes, nulls, strict=True)]
+    *spans,nulls = best_spans(logits.cpu(), inputs, max_answer_len, 2*top_k+10 if align_to_words else top_k)
+    nulls = [o[:n].min().item() for o,n in zip(nulls, inputs['n_windows'], strict=True)]
+    spans = zip(*(o.tolist() for o in spans), strict=True)
+    notes = zip(*(o.numpy() for o in (inputs['word_ids'], inputs['offsets'], inputs['sequence_ids']==1)), strict=True)
+    def windows(text, spans, notes):
+        for o in zip(*spans, *notes, strict=True): yield _window_answers(text, o[:3], o[3:], align_to_words)
+    return [_best_answers(windows(*o), null, handle_impossible_answer, top_k)
+            for *o,null in zip(contexts, spans, notes, nulls, strict=True)]
 
 # %% ../../nbs/tasks/29_question_answering.ipynb #e56bb914
 def normalize_answer(
     text:str, # An answer
 ) -> str:
-    "`text` in lower case, without punctuation, articles and extra spaces"
+    "Return `text` in lower case, without punctuation, articles and extra spaces"
     text = ''.join(o for o in text.lower() if o not in string.punctuation)
     return ' '.join(re.sub(r'\b(a|an|the)\b', ' ', text).split())
 
 def answer_exact(
     gold:str, # The right answer; empty for none
-    pred:str, # The predicted one
+    pred:str, # The predicted answer
 ) -> float: # 1 or 0
-    "Whether both are the same after `normalize_answer`"
+    "Return whether both are the same after `normalize_answer`"
     return float(normalize_answer(gold)==normalize_answer(pred))
 
+# %% ../../nbs/tasks/29_question_answering.ipynb #365f14c6
 def answer_f1(
     gold:str, # The right answer; empty for none
-    pred:str, # The predicted one
-) -> float: # From 0 to 1
-    "F1 over the words that both have, after `normalize_answer`; if either has none, whether both have none"
+    pred:str, # The predicted answer
+) -> float: # Between 0 and 1
+    "Return F1 over the words after `normalize_answer`; where either has none, whether both have none"
     golds,preds = (normalize_answer(o).split() for o in (gold, pred))
     if not golds or not preds: return float(golds==preds)
     same = sum((Counter(golds) & Counter(preds)).values())
     return 2*same/(len(golds) + len(preds))
 
+# %% ../../nbs/tasks/29_question_answering.ipynb #6737e048
+def row_answers(
+    inputs:HFInputs, # With notes
+) -> list[tuple]: # `((question, context), Answer)` for each row; None instead of the answer if there are no targets
+    "Return the texts and the right answers of a batch"
+    texts = [from_characters(o) for o in inputs['characters']]
+    if 'answer_chars' not in inputs: return [(o, None) for o in texts]
+    places = inputs['answer_chars'].tolist()
+    return [(o, NO_ANSWER if a < 0 else Answer(o[1][a:b], a)) for o,(a,b) in zip(texts, places, strict=True)]
+
 # %% ../../nbs/tasks/29_question_answering.ipynb #4933a0b4
 class AnswerMetric(Metric):
-    "The mean over all rows of a comparison of answers, in per cent"
+    "The mean over all rows of a comparison of answers, in percent"
     def __init__(self,
-        func, # A function of the right and of the predicted answer, both strings
-        name:str, # The name of the column
+        func, # A function of the right and the predicted answer, both strings
+        name:str, # The name of the metric's column
     ):
         self.func,self._name = func,name
+        self.reset()
 
     def reset(self): self.total,self.count = 0.,0
 
     def accumulate(self, learn):
-        task = get_block(learn.dls).task
-        options = task.decode_options(learn)
-        inputs = HFInputs(learn.xb[0])
-        for (_,gold),pred in zip(row_answers(inputs), task.read(learn.pred, inputs, **options), strict=True):
+        task,inputs = get_block(learn.dls).task,HFInputs(learn.xb[0])
+        preds = task.read(learn.pred, inputs, **task.decode_options(learn))
+        for (_,gold),pred in zip(row_answers(inputs), preds, strict=True):
             self.total += self.func(gold.text, pred[0]['answer'])
             self.count += 1
 
     @property
     def value(self): return 100*self.total/self.count if self.count else None
-
     @property
     def name(self): return self._name
 
-def row_answers(
-    inputs:HFInputs, # With notes
-) -> list[tuple]: # `((question, context), Answer)` for each row; None in place of the answer where there is no target
-    "The texts and the right answers of a batch"
-    texts = [from_characters(o) for o in inputs['characters']]
-    if 'answer_chars' not in inputs: return [(o, None) for o in texts]
-    return [(o, NO_ANSWER if a < 0 else Answer(o[1][a:b], a)) for o,(a,b) in zip(texts, inputs['answer_chars'].tolist(), strict=True)]
-
-def exact_match(): # A fastai metric
-    "The share of answers that are exactly right, in per cent"
+# %% ../../nbs/tasks/29_question_answering.ipynb #d7e755c1
+def exact_match(): # A metric
+    "Return the share of answers that are exactly right, in percent"
     return AnswerMetric(answer_exact, 'exact_match')
 
-def squad_f1(): # A fastai metric
-    "The mean F1 of the answers' words, in per cent"
+def squad_f1(): # A metric
+    "Return the mean F1 of the words of the answers, in percent"
     return AnswerMetric(answer_f1, 'f1')
 
 # %% ../../nbs/tasks/29_question_answering.ipynb #029d7f1d
@@ -305,11 +327,12 @@ class QuestionAnswering(Windowed, Task):
 
     def __init__(self,
         max_answer_len:int=15, # Tokens of an answer at most
-        handle_impossible_answer:bool=None, # Whether a question may have no answer; None for whether one of the training rows has none
+        handle_impossible_answer:bool=None, # Whether a question may have no answer; None for what the training rows say
         align_to_words:bool=True, # Whether to widen answers to whole words
     ):
         whole_number('max_answer_len', max_answer_len)
-        self.max_answer_len,self.handle_impossible_answer,self.align_to_words = max_answer_len,handle_impossible_answer,align_to_words
+        self.max_answer_len,self.align_to_words = max_answer_len,align_to_words
+        self.handle_impossible_answer = handle_impossible_answer
 
     def metrics(self): return [exact_match(), squad_f1()]
     def logits(self, outputs): return torch.stack([outputs.start_logits, outputs.end_logits], -1)
@@ -322,34 +345,38 @@ def fits(cls:QuestionAnswering, target): return isinstance(target, Answer)
 
 @patch(cls_method=True)
 def fits_columns(cls:QuestionAnswering, texts, labels):
-    if texts.shape[1]!=2 or not texts.map(lambda o: isinstance(o, str)).all(axis=None) or labels.shape[1] > 2: return False
+    if texts.shape[1]!=2 or labels.shape[1] > 2: return False
+    if not texts.map(lambda o: isinstance(o, str)).all(axis=None): return False
     answers = [as_answer(o[0] if len(o)==1 else o) for o in labels.itertuples(index=False, name=None)]
     return all(isinstance(o, Answer) and isinstance(o.text, str) and isinstance(o.start, Integral) for o in answers)
 
+# %% ../../nbs/tasks/29_question_answering.ipynb #522d2520
 @patch
 def get_x(self:QuestionAnswering, text_col):
     "Return a reader of questions and contexts; raises `ValueError` for more or fewer columns than two"
-    if not is_listy(text_col) or len(text_col)!=2:
-        raise ValueError(f"text_col={text_col!r} must be two columns, one of questions and one of contexts.")
-    return super(QuestionAnswering, self).get_x(text_col)
+    if is_listy(text_col) and len(text_col)==2: return super(QuestionAnswering, self).get_x(text_col)
+    raise ValueError(f"text_col={text_col!r} must be two columns, one of questions and one of contexts.")
 
 @patch
 def y_block(self:QuestionAnswering, labels):
     "Return an `AnswerBlock`; raises `ValueError` for more than two columns"
-    df = labels(missing=True)
-    if df.shape[1] > 2: raise ValueError(f"label_col={list(df.columns)} must be two columns, the text of an answer and its start, or one of dicts with both.")
-    return self.target_block()
+    names = list(labels(missing=True).columns)
+    if len(names) <= 2: return self.target_block()
+    raise ValueError(f"label_col={names} must be two columns, the text of an answer and its start, "
+                     "or one of dicts with both.")
 
 # %% ../../nbs/tasks/29_question_answering.ipynb #c1bc6166
 @patch
 def set_up(self:QuestionAnswering, block, model=None):
     "Raise `ValueError` for a slow tokenizer, and for options that would lose answers"
     fast_tokenizer(block.hf_tokenizer, f'task={self.name!r}')
-    if not block.windows: raise ValueError(f"windows={block.windows} is not possible for task={self.name!r}: a long context is read in windows, so that no answer is lost.")
-    if block.is_split_into_words: raise ValueError(f"is_split_into_words=True is not possible for task={self.name!r}: questions and contexts are strings.")
-    if block.truncation in (False, 'do_not_truncate', 'only_first'):
-        raise ValueError(f"truncation={block.truncation!r} is not possible for task={self.name!r}: the context is read in windows; leave truncation out.")
+    no_windows = block.truncation in (False, 'do_not_truncate', 'only_first')
+    for name,wrong,why in [('windows', not block.windows, 'long contexts are read in windows'),
+                           ('is_split_into_words', block.is_split_into_words, 'questions and contexts are strings'),
+                           ('truncation', no_windows, 'contexts are cut into windows')]:
+        if wrong: raise ValueError(f"{name}={getattr(block, name)!r} is not possible for task={self.name!r}: {why}.")
 
+# %% ../../nbs/tasks/29_question_answering.ipynb #c7c54070
 @patch
 def config_kwargs(self:QuestionAnswering, dls): return dict(num_labels=2)
 
@@ -358,71 +385,26 @@ def check_model(self:QuestionAnswering, dls, model):
     "Raise `ValueError` if `model` does not predict a start and an end"
     if not is_hf_model(model): return
     if 'start_positions' not in forward_args(model):
-        raise ValueError(f"task={self.name!r} needs a model that predicts a start and an end, and {type(model).__name__} does not: load it with model_cls=AutoModelForQuestionAnswering.")
+        raise ValueError(f"{type(model).__name__} does not predict a start and an end, as task={self.name!r} requires: "
+                         "load it with model_cls=AutoModelForQuestionAnswering.")
     check_outputs(model, 2, 'an answer has a start and an end')
 
 # %% ../../nbs/tasks/29_question_answering.ipynb #4a0f4f68
 @patch
 def facts(self:QuestionAnswering, dataset, block, table=None):
-    "`handle_impossible_answer`: whether a question has no answer"
-    if table is not None and 'answer_chars' in table.rows: return dict(handle_impossible_answer=bool((table.rows['answer_chars'] < 0).any()))
-    return dict(handle_impossible_answer=any(o==NO_ANSWER for o in read_targets(dataset) if isinstance(o, Answer)))
+    "Return `handle_impossible_answer`: whether some question has no answer"
+    if table is not None and 'answer_chars' in table.rows: found = bool((table.rows['answer_chars'] < 0).any())
+    else: found = any(o==NO_ANSWER for o in read_targets(dataset) if isinstance(o, Answer))
+    return dict(handle_impossible_answer=found)
 
 @patch
 def _options(self:QuestionAnswering, facts):
-    "`handle_impossible_answer`, as the user or the data says"
+    "Return `handle_impossible_answer`, as the user or the data says"
     given = self.handle_impossible_answer
     return dict(handle_impossible_answer=facts.get('handle_impossible_answer', False) if given is None else given)
 
 @patch
 def decode_options(self:QuestionAnswering, learn): return self._options(learn.dls.train.facts)
-
-# %% ../../nbs/tasks/29_question_answering.ipynb #eef8fda6
-@patch
-def read(self:QuestionAnswering,
-    logits, # Of shape batch x windows x sequence x 2
-    inputs, # Their `HFInputs`, with notes
-    contexts:list=None, # The contexts of the rows; None to take them from the notes
-    top_k:int=1, # Answers at most
-    **options # Instead of the task's
-) -> list[list[dict]]:
-    "Return the answers that `logits` point at"
-    options = self.params() | {k: v for k,v in options.items() if v is not None}
-    return read_answers(logits, inputs, contexts, top_k, **options | dict(handle_impossible_answer=bool(options['handle_impossible_answer'])))
-
-@patch
-def decode(self:QuestionAnswering,
-    logits,
-    config,
-    inputs=None,
-    samples=None,
-    top_k:int=1, # Answers for a question at most
-    max_answer_len:int=None, # Instead of the task's
-    handle_impossible_answer:bool=None, # Instead of the task's
-    align_to_words:bool=None, # Instead of the task's
-) -> list: # One for each row
-    "Return for each row the `answer`, its `start` and `end` in the context, and its `score`; with `top_k` above 1, a list of these"
-    whole_number('top_k', top_k)
-    if max_answer_len is not None: whole_number('max_answer_len', max_answer_len)
-    contexts = None if samples is None else [o[1] for o in samples]
-    answers = self.read(logits, inputs, contexts, top_k, max_answer_len=max_answer_len,
-                        handle_impossible_answer=handle_impossible_answer, align_to_words=align_to_words)
-    return [o[0] for o in answers] if top_k==1 else answers
-
-# %% ../../nbs/tasks/29_question_answering.ipynb #b3a3617f
-@patch
-def is_right(self:QuestionAnswering, target, pred): return bool(answer_exact(target.text, pred.text))
-
-@patch
-def row(self:QuestionAnswering, text, target=None, pred=None):
-    marked = next((o for o in (target, pred) if o is not None and o!=NO_ANSWER), Answer('', 0))
-    cells = dict(question=text[0], context=MarkedText(text[1], marked.start, marked.start + len(marked.text)))
-    return cells | {k: str(v) for k,v in (('answer', target), ('prediction', pred)) if v is not None}
-
-@patch
-def confidence(self:QuestionAnswering, raw):
-    # The probability of the most likely start times that of the most likely end, in the best window
-    return dict(probability=f'{raw.amax(1).prod(-1).max().item():.4f}')
 
 # %% ../../nbs/tasks/29_question_answering.ipynb #8bec25e5
 def question_problem(
@@ -431,7 +413,8 @@ def question_problem(
     "Return what is wrong with a question and a context"
     if isinstance(sample, dict): return f"the text has {preview(sample)}, but needs 'question' and 'context'"
     if not isinstance(sample, tuple) or len(sample)!=2:
-        return f"the text is {sample!r:.80}, not a tuple of a question and a context, which CellsReader(['question', 'context']) reads from columns"
+        return (f"the text is {sample!r:.80}, not a tuple of a question and a context, "
+                "which CellsReader(['question', 'context']) reads from columns")
     for name,o in zip(('question', 'context'), sample, strict=True):
         if not isinstance(o, str): return f"the {name} is {o!r:.80}, not a string"
         if not o.strip(): return f"the {name} is empty"
@@ -439,6 +422,27 @@ def question_problem(
 @patch
 def problem(self:QuestionAnswering, sample, block):
     return question_problem(sample[0]) or (answer_problem(sample[1], sample[0][1]) if len(sample) > 1 else None)
+
+# %% ../../nbs/tasks/29_question_answering.ipynb #d0411811
+def _no_room(question, block, doc_stride):
+    "Return why a question leaves no room for its context"
+    name,stride = ('stride', block.stride) if doc_stride is None else ('doc_stride', doc_stride)
+    n = len(block.hf_tokenizer(question, add_special_tokens=False, verbose=False)['input_ids'])
+    room = block.max_length - block.hf_tokenizer.num_special_tokens_to_add(pair=True) - stride - 1
+    return (f"the question has {n} tokens, but max_length={block.max_length} leaves room for {max(0, room)}, as "
+            f"neighbouring windows share {name}={stride} tokens of the context: use a larger max_length or a smaller {name}")
+
+@patch
+def _windows(self:QuestionAnswering, pairs, block, doc_stride):
+    "Return the windows of each context, with the question"
+    context_first = block.hf_tokenizer.padding_side=='left'
+    texts = [o[::-1] for o in pairs] if context_first else pairs
+    try: table = block.tokenize(texts, part=0 if context_first else 1, stride=doc_stride)
+    except SampleProblems as e:
+        raise SampleProblems([(i, _no_room(pairs[i][0], block, doc_stride)) for i,_ in e.problems]) from e
+    parts = table.columns['sequence_ids']
+    if context_first: table.columns['sequence_ids'] = np.where(parts < 0, parts, 1-parts)
+    return table
 
 # %% ../../nbs/tasks/29_question_answering.ipynb #54b0700f
 @patch
@@ -448,19 +452,14 @@ def tokenize(self:QuestionAnswering, samples, block,
     "Return the windows of each context, with the question; raises `SampleProblems` for a question that leaves no room"
     if doc_stride is not None: whole_number('doc_stride', doc_stride, 0)
     xs,*ys = zip(*samples, strict=True)
-    context_first = block.hf_tokenizer.padding_side=='left'
-    texts = [o[::-1] for o in xs] if context_first else list(xs)
-    table = block.tokenize(texts, part=0 if context_first else 1, stride=doc_stride)
-    if context_first:
-        parts = table.columns['sequence_ids']
-        table.columns['sequence_ids'] = np.where(parts < 0, parts, 1-parts)
+    table = self._windows(list(xs), block, doc_stride)
     table.rows['texts'] = list(xs)
     if not ys: return table
-    table.rows['answer_chars'] = torch.tensor([(-1, -1) if o==NO_ANSWER else (o.start, o.start+len(o.text)) for o in ys[0]])
+    spans = [(-1, -1) if o==NO_ANSWER else (o.start, o.start+len(o.text)) for o in ys[0]]
+    table.rows['answer_chars'] = torch.tensor(spans)
     self._check_held(table, block)
     return table
 
-# %% ../../nbs/tasks/29_question_answering.ipynb #c99aa3a7
 @patch
 def collate(self:QuestionAnswering, table, rows, block, rng=None):
     "Return windows, and the positions of the answer in each, of shape batch x windows x 2"
@@ -471,51 +470,100 @@ def collate(self:QuestionAnswering, table, rows, block, rng=None):
     inputs['answer_chars'] = table.rows['answer_chars'][torch.as_tensor(rows)]
     return inputs,answer_positions(inputs)
 
+# %% ../../nbs/tasks/29_question_answering.ipynb #c99aa3a7
+@patch
+def _long_answers(self:QuestionAnswering, table, block):
+    "Return the rows whose answers may be longer than the stride"
+    spans = zip(table.rows['texts'], table.rows['answer_chars'].clamp(min=0).tolist(), strict=True)
+    return [i for i,(o,(a,b)) in enumerate(spans) if len(o[1][a:b].encode('utf-8', 'surrogatepass')) > block.stride]
+
 @patch
 def _check_held(self:QuestionAnswering, table, block):
     "Raise `SampleProblems` for answers that no window contains as a whole"
-    chars = table.rows['answer_chars'].numpy()
-    # An answer that is shorter than the stride is always in a window, and tokens are rarely shorter than a byte
-    long = [i for i,(a,b) in enumerate(chars) if len(table.rows['texts'][i][1][max(a, 0):max(b, 0)].encode('utf-8', 'surrogatepass')) > block.stride]
+    long = self._long_answers(table, block)
     if not long: return
     inputs,positions = self.collate(table, np.array(long), block)
-    wrong = [i for i,o in zip(long, _held(inputs, positions).tolist(), strict=True) if not o]
+    held = ((positions != inputs['null_at'][...,None]) & (positions != -100)).flatten(1).any(1).tolist()
+    wrong = [i for i,o in zip(long, held, strict=True) if not o]
     if wrong: raise SampleProblems([(i, self._not_held(table, i, block)) for i in wrong])
-
-def _held(inputs, positions):
-    "Whether any real window contains the answer"
-    found = (positions != inputs['null_at'][...,None]) & (positions != -100)
-    return found.flatten(1).any(1)
 
 @patch
 def _not_held(self:QuestionAnswering, table, i, block):
     a,b = table.rows['answer_chars'][i].tolist()
-    return (f"no window contains the whole answer {table.rows['texts'][i][1][a:b]!r:.80}: with max_length={block.max_length}, neighbouring windows "
-            f"share stride={block.stride} tokens; use a larger stride or a larger max_length")
+    answer = table.rows['texts'][i][1][a:b]
+    return (f"no window contains the whole answer {answer!r:.80}: with max_length={block.max_length}, neighbouring "
+            f"windows share stride={block.stride} tokens; use a larger stride or a larger max_length")
+
+# %% ../../nbs/tasks/29_question_answering.ipynb #eef8fda6
+@patch
+def read(self:QuestionAnswering,
+    logits, # Of shape batch x windows x sequence x 2
+    inputs, # Their `HFInputs`, with notes
+    contexts:list=None, # The contexts of the rows; None to take them from the notes
+    top_k:int=1, # Answers at most
+    **options # Instead of the task's; None for the task's
+) -> list[list[dict]]:
+    "Return the answers that `logits` point at"
+    options = self.params() | {k: v for k,v in options.items() if v is not None}
+    options['handle_impossible_answer'] = bool(options['handle_impossible_answer'])
+    return read_answers(logits, inputs, contexts, top_k, **options)
+
+# %% ../../nbs/tasks/29_question_answering.ipynb #bbb6b045
+@patch
+def decode(self:QuestionAnswering, logits, config, inputs=None, samples=None,
+    top_k:int=1, # Answers to a question at most
+    max_answer_len:int=None, # Instead of the task's
+    handle_impossible_answer:bool=None, # Instead of the task's
+    align_to_words:bool=None, # Instead of the task's
+) -> list: # One for each row
+    "Return the `answer` of each row, its `start` and `end`, and its `score`; lists of these if `top_k` is above 1"
+    whole_number('top_k', top_k)
+    if max_answer_len is not None: whole_number('max_answer_len', max_answer_len)
+    contexts = None if samples is None else [o[1] for o in samples]
+    answers = self.read(logits, inputs, contexts, top_k, max_answer_len=max_answer_len,
+                        handle_impossible_answer=handle_impossible_answer, align_to_words=align_to_words)
+    return [o[0] for o in answers] if top_k==1 else answers
 
 # %% ../../nbs/tasks/29_question_answering.ipynb #0a90f3a6
 @patch
-def is_one(self:QuestionAnswering, texts, block): return isinstance(texts, (str, tuple, dict)) or not hasattr(texts, '__iter__')
+def is_one(self:QuestionAnswering, texts, block):
+    return isinstance(texts, (str, tuple, dict)) or not hasattr(texts, '__iter__')
 
 @patch
 def sample(self:QuestionAnswering, text, block):
-    "Return a question and a context, of a tuple or a dict; raises `ValueError` for another value"
     if isinstance(text, dict) and {'question', 'context'} <= set(text): text = text['question'],text['context']
     if problem := question_problem(text): raise ValueError(problem)
     return text
 
+# %% ../../nbs/tasks/29_question_answering.ipynb #b3a3617f
+@patch
+def row(self:QuestionAnswering, text, target=None, pred=None):
+    marked = next((o for o in (target, pred) if o is not None and o!=NO_ANSWER), Answer('', 0))
+    cells = dict(question=text[0], context=MarkedText(text[1], marked.start, marked.start + len(marked.text)))
+    return cells | {k: str(v) for k,v in (('answer', target), ('prediction', pred)) if v is not None}
+
+@patch
+def is_right(self:QuestionAnswering, target, pred): return bool(answer_exact(target.text, pred.text))
+
+@patch
+def confidence(self:QuestionAnswering, raw):
+    # The probability of the most likely start times that of the most likely end, in the best window
+    return dict(probability=f'{raw.amax(1).prod(-1).max().item():.4f}')
+
 # %% ../../nbs/tasks/29_question_answering.ipynb #be9022e1
 @patch
-def decode_batch(self:QuestionAnswering, batch, dl, max_n):
-    rows = as_rows(batch[0], max_n)
-    targets = [o for o in batch[1][:max_n]] if len(batch) > 1 else [None]*len(rows)
-    options = self._options(dl.facts)
-    return [_shown(self, HFInputs({k: v[None] for k,v in o.items()}), y, options) for o,y in zip(rows, targets, strict=True)]
-
-def _shown(task, inputs, y, options):
-    "One row: its texts, and the answer it has or that probabilities `y` point at"
+def _decode_row(self:QuestionAnswering, inputs, y, options):
+    "Return the texts of a row, and the answer that it has, or that probabilities `y` point at"
     text,gold = row_answers(inputs)[0]
     if y is None: return (text,)
     if not y.is_floating_point(): return text,gold
-    best = task.read(y[None].clamp(min=torch.finfo(y.dtype).tiny).log(), inputs, **options)[0][0]
+    logits = y[None].clamp(min=torch.finfo(y.dtype).tiny).log()
+    best = self.read(logits, inputs, **options)[0][0]
     return text,Answer(best['answer'], best['start'] if best['answer'] else -1)
+
+@patch
+def decode_batch(self:QuestionAnswering, batch, dl, max_n):
+    rows,options = as_rows(batch[0], max_n),self._options(dl.facts)
+    targets = list(batch[1][:max_n]) if len(batch) > 1 else [None]*len(rows)
+    inputs = [HFInputs({k: v[None] for k,v in o.items()}) for o in rows]
+    return [self._decode_row(o, y, options) for o,y in zip(inputs, targets, strict=True)]
