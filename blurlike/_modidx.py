@@ -641,6 +641,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                  'blurlike/tasks/causal_lm.py'),
                                           'blurlike.tasks.causal_lm.CausalLM.__init__': ( 'tasks/causal_lm.html#causallm.__init__',
                                                                                           'blurlike/tasks/causal_lm.py'),
+                                          'blurlike.tasks.causal_lm.CausalLM._chat_prompt': ( 'tasks/causal_lm.html#causallm._chat_prompt',
+                                                                                              'blurlike/tasks/causal_lm.py'),
                                           'blurlike.tasks.causal_lm.CausalLM._chat_row': ( 'tasks/causal_lm.html#causallm._chat_row',
                                                                                            'blurlike/tasks/causal_lm.py'),
                                           'blurlike.tasks.causal_lm.CausalLM._completion_row': ( 'tasks/causal_lm.html#causallm._completion_row',
