@@ -107,6 +107,7 @@ def all_maskings() -> dict: # Names and classes
     "Return all maskings"
     return named_subclasses(Masking)
 
+# %% ../../nbs/tasks/32_masked_lm.ipynb #e4d4c502
 def get_masking(
     masking:str|type, # The name of a masking, or its class
 ) -> type:
@@ -133,10 +134,11 @@ class MaskedLM(LanguageModel):
         check_block_size(block_size)
         self.mask_probability,self.packing,self.block_size = mask_probability,packing,block_size
 
-# %% ../../nbs/tasks/32_masked_lm.ipynb #9d3cf25a
+# %% ../../nbs/tasks/32_masked_lm.ipynb #28337818
 @patch(cls_method=True)
 def fits_config(cls:MaskedLM, config): return super(MaskedLM, cls).fits_config(config) and not config.is_encoder_decoder
 
+# %% ../../nbs/tasks/32_masked_lm.ipynb #8366a385
 @patch
 def example(self:MaskedLM, block): return f'This is an example {block.hf_tokenizer.mask_token}.'
 
@@ -162,7 +164,7 @@ def _packed(texts, template, size):
     cuts = block_cuts(int(texts.bounds[-1]), size)
     return template.assemble([texts], cuts[:-1,None], np.diff(cuts)[:,None])
 
-# %% ../../nbs/tasks/32_masked_lm.ipynb #8c3bc250
+# %% ../../nbs/tasks/32_masked_lm.ipynb #cad5d5df
 @patch
 def encode_corpus(self:MaskedLM, dataset, block, facts):
     "Return blocks of joined texts, or one row for each text"
@@ -184,6 +186,7 @@ def tokenize(self:MaskedLM, samples, block):
     if samples and isinstance(samples[0][0], str): return block.tokenize([o[0] for o in samples])
     return super(MaskedLM, self).tokenize(samples, block)
 
+# %% ../../nbs/tasks/32_masked_lm.ipynb #549d398b
 @patch
 def collate(self:MaskedLM, table, rows, block, rng=None):
     "Return inputs with masked tokens, and targets: the true tokens, -100 elsewhere"
@@ -218,7 +221,7 @@ def sample(self:MaskedLM, text, block):
     if mask not in text: raise ValueError(f"the text {text!r:.80} contains no {mask} to predict")
     return text
 
-# %% ../../nbs/tasks/32_masked_lm.ipynb #f3091b4c
+# %% ../../nbs/tasks/32_masked_lm.ipynb #87c4886e
 @patch
 def decode(self:MaskedLM,
     logits,
