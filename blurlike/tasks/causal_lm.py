@@ -232,13 +232,14 @@ def collate(self:CausalLM, table, rows, block, rng=None):
     labels[:,0] = -100 # no token comes before the first
     return inputs,labels
 
+# %% ../../nbs/tasks/31_causal_lm.ipynb #45f0bd3a
 @patch
 def pred(self:CausalLM, outputs, inputs):
     "Return the logits for each token: those at the token before; zeros for the first"
     logits = outputs.logits
     return torch.cat([torch.zeros_like(logits[:,:1]), logits[:,:-1]], 1)
 
-# %% ../../nbs/tasks/31_causal_lm.ipynb #abb5cc7e
+# %% ../../nbs/tasks/31_causal_lm.ipynb #3540f090
 @patch
 def check_model(self:CausalLM, dls, model):
     "Raise `ValueError` if the model has no head over the vocabulary, or sees the tokens it should predict"
@@ -261,6 +262,7 @@ def row(self:CausalLM, text, target=None, pred=None):
 def is_one(self:CausalLM, texts, block):
     return isinstance(texts, (str, tuple)) or not is_iter(texts) or (is_listy(texts) and is_chat(texts))
 
+# %% ../../nbs/tasks/31_causal_lm.ipynb #1d0f97bf
 @patch
 def _text_tokens(self:CausalLM, text, block):
     "The tokens of a text, with the special tokens before it"
@@ -278,7 +280,7 @@ def sample(self:CausalLM, text, block):
                          "there is nothing to score")
     return truncated(res, block.length_limit, block.hf_tokenizer)
 
-# %% ../../nbs/tasks/31_causal_lm.ipynb #72b0eed0
+# %% ../../nbs/tasks/31_causal_lm.ipynb #e656488e
 @patch
 def decode(self:CausalLM, logits, config, inputs=None, samples=None):
     "Return for each row the mean `loss` of its tokens, their `perplexity`, and the number of predicted `tokens`"
@@ -307,7 +309,7 @@ def prompt(self:CausalLM, text, block):
         raise ValueError(f"the prompt has {len(res)} tokens, and max_length={block.max_length} leaves no room for more")
     return res
 
-# %% ../../nbs/tasks/31_causal_lm.ipynb #d5b25e52
+# %% ../../nbs/tasks/31_causal_lm.ipynb #cf37d165
 @patch
 def collate_prompts(self:CausalLM, table, rows, block):
     "Return prompts, padded on the left"
@@ -315,6 +317,7 @@ def collate_prompts(self:CausalLM, table, rows, block):
     inputs.pop('counts', None)
     return inputs
 
+# %% ../../nbs/tasks/31_causal_lm.ipynb #bad8a755
 @patch
 def decode_generated(self:CausalLM, ids, inputs, block):
     "Return the continuation of each prompt, as `generated_text`"

@@ -91,6 +91,7 @@ def is_right(self:Seq2Seq, target, pred): return True
 @patch(cls_method=True)
 def fits(cls:Seq2Seq, target): return isinstance(target, TextTarget)
 
+# %% ../../nbs/tasks/30_seq2seq.ipynb #2b9de95b
 @patch
 def y_block(self:Seq2Seq, labels):
     "Return a `TextTargetBlock`; raises `ValueError` for several columns"
@@ -124,7 +125,7 @@ def _languages(tokenizer):
     named = {getattr(tokenizer, o, None) for o in tokenizer.SPECIAL_TOKENS_ATTRIBUTES}
     return {o: tokenizer.convert_tokens_to_ids(o) for o in tokenizer.all_special_tokens if o not in named}
 
-# %% ../../nbs/tasks/30_seq2seq.ipynb #d1dc2d2f
+# %% ../../nbs/tasks/30_seq2seq.ipynb #76fd9a83
 def _set_languages(task, tokenizer):
     "Set the languages of texts and targets; raises `ValueError` for an unknown one"
     for arg in ('src_lang', 'tgt_lang'):
@@ -155,12 +156,13 @@ class TargetSetup(NamedTuple):
     limit: int # Tokens of a target at most
     end: int|None # The token that ends a target, where the tokenizer adds none
 
+# %% ../../nbs/tasks/30_seq2seq.ipynb #3aaf6dba
 @patch
 def text_model(self:Seq2Seq, model):
     "Return the encoder: a decoder may have room for fewer tokens"
     return model.get_encoder() if model.config.is_encoder_decoder else model
 
-# %% ../../nbs/tasks/30_seq2seq.ipynb #b32eb8f3
+# %% ../../nbs/tasks/30_seq2seq.ipynb #78f15a6a
 @patch
 def set_up(self:Seq2Seq, block, model=None):
     "Set the tokenizer's languages and return a `TargetSetup`; raises `ValueError` for a model that cannot do the task"
@@ -187,7 +189,7 @@ def with_prefix(self:Seq2Seq,
         return self.prefix + o if isinstance(o, str) else [*self.prefix.split(), *o]
     return [one(o) for o in texts] if self.prefix else texts
 
-# %% ../../nbs/tasks/30_seq2seq.ipynb #36944116
+# %% ../../nbs/tasks/30_seq2seq.ipynb #188cff1e
 @patch
 def target_table(self:Seq2Seq,
     targets:list, # Texts
@@ -212,6 +214,7 @@ def tokenize(self:Seq2Seq, samples, block):
     if ys: table.rows['target'] = self.target_table(ys[0], block)
     return table
 
+# %% ../../nbs/tasks/30_seq2seq.ipynb #5473c6af
 @patch
 def collate(self:Seq2Seq, table, rows, block, rng=None):
     "Return inputs, and the targets' tokens, batch x tokens, padded with -100"
@@ -231,6 +234,7 @@ def problem(self:Seq2Seq, sample, block):
     if _is_empty(sample[0]): return f"the text is {sample[0]!r:.80}, which is empty"
     if len(sample) > 1 and not sample[1].strip(): return f"the target is {str(sample[1])!r:.80}, which is empty"
 
+# %% ../../nbs/tasks/30_seq2seq.ipynb #2583b88b
 @patch
 def sample(self:Seq2Seq, text, block):
     if problem := self.problem((text,), block): raise ValueError(problem)
@@ -247,7 +251,7 @@ def facts(self:Seq2Seq, dataset, block, table=None):
     else: lengths = table.rows['target'].lengths[longest]
     return dict(longest_target=int(lengths.max()))
 
-# %% ../../nbs/tasks/30_seq2seq.ipynb #4c260443
+# %% ../../nbs/tasks/30_seq2seq.ipynb #bd9ced98
 @patch
 def configure(self:Seq2Seq, dls, model):
     "Set the length, the language and the `generate_kwargs` in the model's `generation_config`"
@@ -280,7 +284,7 @@ def generate(self:Seq2Seq,
     device = next(model.parameters()).device
     with evaluating(model): return model.generate(**to_device(texts, device), **(dict(num_return_sequences=1) | kwargs))
 
-# %% ../../nbs/tasks/30_seq2seq.ipynb #3422fd84
+# %% ../../nbs/tasks/30_seq2seq.ipynb #2bac5fca
 @patch
 def decoder_inputs(self:Seq2Seq, model, inputs, yb, block):
     "Return the targets, shifted by the model's own rule; without targets, what the model itself generates"
@@ -319,7 +323,7 @@ def decode_ids(self:Seq2Seq,
     rows = [_until_end(o[o!=-100].tolist(), tokenizer.eos_token_id) for o in ids]
     return tokenizer.batch_decode(rows, skip_special_tokens=True)
 
-# %% ../../nbs/tasks/30_seq2seq.ipynb #ccf916cd
+# %% ../../nbs/tasks/30_seq2seq.ipynb #3946ae08
 class Written(str):
     "A text that a model generated"
 
@@ -328,6 +332,7 @@ def generated(self:Seq2Seq, model, inputs, block):
     "Generate a text for each row of `inputs`"
     return [Written(o) for o in self.decode_ids(self.generate(model, inputs, block).cpu(), block)]
 
+# %% ../../nbs/tasks/30_seq2seq.ipynb #4137ddbb
 @patch
 def decode_generated(self:Seq2Seq, ids, inputs, block): return [{self.answer: o} for o in self.decode_ids(ids, block)]
 
@@ -340,6 +345,7 @@ def decode_batch(self:Seq2Seq, batch, dl, max_n):
     targets = batch[1] if isinstance(batch[1], L) else self.decode_ids(batch[1][:max_n], block)
     return list(zip(texts, targets, strict=False))
 
+# %% ../../nbs/tasks/30_seq2seq.ipynb #91d0808c
 @patch
 def row(self:Seq2Seq, text, target=None, pred=None):
     "Return a row of a table; a prediction that the model did not write alone says so"
