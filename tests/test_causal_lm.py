@@ -27,7 +27,7 @@ from blurlike.all import (
     hf_splitter,
 )
 from blurlike.tasks.causal_lm import sees_ahead
-from blurlike.tasks.corpus import Blocks, Tokens, block_cuts
+from blurlike.tasks.corpus import Blocks, Tokens, block_cuts, table_of
 
 DECODERS = ('gpt2', 'gpt_neox', 'llama', 'qwen3')
 ENCODERS = ('bert', 'electra', 'roberta')
@@ -69,14 +69,13 @@ def chats(n=8):
 def test_blocks_hold_every_token_of_every_text_in_order(texts, size):
     hf = test_blocks_hold_every_token_of_every_text_in_order.hf
     block = HFTextBlock(*hf, task='causal-lm', block_size=size)
-    whole = [i for o in block.task.encoded(texts, block) for i in o.ids]
+    spoken = hf.tokenizer([o for o in texts if o])['input_ids'] if any(texts) else []
+    whole = [i for o in spoken for i in [*o, hf.tokenizer.eos_token_id]]
     if not whole: return
-    blocks = block.task.prepare([(o,) for o in texts], block)
+    blocks = block.task.prepare([(o,) for o in texts], block, dict(answers=False))
     assert [i for o, in blocks for i in o.ids] == whole
     assert all(len(o) <= size for o, in blocks)
     assert min(len(o) for o, in blocks) >= min(2, len(whole))
-    spoken = hf.tokenizer([o for o in texts if o])['input_ids']
-    assert whole == [i for o in spoken for i in [*o, hf.tokenizer.eos_token_id]]
 
 
 test_blocks_hold_every_token_of_every_text_in_order.hf = make_lm()
@@ -194,8 +193,8 @@ def test_only_the_completion_and_the_end_of_text_count():
     hf = make_lm()
     dls = pairs(hf)
     for (o,),i in zip(dls.train_ds, dls.train_ds.tls[0].items.index, strict=True):
-        assert hf.tokenizer.decode(o.ids[o.notes==1]) == PAIRS.completion[i] + '<|endoftext|>'
-        assert hf.tokenizer.decode(o.ids[o.notes==0]) == PAIRS.prompt[i]
+        assert hf.tokenizer.decode(o.ids[o.columns['counts']==1]) == PAIRS.completion[i] + '<|endoftext|>'
+        assert hf.tokenizer.decode(o.ids[o.columns['counts']==0]) == PAIRS.prompt[i]
 
 
 def test_a_completion_that_merges_with_its_prompt_is_encoded_by_itself():
@@ -203,7 +202,7 @@ def test_a_completion_that_merges_with_its_prompt_is_encoded_by_itself():
     dls = loaders(pd.DataFrame(dict(prompt=['the fi']*4, completion=['lm']*4)), hf, text_col='prompt',
                   label_col='completion')
     o, = dls.train_ds[0]
-    assert o.ids[o.notes==0].tolist() == hf.tokenizer('the fi')['input_ids']
+    assert o.ids[o.columns['counts']==0].tolist() == hf.tokenizer('the fi')['input_ids']
     assert hf.tokenizer.decode(o.ids) == 'the film<|endoftext|>'
 
 
@@ -215,15 +214,16 @@ def test_every_answer_of_a_chat_counts_and_nothing_else(template):
                 HFTextDataLoaders.from_dataset(Dataset.from_pandas(chats()), hf, task='causal-lm', text_col='messages',
                                                device='cpu', seed=0)):
         o, = dls.train_ds[0]
-        assert hf.tokenizer.decode(o.ids[o.notes==1]).startswith('Very good ')
-        assert hf.tokenizer.decode(o.ids[o.notes==1]).endswith('.<|endoftext|>It moves.<|endoftext|>')
-        assert 'Why?' in hf.tokenizer.decode(o.ids[o.notes==0])
+        assert hf.tokenizer.decode(o.ids[o.columns['counts']==1]).startswith('Very good ')
+        assert hf.tokenizer.decode(o.ids[o.columns['counts']==1]).endswith('.<|endoftext|>It moves.<|endoftext|>')
+        assert 'Why?' in hf.tokenizer.decode(o.ids[o.columns['counts']==0])
         x,y = dls.one_batch()
         assert (y[y >= 0] == x['input_ids'][y >= 0]).all()
     learn = hf_learner(dls, hf.model)
     with learn.no_bar(), learn.no_logging(): learn.fit(1)
     score = learn.hf_predict(chats(2).messages[0])
-    assert score['tokens'] == (dls.hf_block.task.sample(chats(2).messages[0], dls.hf_block).notes[:64]).sum()
+    row = dls.hf_block.task.sample(chats(2).messages[0], dls.hf_block)
+    assert score['tokens'] == row.columns['counts'][:64].sum()
     assert len(learn.hf_predict(chats(3).messages)) == 3
 
 
@@ -233,7 +233,7 @@ def test_prompts_go_through_the_template_when_asked():
     assert '<user>' not in hf.tokenizer.decode(pairs(hf).train_ds[0][0].ids)
     o, = pairs(hf, chat=True).train_ds[0]
     assert hf.tokenizer.decode(o.ids).startswith('<user> the ')
-    assert hf.tokenizer.decode(o.ids[o.notes==1]) in (' warm<|endoftext|>', ' dull<|endoftext|>')
+    assert hf.tokenizer.decode(o.ids[o.columns['counts']==1]) in (' warm<|endoftext|>', ' dull<|endoftext|>')
 
 
 def test_a_row_whose_answer_is_truncated_raises():
@@ -386,7 +386,7 @@ def test_the_mid_and_low_level_give_the_same_batches(df):
 
 
 def test_blocks_are_datasets():
-    blocks = Blocks([('a',)], [Tokens([1, 2, 3])])
+    blocks = Blocks([('a',)], table_of([Tokens([1, 2, 3])]))
     assert isinstance(blocks, Datasets)
     assert blocks[0] == (Tokens([1, 2, 3]),)
     assert len(blocks.new_empty()) == 0

@@ -24,10 +24,10 @@ from blurlike.all import (
     Masking,
     all_maskings,
     get_masking,
-    get_task,
     hf_learner,
     hf_splitter,
 )
+from blurlike.tasks.corpus import table_of
 
 ENCODERS = ('albert', 'bert', 'deberta-v2', 'fnet', 'modernbert', 'roberta') # the matrix has them all
 NAMES = ('bert', 'span', 'whole-word')
@@ -142,15 +142,20 @@ def test_every_row_with_a_word_has_a_masked_token(df):
 @settings(max_examples=50, deadline=None)
 def test_packed_blocks_hold_every_token_of_every_text_in_order(texts, size):
     block = HFTextBlock(*HF, task='masked-lm', packing=True, block_size=size)
-    blocks = block.task.prepare([(o,) for o in texts], block)
     sep = HF.tokenizer.sep_token_id
     spoken = [o for t in texts if (o := HF.tokenizer(t, add_special_tokens=False)['input_ids'])]
     whole = [i for o in spoken for i in [*o, sep]][:-1]
-    assert [i for o, in blocks for i in o.ids] == whole
+    if not whole:
+        with pytest.raises(ValueError, match=mentions(len(texts))): block.task.prepare([(o,) for o in texts], block, {})
+        return
+    blocks = block.task.prepare([(o,) for o in texts], block, {})
+    assert [i for o, in blocks for i in o.ids[o.columns['sequence_ids'] >= 0]] == whole
     for o, in blocks:
-        x,y = block.task.collate([(o,)], block)
+        x,y = block.task.collate(table_of([o]), [0], block)
         assert x['input_ids'].shape[1] <= size
-        assert torch.where(y >= 0, y, x['input_ids'])[0].tolist() == [HF.tokenizer.cls_token_id, *o.ids, sep]
+        assert torch.where(y >= 0, y, x['input_ids'])[0].tolist() == o.ids.tolist()
+        assert (o.ids[0], o.ids[-1]) == (HF.tokenizer.cls_token_id, sep)
+        assert (o.columns['sequence_ids'][1:-1] >= 0).all()
 
 
 @pytest.mark.parametrize('arch', ENCODERS)
@@ -213,11 +218,11 @@ def test_unsuitable_models_and_tokenizers_raise(df, hf):
 
 def test_whole_words_need_a_fast_tokenizer(df, monkeypatch):
     hf = make_mlm()
-    block = HFTextBlock(*hf, task='masked-lm', masking='whole-word')
-    monkeypatch.setattr('blurlike.tasks.masked_lm.encode_texts', lambda texts, block: [([5, 6], None) for _ in texts])
+    words,single = (HFTextBlock(*hf, task='masked-lm', masking=o) for o in ('whole-word', 'bert'))
+    monkeypatch.setattr(type(hf.tokenizer), 'is_fast', False)
     with pytest.raises(ValueError, match=mentions("masking='whole-word'", 'BertTokenizer')):
-        block.task.encoded(['a'], block)
-    assert get_task('masked-lm').encoded(['a'], block)[0].ids.tolist() == [5, 6]
+        words.task.prepare([('film',)], words, {})
+    assert single.task.prepare([('film',)], single, {})[0][0].ids.tolist() == hf.tokenizer('film')['input_ids']
 
 
 @pytest.mark.parametrize(('options', 'facts'), [

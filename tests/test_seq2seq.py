@@ -370,7 +370,7 @@ def test_generation_is_as_long_as_the_targets_unless_set(pairs):
 
 def test_the_decoder_may_have_fewer_positions_than_the_encoder(pairs):
     block = HFTextBlock(*make_objects('led'), task='summarization')
-    assert (block.max_length, block.task.target_limit) == (64, 32)
+    assert (block.max_length, block.setup.limit) == (64, 32)
     with pytest.raises(ValueError, match=mentions('max_target_length=33', 32)):
         HFTextBlock(*make_objects('led'), task='summarization', max_target_length=33)
 
@@ -393,7 +393,8 @@ def test_truncated_targets_are_counted(pairs):
        limit=st.integers(3, 12))
 def test_targets_decode_to_the_text_up_to_the_limit(texts, limit):
     block = HFTextBlock(*_BART_OBJECTS, task='translation', max_target_length=limit)
-    inputs,targets = block.task.collate([(o, TextTarget(o)) for o in texts], block)
+    table = block.task.tokenize([(o, TextTarget(o)) for o in texts], block)
+    inputs,targets = block.task.collate(table, range(len(texts)), block)
     assert targets.shape == (len(texts), min(limit, max(len(o.split()) for o in texts)+2))
     assert block.task.decode_ids(targets, block) == [' '.join(o.split()[:limit-2]) for o in texts]
     assert block.decode(inputs) == texts

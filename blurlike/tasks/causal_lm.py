@@ -24,11 +24,11 @@ from .corpus import (LanguageModel, Tokens, block_cuts, check_block_size, resolv
                                    table_of, truncated)
 from .generation import Generates
 from ..text.rows import read_rows, sample_reader
-from ..text.tokens import TokenTable
+from ..text.tokens import RowTemplate, TokenTable
 
 # %% ../../nbs/tasks/31_causal_lm.ipynb #8e3bdab6
 def end_ids(
-    template, # The tokenizer's special tokens, a `RowTemplate`
+    template:RowTemplate, # The tokenizer's special tokens
     tokenizer, # The tokenizer
 ) -> list[int]: # Empty for a tokenizer without such a token
     "Return the tokens at the end of a text"
@@ -48,6 +48,21 @@ def answer_tokens(
     given,answer = [*template.before, *given],[*answer, *end_ids(template, block.hf_tokenizer)]
     return Tokens([*given, *answer], counts=[0]*len(given) + [1]*len(answer))
 
+# %% ../../nbs/tasks/31_causal_lm.ipynb #d387e921
+def _spans(messages, tokenizer):
+    "The text of a chat, and the spans of the answers in it"
+    render = lambda n, **kwargs: tokenizer.apply_chat_template(messages[:n], tokenize=False, **kwargs)
+    text,spans = render(len(messages)),[]
+    for i,o in enumerate(messages):
+        if o.get('role')!='assistant': continue
+        if not i: raise ValueError("the first message is the assistant's: the template needs {% generation %} marks")
+        before,after = render(i, add_generation_prompt=True),render(i+1)
+        if not (after.startswith(before) and text.startswith(after)):
+            raise ValueError(f"the chat template writes the first {i+1} messages differently when more follow, "
+                             f"so message {i} cannot be found: the template needs {{% generation %}} marks")
+        spans.append((len(before), len(after)))
+    return text,spans
+
 # %% ../../nbs/tasks/31_causal_lm.ipynb #98dd04b2
 _GENERATION = re.compile(r'\{%-?\s*generation\s*-?%\}')
 
@@ -56,9 +71,12 @@ def chat_tokens(
     tokenizer, # A fast tokenizer with a chat template
 ) -> Tokens: # With `counts`, 1 where the loss counts
     "Return the tokens of a chat, whose answers count; raises `ValueError` if there are none or they cannot be found"
-    if not any(o.get('role')=='assistant' for o in messages): raise ValueError("no message has the role 'assistant', so there is no answer to learn")
+    if not any(o.get('role')=='assistant' for o in messages):
+        raise ValueError("no message has the role 'assistant', so there is no answer to learn")
     fast_tokenizer(tokenizer, 'a chat')
-    if not tokenizer.chat_template: raise ValueError("the tokenizer has no chat template: set hf_tokenizer.chat_template, or use columns of prompts and completions")
+    if not tokenizer.chat_template:
+        raise ValueError("the tokenizer has no chat template: set hf_tokenizer.chat_template, "
+                         "or use columns of prompts and completions")
     try:
         if _GENERATION.search(tokenizer.get_chat_template()):
             enc = tokenizer.apply_chat_template(messages, return_dict=True, return_assistant_tokens_mask=True)
@@ -66,31 +84,20 @@ def chat_tokens(
         text,spans = _spans(messages, tokenizer)
     except TemplateError as e: raise ValueError(f"the chat template refuses the messages: {e}") from e
     enc = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-    return Tokens(enc['input_ids'], counts=[any(a <= s < b and s < e for a,b in spans) for s,e in enc['offset_mapping']])
+    counts = [any(a <= s < b and s < e for a,b in spans) for s,e in enc['offset_mapping']]
+    return Tokens(enc['input_ids'], counts=counts)
 
-# %% ../../nbs/tasks/31_causal_lm.ipynb #d387e921
-def _spans(messages, tokenizer):
-    "The text of a chat, and the spans of the answers in it"
-    render = lambda n, **kwargs: tokenizer.apply_chat_template(messages[:n], tokenize=False, **kwargs)
-    text,spans = render(len(messages)),[]
-    for i,o in enumerate(messages):
-        if o.get('role')!='assistant': continue
-        if not i: raise ValueError("the first message is the assistant's, and the chat template has no {% generation %} mark to find it by")
-        before,after = render(i, add_generation_prompt=True),render(i+1)
-        if not (after.startswith(before) and text.startswith(after)):
-            raise ValueError(f"the chat template writes the first {i+1} messages differently when more follow, so message {i} cannot be found: "
-                             "it needs {% generation %} marks")
-        spans.append((len(before), len(after)))
-    return text,spans
-
+# %% ../../nbs/tasks/31_causal_lm.ipynb #d3cf9aa4
 def is_chat(
     x, # Any value
 ) -> bool:
     "Whether `x` is a list of messages"
-    return not isinstance(x, (str, dict, tuple)) and is_iter(x) and len(x) > 0 and all(isinstance(o, dict) and 'role' in o for o in x)
+    if isinstance(x, (str, dict, tuple)) or not is_iter(x) or not len(x): return False
+    return all(isinstance(o, dict) and 'role' in o for o in x)
 
 # %% ../../nbs/tasks/31_causal_lm.ipynb #acd31e33
-_HINT = "choose a checkpoint of a decoder, use task='masked-lm', or make it a decoder with config_kwargs={'is_decoder': True}"
+_HINT = ("choose a checkpoint of a decoder, use task='masked-lm', "
+         "or make it a decoder with config_kwargs={'is_decoder': True}")
 
 def refuse_encoder(
     config, # A model's configuration
@@ -98,7 +105,8 @@ def refuse_encoder(
     "Raise `ValueError` for the configuration of an encoder"
     if not has_model_class(AutoModelForMaskedLM, type(config)) or getattr(config, 'is_decoder', False): return
     if getattr(model_skeleton(config, AutoModelForCausalLM).config, 'is_decoder', False): return
-    raise ValueError(f"{config.model_type!r} is an encoder, which reads a text in both directions and would see the tokens it should predict: {_HINT}.")
+    raise ValueError(f"{config.model_type!r} is an encoder, which reads a text in both directions "
+                     f"and would see the tokens it should predict: {_HINT}.")
 
 # %% ../../nbs/tasks/31_causal_lm.ipynb #dd32da8a
 def sees_ahead(
@@ -109,8 +117,9 @@ def sees_ahead(
     ids = torch.tensor([[4, 5, 6], [4, 5, 7]], device=next(model.parameters()).device)
     model.eval()
     try:
-        with torch.no_grad(): a,b = model(input_ids=ids, attention_mask=torch.ones_like(ids), **forward_kwargs(model)).logits[:,0].float()
+        with torch.no_grad(): out = model(input_ids=ids, attention_mask=torch.ones_like(ids), **forward_kwargs(model))
     finally: model.train(training)
+    a,b = out.logits[:,0].float()
     return (a - b).abs().max().item() > 1e-3*a.abs().max().item()
 
 # %% ../../nbs/tasks/31_causal_lm.ipynb #44fc776e
@@ -122,28 +131,50 @@ class CausalLM(Generates, LanguageModel):
     target_block = TransformBlock # for completions
 
     def __init__(self,
-        packing:bool=True, # Whether to join texts and cut them into blocks; rows with answers always are rows of their own
+        packing:bool=True, # Whether to join texts and cut them into blocks; rows with answers are never joined
         block_size:int=None, # Tokens in a block; None for the block's `max_length`, or 512 if that is less
         chat:bool=False, # Whether prompts and completions go through the tokenizer's chat template
     ):
         check_block_size(block_size)
         self.packing,self.block_size,self.chat = packing,block_size,chat
 
-    def y_block(self, labels):
-        df = labels()
-        if df.shape[1] > 1: raise ValueError(f"label_col={list(df.columns)} must be one column of completions.")
-        return self.target_block()
+# %% ../../nbs/tasks/31_causal_lm.ipynb #439b0522
+@patch
+def y_block(self:CausalLM, labels):
+    df = labels()
+    if df.shape[1] > 1: raise ValueError(f"label_col={list(df.columns)} must be one column of completions.")
+    return self.target_block()
 
 # %% ../../nbs/tasks/31_causal_lm.ipynb #deb3bfd4
 @patch
 def facts(self:CausalLM, dataset, block, table=None):
-    "`answers`: whether rows have answers, of which alone the loss is taken"
+    "Return `answers`, whether rows have answers, so that only they count for the loss"
     read = sample_reader(dataset)
     try: sample = read(0) if len(dataset) else ()
     except (KeyError, TypeError, ValueError): return dict(answers=False) # reported when the rows are read
     return dict(answers=isinstance(sample, tuple) and len(sample) > 0 and (len(sample) > 1 or is_chat(sample[0])))
 
 # %% ../../nbs/tasks/31_causal_lm.ipynb #846f1a8a
+@patch
+def _chat_row(self:CausalLM, parts, block):
+    "The tokens of a chat"
+    if len(parts) > 1:
+        raise ValueError("the text is a list of messages, which contains the answers: pass label_col=None")
+    return chat_tokens(list(parts[0]), block.hf_tokenizer)
+
+@patch
+def _completion_row(self:CausalLM, parts, block):
+    "The tokens of a prompt and its completion"
+    if not isinstance(parts[0], str):
+        raise ValueError(f"the text is {parts[0]!r:.80}, not a string or a list of messages")
+    if len(parts) < 2:
+        raise ValueError("the prompt has no completion: pass both, and with_labels=True for a loader of new rows")
+    if not isinstance(parts[1], str): raise ValueError(f"the completion is {parts[1]!r:.80}, not a string")
+    if not self.chat: return answer_tokens(*parts, block)
+    messages = [dict(role=r, content=o) for r,o in zip(('user', 'assistant'), parts, strict=True)]
+    return chat_tokens(messages, block.hf_tokenizer)
+
+# %% ../../nbs/tasks/31_causal_lm.ipynb #f0c82fb6
 @patch
 def answer_row(self:CausalLM,
     sample:tuple, # `(prompt, completion)`, `((prompt, completion),)` or `(messages,)`
@@ -154,21 +185,23 @@ def answer_row(self:CausalLM,
     res = self._chat_row(parts, block) if is_chat(parts[0]) else self._completion_row(parts, block)
     if not truncated(res, block.length_limit, block.hf_tokenizer).columns['counts'][1:].any():
         first = int(res.columns['counts'].argmax())+1
-        raise ValueError(f"max_length={block.max_length} leaves nothing of the answer, whose first token is number {first} of {len(res)}")
+        raise ValueError(f"max_length={block.max_length} leaves nothing of the answer, "
+                         f"whose first token is number {first} of {len(res)}")
     return res
 
+# %% ../../nbs/tasks/31_causal_lm.ipynb #6eade4bb
 @patch
-def _chat_row(self:CausalLM, parts, block):
-    if len(parts) > 1: raise ValueError("the text is a list of messages, which contains its answers: pass label_col=None")
-    return chat_tokens(list(parts[0]), block.hf_tokenizer)
+def _text_rows(self:CausalLM, texts, block, template, end):
+    "Rows with special tokens; an empty text that is joined to others has no tokens"
+    table = block.contents(texts)
+    columns = [table.column(i) for i in range(len(texts))]
+    rows = [[*template.before, *o, *end] if len(o) or not self.packing else [] for o in columns]
+    return [Tokens(o, counts=np.ones(len(o))) for o in rows]
 
-@patch
-def _completion_row(self:CausalLM, parts, block):
-    if not isinstance(parts[0], str): raise ValueError(f"the text is {parts[0]!r:.80}, not a string or a list of messages")
-    if len(parts) < 2: raise ValueError("the prompt has no completion: pass both, and with_labels=True for a loader of new rows")
-    if not isinstance(parts[1], str): raise ValueError(f"the completion is {parts[1]!r:.80}, not a string")
-    if not self.chat: return answer_tokens(*parts, block)
-    return chat_tokens([dict(role=r, content=o) for r,o in zip(('user', 'assistant'), parts, strict=True)], block.hf_tokenizer)
+def _packed(rows, size):
+    "Rows joined and cut into blocks"
+    table = table_of(rows)
+    return TokenTable(table.columns, block_cuts(int(table.bounds[-1]), size, least=2))
 
 # %% ../../nbs/tasks/31_causal_lm.ipynb #bc277caa
 @patch
@@ -186,20 +219,8 @@ def encode_corpus(self:CausalLM, dataset, block, facts):
     rows = [o for texts in read_rows(dataset, lambda o: None, read=row)
             for o in (texts if answers else self._text_rows(texts, block, template, end))]
     if self.packing and not answers: return _packed(rows, resolve_block_size(self.block_size, block))
-    return table_of([truncated(o, block.length_limit, block.hf_tokenizer) for o in rows], np.array([len(o) for o in rows]))
-
-@patch
-def _text_rows(self:CausalLM, texts, block, template, end):
-    "Rows with special tokens; an empty text that is joined to others has no tokens"
-    table = block.contents(texts)
-    columns = [table.column(i) for i in range(len(texts))]
-    rows = [[*template.before, *o, *end] if len(o) or not self.packing else [] for o in columns]
-    return [Tokens(o, counts=np.ones(len(o))) for o in rows]
-
-def _packed(rows, size):
-    "Rows joined and cut into blocks"
-    table = table_of(rows)
-    return TokenTable(table.columns, block_cuts(int(table.bounds[-1]), size, least=2))
+    full_lengths = np.array([len(o) for o in rows])
+    return table_of([truncated(o, block.length_limit, block.hf_tokenizer) for o in rows], full_lengths)
 
 # %% ../../nbs/tasks/31_causal_lm.ipynb #a6ab2422
 @patch
@@ -211,12 +232,14 @@ def collate(self:CausalLM, table, rows, block, rng=None):
     labels[:,0] = -100 # no token comes before the first
     return inputs,labels
 
+# %% ../../nbs/tasks/31_causal_lm.ipynb #45f0bd3a
 @patch
 def pred(self:CausalLM, outputs, inputs):
     "Return the logits for each token: those at the token before; zeros for the first"
     logits = outputs.logits
     return torch.cat([torch.zeros_like(logits[:,:1]), logits[:,:-1]], 1)
 
+# %% ../../nbs/tasks/31_causal_lm.ipynb #3540f090
 @patch
 def check_model(self:CausalLM, dls, model):
     "Raise `ValueError` if the model has no head over the vocabulary, or sees the tokens it should predict"
@@ -228,14 +251,18 @@ def check_model(self:CausalLM, dls, model):
 @patch
 def row(self:CausalLM, text, target=None, pred=None):
     if target is None or all(target.mask[1:]):
-        return dict(text=str(text)) | ({} if pred is None else dict(prediction=pred.runs([False, *[True]*(len(pred.ids)-1)])))
+        cells = dict(text=str(text))
+        if pred is not None: cells['prediction'] = pred.runs([False, *[True]*(len(pred.ids)-1)])
+        return cells
     cells = dict(text=text.runs([not o for o in target.mask]), target=target.runs(target.mask))
     return cells | ({} if pred is None else dict(prediction=pred.runs(target.mask)))
 
 # %% ../../nbs/tasks/31_causal_lm.ipynb #212c50cc
 @patch
-def is_one(self:CausalLM, texts, block): return isinstance(texts, (str, tuple)) or not is_iter(texts) or (is_listy(texts) and is_chat(texts))
+def is_one(self:CausalLM, texts, block):
+    return isinstance(texts, (str, tuple)) or not is_iter(texts) or (is_listy(texts) and is_chat(texts))
 
+# %% ../../nbs/tasks/31_causal_lm.ipynb #1d0f97bf
 @patch
 def _text_tokens(self:CausalLM, text, block):
     "The tokens of a text, with the special tokens before it"
@@ -246,13 +273,17 @@ def _text_tokens(self:CausalLM, text, block):
 @patch
 def sample(self:CausalLM, text, block):
     "Return what `hf_predict` scores; raises `ValueError` if there is nothing to score"
-    res = self.answer_row((text,), block) if isinstance(text, tuple) or is_chat(text) else self._text_tokens(text, block)
-    if len(res) < 2: raise ValueError(f"the text {text!r:.80} has {len(res)} tokens, and the first is never predicted: there is nothing to score")
+    has_answer = isinstance(text, tuple) or is_chat(text)
+    res = self.answer_row((text,), block) if has_answer else self._text_tokens(text, block)
+    if len(res) < 2:
+        raise ValueError(f"the text {text!r:.80} has {len(res)} tokens, and the first is never predicted: "
+                         "there is nothing to score")
     return truncated(res, block.length_limit, block.hf_tokenizer)
 
+# %% ../../nbs/tasks/31_causal_lm.ipynb #e656488e
 @patch
 def decode(self:CausalLM, logits, config, inputs=None, samples=None):
-    "Return for each row the mean `loss` of its tokens, their `perplexity`, and the number of `tokens` that were predicted"
+    "Return for each row the mean `loss` of its tokens, their `perplexity`, and the number of predicted `tokens`"
     def one(pred, y):
         real = (y >= 0).to(pred.device)
         loss = F.cross_entropy(pred[real].float(), y.to(pred.device)[real])
@@ -262,18 +293,23 @@ def decode(self:CausalLM, logits, config, inputs=None, samples=None):
 
 # %% ../../nbs/tasks/31_causal_lm.ipynb #5dcf275c
 @patch
+def _chat_prompt(self:CausalLM, messages, block):
+    "The tokens of a chat that the model should answer"
+    if not block.hf_tokenizer.chat_template: raise ValueError("the tokenizer has no chat template: pass a text")
+    enc = block.hf_tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, return_dict=True)
+    return Tokens(enc['input_ids'], counts=np.ones(len(enc['input_ids'])))
+
+@patch
 def prompt(self:CausalLM, text, block):
-    "Return the tokens to continue; raises `ValueError` for another value than a text or a chat, or one that is too long"
+    "Return the tokens to continue; raises `ValueError` if `text` is neither a text nor a chat, or is too long"
     if self.chat and isinstance(text, str): text = [dict(role='user', content=text)]
-    if is_chat(text):
-        if not block.hf_tokenizer.chat_template: raise ValueError("the tokenizer has no chat template: pass a text")
-        ids = block.hf_tokenizer.apply_chat_template(list(text), add_generation_prompt=True, return_dict=True)['input_ids']
-        res = Tokens(ids, counts=np.ones(len(ids)))
-    else: res = self._text_tokens(text, block)
+    res = self._chat_prompt(text, block) if is_chat(text) else self._text_tokens(text, block)
     if not len(res): raise ValueError(f"the text {text!r:.80} has no token to continue")
-    if block.max_length and len(res) >= block.max_length: raise ValueError(f"the prompt has {len(res)} tokens, and max_length={block.max_length} leaves no room for more")
+    if block.max_length and len(res) >= block.max_length:
+        raise ValueError(f"the prompt has {len(res)} tokens, and max_length={block.max_length} leaves no room for more")
     return res
 
+# %% ../../nbs/tasks/31_causal_lm.ipynb #cf37d165
 @patch
 def collate_prompts(self:CausalLM, table, rows, block):
     "Return prompts, padded on the left"
@@ -281,8 +317,9 @@ def collate_prompts(self:CausalLM, table, rows, block):
     inputs.pop('counts', None)
     return inputs
 
+# %% ../../nbs/tasks/31_causal_lm.ipynb #bad8a755
 @patch
 def decode_generated(self:CausalLM, ids, inputs, block):
-    "Return what follows each prompt, as `generated_text`"
+    "Return the continuation of each prompt, as `generated_text`"
     new = ids[:,inputs['input_ids'].shape[1]:]
     return [dict(generated_text=o) for o in block.hf_tokenizer.batch_decode(new, skip_special_tokens=True)]

@@ -20,10 +20,15 @@ from .corpus import LanguageModel, block_cuts, check_block_size, resolve_block_s
 from ..text.rows import read_rows
 from ..text.tokens import TokenTable
 
-# %% ../../nbs/tasks/32_masked_lm.ipynb #2550273e
+# %% ../../nbs/tasks/32_masked_lm.ipynb #382f5e32
+def _draw(n, rng):
+    "A random number below `n`"
+    return int(torch.randint(n, (1,), generator=rng))
+
 class Masking:
     "Masks tokens of a row; subclasses choose which"
     name = None # As in `masking="..."`
+
     def __init__(self,
         tokenizer, # A tokenizer with a mask token
         probability:float=0.15, # The share of tokens to predict
@@ -39,28 +44,27 @@ class Masking:
         "Return which tokens to predict"
         raise NotImplementedError(f"{type(self).__name__} needs a method `choose`.")
 
-    def __call__(self,
-        input_ids:torch.Tensor, # A row, a vector
-        eligible:torch.Tensor, # Which tokens may be masked
-        word_ids:torch.Tensor, # The number of each token's word, -1 for none
-        rng:torch.Generator, # The source of randomness
-    ) -> tuple: # The ids with some replaced, and the targets: the true ids there, -100 elsewhere
-        "Mask tokens of a row"
-        chosen = self.choose(eligible, word_ids, rng) & eligible
-        if not chosen.any() and eligible.any(): chosen[eligible.nonzero()[_draw(int(eligible.sum()), rng)]] = True
-        self.collator.generator = rng
-        ids,labels = self.collator.torch_mask_tokens(input_ids[None].clone(), special_tokens_mask=~chosen[None])
-        return ids[0],labels[0]
-
-def _draw(n, rng):
-    "A random number below `n`"
-    return int(torch.randint(n, (1,), generator=rng))
+# %% ../../nbs/tasks/32_masked_lm.ipynb #2550273e
+@patch
+def __call__(self:Masking,
+    input_ids:torch.Tensor, # A row, a vector
+    eligible:torch.Tensor, # Which tokens may be masked
+    word_ids:torch.Tensor, # The number of each token's word, -1 for none
+    rng:torch.Generator, # The source of randomness
+) -> tuple: # The ids with some replaced, and the targets: the true ids there, -100 elsewhere
+    "Mask tokens of a row"
+    chosen = self.choose(eligible, word_ids, rng) & eligible
+    if not chosen.any() and eligible.any(): chosen[eligible.nonzero()[_draw(int(eligible.sum()), rng)]] = True
+    self.collator.generator = rng
+    ids,labels = self.collator.torch_mask_tokens(input_ids[None].clone(), special_tokens_mask=~chosen[None])
+    return ids[0],labels[0]
 
 # %% ../../nbs/tasks/32_masked_lm.ipynb #7cf30fe9
 class BertMasking(Masking):
     "Each token by itself"
     name = 'bert'
-    def choose(self, eligible, word_ids, rng): return eligible & (torch.rand(len(eligible), generator=rng) < self.probability)
+    def choose(self, eligible, word_ids, rng):
+        return eligible & (torch.rand(len(eligible), generator=rng) < self.probability)
 
 # %% ../../nbs/tasks/32_masked_lm.ipynb #110748a6
 def _words(eligible, word_ids):
@@ -103,6 +107,7 @@ def all_maskings() -> dict: # Names and classes
     "Return all maskings"
     return named_subclasses(Masking)
 
+# %% ../../nbs/tasks/32_masked_lm.ipynb #e4d4c502
 def get_masking(
     masking:str|type, # The name of a masking, or its class
 ) -> type:
@@ -119,7 +124,7 @@ class MaskedLM(LanguageModel):
     pipeline_tag = 'fill-mask'
 
     def __init__(self,
-        masking:str='bert', # What is masked: "bert" (each token by itself), "whole-word", "span", or a subclass of `Masking`
+        masking:str='bert', # "bert" (each token by itself), "whole-word", "span", or a subclass of `Masking`
         mask_probability:float=0.15, # The share of tokens to predict
         packing:bool=False, # Whether to join texts and cut them into blocks; otherwise each is a row
         block_size:int=None, # Tokens in a block; None for the block's `max_length`, or 512 if that is less
@@ -129,11 +134,13 @@ class MaskedLM(LanguageModel):
         check_block_size(block_size)
         self.mask_probability,self.packing,self.block_size = mask_probability,packing,block_size
 
-    @classmethod
-    def fits_config(cls, config): # encoder-decoder models were made to write
-        return super().fits_config(config) and not config.is_encoder_decoder
+# %% ../../nbs/tasks/32_masked_lm.ipynb #28337818
+@patch(cls_method=True)
+def fits_config(cls:MaskedLM, config): return super(MaskedLM, cls).fits_config(config) and not config.is_encoder_decoder
 
-    def example(self, block): return f'This is an example {block.hf_tokenizer.mask_token}.'
+# %% ../../nbs/tasks/32_masked_lm.ipynb #8366a385
+@patch
+def example(self:MaskedLM, block): return f'This is an example {block.hf_tokenizer.mask_token}.'
 
 # %% ../../nbs/tasks/32_masked_lm.ipynb #83f49ddf
 @patch
@@ -143,30 +150,34 @@ def strategy(self:MaskedLM,
     "Return what masks tokens; raises `ValueError` for a tokenizer without a mask token"
     tokenizer = block.hf_tokenizer
     if tokenizer.mask_token is None:
-        raise ValueError(f"task={self.name!r} needs a mask token, which {type(tokenizer).__name__} does not have: choose another checkpoint, or use task='causal-lm'.")
+        raise ValueError(f"task={self.name!r} needs a mask token, which {type(tokenizer).__name__} does not have: "
+                         "choose another checkpoint, or use task='causal-lm'.")
     return get_masking(self.masking)(tokenizer, self.mask_probability)
 
 # %% ../../nbs/tasks/32_masked_lm.ipynb #7cebae63
+def _packed(texts, template, size):
+    "Blocks of texts, with the token for the end of a text between them"
+    end,cuts = template.after[:1],np.unique(texts.bounds)[1:-1]
+    if end:
+        columns = {k: np.insert(v, cuts, end[0] if k=='input_ids' else -1) for k,v in texts.columns.items()}
+        texts = TokenTable(columns, texts.bounds[[0, -1]] + [0, len(cuts)])
+    cuts = block_cuts(int(texts.bounds[-1]), size)
+    return template.assemble([texts], cuts[:-1,None], np.diff(cuts)[:,None])
+
+# %% ../../nbs/tasks/32_masked_lm.ipynb #cad5d5df
 @patch
 def encode_corpus(self:MaskedLM, dataset, block, facts):
     "Return blocks of joined texts, or one row for each text"
     self.strategy(block)
     if self.masking!='bert': fast_tokenizer(block.hf_tokenizer, f'masking={self.masking!r}')
     columns = ['word_ids'] if block.hf_tokenizer.is_fast else []
-    chunks = [block.contents([s[0] for s in o], columns) for o in read_rows(dataset, lambda o: block.text_problem(o[0]))]
+    rows = read_rows(dataset, lambda o: block.text_problem(o[0]))
+    chunks = [block.contents([s[0] for s in o], columns) for o in rows]
     if not chunks: return TokenTable(dict(input_ids=np.zeros(0, np.int32)), np.zeros(1, np.int64))
     texts,template = TokenTable.concat(chunks),block.template()
     options = dict(max_length=block.length_limit, left=block.hf_tokenizer.truncation_side=='left')
     if not self.packing: return template.rows([texts], **options)
     return _packed(texts, template, resolve_block_size(self.block_size, block, template.n_special))
-
-def _packed(texts, template, size):
-    "Blocks of texts, with the token for the end of a text between them"
-    end,cuts = template.after[:1],np.unique(texts.bounds)[1:-1]
-    if end: texts = TokenTable({k: np.insert(v, cuts, end[0] if k=='input_ids' else -1) for k,v in texts.columns.items()},
-                               texts.bounds[[0, -1]] + [0, len(cuts)])
-    cuts = block_cuts(int(texts.bounds[-1]), size)
-    return template.assemble([texts], cuts[:-1,None], np.diff(cuts)[:,None])
 
 # %% ../../nbs/tasks/32_masked_lm.ipynb #5d536bf5
 @patch
@@ -175,6 +186,7 @@ def tokenize(self:MaskedLM, samples, block):
     if samples and isinstance(samples[0][0], str): return block.tokenize([o[0] for o in samples])
     return super(MaskedLM, self).tokenize(samples, block)
 
+# %% ../../nbs/tasks/32_masked_lm.ipynb #549d398b
 @patch
 def collate(self:MaskedLM, table, rows, block, rng=None):
     "Return inputs with masked tokens, and targets: the true tokens, -100 elsewhere"
@@ -182,7 +194,8 @@ def collate(self:MaskedLM, table, rows, block, rng=None):
     inputs = block.inputs(table, rows, side='right')
     parts,words = inputs.pop('sequence_ids'),inputs.pop('word_ids', None)
     labels,strategy = torch.full_like(inputs['input_ids'], -100),self.strategy(block)
-    special,generator = torch.tensor(block.hf_tokenizer.all_special_ids),torch.Generator().manual_seed(0 if rng is None else rng.getrandbits(62))
+    special = torch.tensor(block.hf_tokenizer.all_special_ids)
+    generator = torch.Generator().manual_seed(0 if rng is None else rng.getrandbits(62))
     for i,text in enumerate(parts >= 0):
         ids = inputs['input_ids'][i,text]
         if rng is None: generator.manual_seed(zlib.crc32(ids.numpy().astype(np.int32).tobytes()))
@@ -195,18 +208,20 @@ def collate(self:MaskedLM, table, rows, block, rng=None):
 def row(self:MaskedLM, text, target=None, pred=None):
     cells = dict(text=text.decode(text.ids, keep=[text.tokenizer.mask_token_id]))
     if target is None: return cells
-    return cells | {k: o.runs(target.mask, ' | ') for k,o in (('target', target), ('prediction', pred)) if o is not None}
+    found = dict(target=target) if pred is None else dict(target=target, prediction=pred)
+    return cells | {k: o.runs(target.mask, ' | ') for k,o in found.items()}
 
 # %% ../../nbs/tasks/32_masked_lm.ipynb #3dbcf87f
 @patch
 def sample(self:MaskedLM, text, block):
-    "Return the text; raises `ValueError` if it contains no mask, or truncation removes all of them"
+    "Return the text; raises `ValueError` if it contains no mask"
     if problem := block.text_problem(text): raise ValueError(problem)
     self.strategy(block)
     mask = block.hf_tokenizer.mask_token
     if mask not in text: raise ValueError(f"the text {text!r:.80} contains no {mask} to predict")
     return text
 
+# %% ../../nbs/tasks/32_masked_lm.ipynb #87c4886e
 @patch
 def decode(self:MaskedLM,
     logits,
@@ -216,8 +231,10 @@ def decode(self:MaskedLM,
     top_k:int=5, # Tokens for each mask
     targets:str|list=None, # The words to choose from; None for the whole vocabulary
 ) -> list: # For each row a list of dicts; for several masks, a list of such lists
-    "Return for each mask the most likely tokens, each with its `score`, `token`, `token_str`, and the `sequence` with it"
-    block = inputs.hf_block
-    lost = (inputs['input_ids'] != block.hf_tokenizer.mask_token_id).all(1).nonzero().flatten().tolist()
-    if lost: raise ValueError(f"max_length={block.max_length} removes every {block.hf_tokenizer.mask_token} of {samples[lost[0]]!r:.80}: shorten the text.")
-    return fill_mask(block.hf_tokenizer, inputs['input_ids'], logits.float().cpu(), top_k, targets)
+    "Return the most likely tokens for each mask, with `score`, `token`, `token_str`, and the `sequence` with the token"
+    tokenizer = inputs.hf_block.hf_tokenizer
+    lost = (inputs['input_ids'] != tokenizer.mask_token_id).all(1).nonzero().flatten().tolist()
+    if lost:
+        raise ValueError(f"max_length={inputs.hf_block.max_length} removes every {tokenizer.mask_token} "
+                         f"of {samples[lost[0]]!r:.80}: shorten the text.")
+    return fill_mask(tokenizer, inputs['input_ids'], logits.float().cpu(), top_k, targets)
