@@ -26,7 +26,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import pipeline
 
-from blurlike.all import HFLoss, HFTextBlock, HFTextDataLoaders, SampleTable, all_tasks, hf_learner
+from blurlike.all import HFLoss, HFTextBlock, HFTextDataLoaders, SampleTable, all_tasks, hf_learner, load_hf_learner
 from blurlike.core.inputs import HFInputs
 from blurlike.predict import text_batches
 
@@ -163,8 +163,42 @@ def test_the_chosen_threshold_is_the_learners(topics):
     hf = make_objects(num_labels=3)
     learn = quiet_fit(hf_learner(from_df(topics, hf), hf.model))
     with learn.no_bar(): best = learn.choose_threshold(grid=(0.2, 0.9), plot=False)
-    assert best == learn.loss_func.thresh == learn.dls.hf_block.task.threshold
+    assert best == learn.loss_func.thresh
+    assert learn.dls.hf_block.task.threshold == 0.5
     assert all(s > best for s in learn.hf_predict(TEXTS[0])['scores'])
+
+
+def two_thresholds(topics):
+    "Two learners on the same data and model, the second with its threshold of 0.5 and the first with 0.01"
+    hf = make_objects(num_labels=3)
+    dls = from_df(topics, hf)
+    one,two = hf_learner(dls, hf.model),hf_learner(dls, hf.model)
+    with one.no_bar(), two.no_bar():
+        before = two.hf_predict(TEXTS),list(two.validate())
+        assert one.choose_threshold(grid=(0.01,), plot=False) == 0.01
+    return one,two,before
+
+
+def test_learners_on_the_same_data_have_their_own_thresholds(topics):
+    one,two,before = two_thresholds(topics)
+    with one.no_bar(), two.no_bar():
+        assert (two.hf_predict(TEXTS), list(two.validate())) == before
+        assert hf_learner(two.dls, two.model).hf_predict(TEXTS) == before[0]
+        assert [len(o['labels']) for o in one.hf_predict(TEXTS)] == [3]*len(TEXTS)
+        _,micro,_,accuracy = one.validate()
+        share = one.get_preds()[1].mean().item()
+    assert accuracy == pytest.approx(share)
+    assert micro == pytest.approx(2*share/(1 + share))
+    assert min(len(o['labels']) for o in before[0]) < 3
+
+
+def test_a_saved_model_keeps_the_threshold_of_its_learner(topics, tmp_path):
+    one,two,_ = two_thresholds(topics)
+    for learn,threshold in ((one, 0.01), (two, 0.5)):
+        restored = load_hf_learner(learn.save_pretrained(tmp_path/str(threshold)))
+        assert restored.loss_func.thresh == restored.dls.hf_block.task.threshold == threshold
+        for a,b in zip(restored.hf_predict(TEXTS), learn.hf_predict(TEXTS), strict=True):
+            assert a['labels'] == b['labels']
 
 
 def test_class_labels_of_a_dataset_keep_names_and_order(topics, hf):
@@ -352,7 +386,8 @@ def test_many_texts_are_predicted_pool_by_pool_in_their_order(learn, df, monkeyp
     whole = learn.hf_predict(texts)
     batches = partial(text_batches, pool=50)
     monkeypatch.setattr('blurlike.predict.text_batches', batches)
-    assert sorted(i for o in batches(learn.dls.hf_block, texts, 200) for i in o) == list(range(len(texts)))
+    positions = [idxs for idxs,*_ in batches(learn.dls.hf_block, texts, 200)]
+    assert sorted(np.concatenate(positions).tolist()) == list(range(len(texts)))
     again = learn.hf_predict(texts, batch_tokens=200)
     assert [o['label'] for o in again] == [o['label'] for o in whole]
     assert [o['score'] for o in again] == pytest.approx([o['score'] for o in whole], abs=1e-5)
@@ -360,6 +395,8 @@ def test_many_texts_are_predicted_pool_by_pool_in_their_order(learn, df, monkeyp
 
 def test_a_failed_prediction_leaves_no_tokens_behind(learn, df):
     def fail(*args, **kwargs): raise RuntimeError('no')
+    def state(): return {k: id(v) for k,v in vars(learn.dls.hf_block).items()}
+    before = state()
     with pytest.raises(RuntimeError, match='no'), patch.object(learn.model, 'forward', fail):
         learn.hf_predict(df.text.tolist())
-    assert not learn.dls.hf_block._ahead
+    assert state() == before

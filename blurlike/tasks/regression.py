@@ -23,17 +23,20 @@ from ..text.rows import columns_of
 # %% ../../nbs/tasks/27_regression.ipynb #01e6228e
 def _by_target(coefficient):
     "The mean of `coefficient` over the columns of predictions and targets; NaN where either is constant"
+    def one(p, t): return coefficient(p, t).statistic if np.ptp(p) and np.ptp(t) else np.nan
     def mean(preds, targs):
         preds,targs = (o.reshape(len(o), -1) for o in (preds, targs))
-        return np.mean([coefficient(p, t).statistic if np.ptp(p) and np.ptp(t) else np.nan for p,t in zip(preds.T, targs.T, strict=True)])
+        return np.mean([one(p, t) for p,t in zip(preds.T, targs.T, strict=True)])
     return mean
 
+# %% ../../nbs/tasks/27_regression.ipynb #2a820ca2
 def pearson(): # A fastai metric
-    "Pearson's r, averaged over the targets"
+    "Return a metric: Pearson's r, averaged over the targets"
     return AccumMetric(_by_target(stats.pearsonr), to_np=True, flatten=False, name='pearson')
 
+# %% ../../nbs/tasks/27_regression.ipynb #77052ab7
 def spearman(): # A fastai metric
-    "Spearman's rho, averaged over the targets"
+    "Return a metric: Spearman's rho, averaged over the targets"
     return AccumMetric(_by_target(stats.spearmanr), to_np=True, flatten=False, name='spearman')
 
 # %% ../../nbs/tasks/27_regression.ipynb #605f0026
@@ -45,56 +48,66 @@ class Regression(PooledWindows, Task):
     loss_func = MSELossFlat
 
     def metrics(self): return [pearson(), spearman()]
-    # Numbers are close or not, rather than right or wrong
     def is_right(self, target, pred): return True
+    def target_block(self, names=None): return RegressionBlock(n_out=len(names))
 
 # %% ../../nbs/tasks/27_regression.ipynb #f56abe43
 @patch(cls_method=True)
 def fits(cls:Regression, target):
     return isinstance(target, Tensor) and target.is_floating_point() and not isinstance(target, TensorCategory)
 
+# %% ../../nbs/tasks/27_regression.ipynb #74c7137e
 @patch(cls_method=True)
 def fits_config(cls:Regression, config):
     numbers = config.problem_type=='regression' or (config.problem_type is None and config.num_labels==1)
     return super(Regression, cls).fits_config(config) and numbers
 
+# %% ../../nbs/tasks/27_regression.ipynb #cfd413c2
 @patch(cls_method=True)
-def fits_columns(cls:Regression, texts, labels): return not is_list_column(texts) and all(has_fractions(labels[o]) for o in labels)
+def fits_columns(cls:Regression, texts, labels):
+    return not is_list_column(texts) and all(has_fractions(labels[o]) for o in labels)
 
 # %% ../../nbs/tasks/27_regression.ipynb #5aa89ccb
 @patch
-def target_block(self:Regression, names=None): return RegressionBlock(n_out=len(names))
-
-@patch
 def y_block(self:Regression, labels):
-    "Return a `RegressionBlock`; raises `ValueError` for a cell that is not a number"
     df = labels()
     wrong = df.apply(pd.to_numeric, errors='coerce').isna() | df.map(lambda o: isinstance(o, str))
     if not wrong.any(axis=None): return self.target_block(list(df.columns))
     row = wrong.any(axis=1).idxmax()
-    raise ValueError(f"label_col={list(df.columns)}: row {row!r} has {df.loc[row].tolist()}, but task={self.name!r} needs numbers.")
+    raise ValueError(f"label_col={list(df.columns)}: row {row!r} has {df.loc[row].tolist()}, "
+                     f"but task={self.name!r} needs numbers.")
 
-@patch
-def problem(self:Regression, sample, block):
-    return super(Regression, self).problem(sample, block) or (_number_problem(sample[1]) if len(sample) > 1 else None)
-
+# %% ../../nbs/tasks/27_regression.ipynb #3c5b5734
 def _number_problem(y):
     "What is wrong with target `y`"
     values = y.flatten().tolist() if isinstance(y, Tensor) else [y]
     if not all(isinstance(o, (int, float)) for o in values): return f"the target is {y!r:.80}, not a number"
     return None if np.isfinite(values).all() else f"the target is {values}, which is not finite"
 
+# %% ../../nbs/tasks/27_regression.ipynb #8f8f9b2a
+@patch
+def problem(self:Regression, sample, block):
+    wrong = super(Regression, self).problem(sample, block)
+    return wrong or (_number_problem(sample[1]) if len(sample) > 1 else None)
+
+# %% ../../nbs/tasks/27_regression.ipynb #2ebbf793
+def _number_names(dls, n):
+    "The names of `n` numbers: the target columns, or `LABEL_0` and so on"
+    names = columns_of(dls.train_ds).get('label_col')
+    names = names if is_listy(names) else [names]
+    return names if len(names)==n and None not in names else [f'LABEL_{i}' for i in range(n)]
+
 # %% ../../nbs/tasks/27_regression.ipynb #20d36500
 @patch
 def config_kwargs(self:Regression, dls):
-    "Return the number of targets, their names, and that they are numbers; raises `ValueError` for other targets"
     target = first_target(dls)
     if target is None: return {}
-    if not self.fits(target): raise ValueError(f"The targets are {type(target).__name__}, but task={self.name!r} needs numbers, from a RegressionBlock.")
-    names,n = columns_of(dls.train_ds).get('label_col'),target.numel()
-    names = names if is_listy(names) else [names]
-    return label_names(names if len(names)==n and None not in names else [f'LABEL_{i}' for i in range(n)]) | dict(problem_type='regression')
+    if not self.fits(target):
+        raise ValueError(f"The targets are {type(target).__name__}, but task={self.name!r} needs numbers, "
+                         "from a RegressionBlock.")
+    return label_names(_number_names(dls, target.numel())) | dict(problem_type='regression')
 
+# %% ../../nbs/tasks/27_regression.ipynb #ca9e0d1c
 @patch
 def check_model(self:Regression, dls, model):
     kwargs = self.config_kwargs(dls)
@@ -103,13 +116,14 @@ def check_model(self:Regression, dls, model):
 # %% ../../nbs/tasks/27_regression.ipynb #6c175eec
 @patch
 def decode(self:Regression, logits, config, inputs=None, samples=None):
-    "Return for each row the `label` and the `score` of its number; with several numbers, lists under `labels` and `scores`"
+    "Return the `label` and `score` of each row's number; with several numbers, lists under `labels` and `scores`"
     names = [config.id2label[i] for i in range(logits.shape[1])]
     if len(names)==1: return [dict(label=names[0], score=o) for o in logits.float().flatten().tolist()]
     return [dict(labels=names, scores=o) for o in logits.float().tolist()]
 
+# %% ../../nbs/tasks/27_regression.ipynb #f9656c36
+def _rounded(o): return ', '.join(f'{i:.3f}' for i in (o if is_listy(o) else [o]))
+
 @patch
 def row(self:Regression, text, target=None, pred=None):
     return super(Regression, self).row(text, *(None if o is None else _rounded(o) for o in (target, pred)))
-
-def _rounded(o): return ', '.join(f'{i:.3f}' for i in (o if is_listy(o) else [o]))

@@ -32,46 +32,56 @@ class SequenceClassification(PooledWindows, ClassNames, Task):
         super().__init__(pooling)
         self.vocab = None if vocab is None else list(vocab)
 
+    def target_block(self, names=None): return CategoryBlock(vocab=names, sort=False)
+
 # %% ../../nbs/tasks/25_sequence_classification.ipynb #cd58969d
+@patch(cls_method=True)
+def fits(cls:SequenceClassification, target):
+    return isinstance(target, TensorCategory) and not isinstance(target, TensorMultiCategory)
+
+# %% ../../nbs/tasks/25_sequence_classification.ipynb #30cefdef
+@patch(cls_method=True)
+def fits_config(cls:SequenceClassification, config):
+    one_of_several = config.num_labels > 1 and config.problem_type in (None, cls.problem_type)
+    return super(SequenceClassification, cls).fits_config(config) and one_of_several
+
+# %% ../../nbs/tasks/25_sequence_classification.ipynb #41e051a7
 def _is_repetitive(column):
     "Whether values occur often enough in `column` to be classes"
     return column.nunique() <= max(20, len(column)//2)
 
 @patch(cls_method=True)
-def fits(cls:SequenceClassification, target):
-    return isinstance(target, TensorCategory) and not isinstance(target, TensorMultiCategory)
-
-@patch(cls_method=True)
-def fits_config(cls:SequenceClassification, config):
-    return super(SequenceClassification, cls).fits_config(config) and config.num_labels > 1 and config.problem_type in (None, cls.problem_type)
-
-@patch(cls_method=True)
 def fits_columns(cls:SequenceClassification, texts, labels):
     column = labels.iloc[:,0]
-    return (labels.shape[1]==1 and not is_list_column(texts) and not is_list_column(labels) and not pd.api.types.is_float_dtype(column)
-            and not column.map(lambda o: isinstance(o, dict)).any() and _is_repetitive(column))
+    if labels.shape[1]!=1 or is_list_column(texts) or is_list_column(labels): return False
+    if pd.api.types.is_float_dtype(column) or column.map(lambda o: isinstance(o, dict)).any(): return False
+    return _is_repetitive(column)
 
-# %% ../../nbs/tasks/25_sequence_classification.ipynb #45297a40
-@patch
-def target_block(self:SequenceClassification, names=None): return CategoryBlock(vocab=names, sort=False)
-
-@patch
-def y_block(self:SequenceClassification, labels):
-    "Return a `CategoryBlock`; raises `ValueError` for several columns, numbers with fractions, and lists"
-    df = labels()
-    if df.shape[1] > 1: raise ValueError(f"label_col={list(df.columns)} must be one column of labels.")
-    name,column = df.columns[0],df.iloc[:,0]
-    if has_fractions(column):
-        row = column.index[column % 1 != 0][0]
-        raise ValueError(f"label_col={name!r}: row {row!r} has the number {column[row]!r}, which is not a class; task='regression' predicts numbers.")
-    listed = column.map(is_listy)
-    if listed.any(): raise ValueError(f"label_col={name!r}: row {listed.idxmax()!r} has a list of labels; use task='multi-label-classification'.")
-    return self.target_block(self.vocab or _classes(column))
-
+# %% ../../nbs/tasks/25_sequence_classification.ipynb #10fb05aa
 def _classes(column):
     "The classes in a column: in the order of a categorical, else sorted"
     if isinstance(column.dtype, pd.CategoricalDtype): return list(column.cat.categories)
     return sorted(column.unique().tolist(), key=lambda o: (str(type(o)), o))
+
+# %% ../../nbs/tasks/25_sequence_classification.ipynb #54bd18d1
+def _check_classes(name, column):
+    "Raise `ValueError` for a number with a fraction and for a list"
+    if has_fractions(column):
+        row = column.index[column % 1 != 0][0]
+        raise ValueError(f"label_col={name!r}: row {row!r} has the number {column[row]!r}, which is not a class; "
+                         "task='regression' predicts numbers.")
+    listed = column.map(is_listy)
+    if listed.any():
+        raise ValueError(f"label_col={name!r}: row {listed.idxmax()!r} has a list of labels; "
+                         "use task='multi-label-classification'.")
+
+# %% ../../nbs/tasks/25_sequence_classification.ipynb #45297a40
+@patch
+def y_block(self:SequenceClassification, labels):
+    df = labels()
+    if df.shape[1] > 1: raise ValueError(f"label_col={list(df.columns)} must be one column of labels.")
+    _check_classes(df.columns[0], column := df.iloc[:,0])
+    return self.target_block(self.vocab or _classes(column))
 
 # %% ../../nbs/tasks/25_sequence_classification.ipynb #45d6b8cd
 @patch
@@ -79,4 +89,5 @@ def decode(self:SequenceClassification, logits, config, inputs=None, samples=Non
     "Return for each row its `label`, the label's `index`, its `score`, and the `probs` of all labels"
     probs = logits.float().softmax(-1)
     scores,idxs = (o.tolist() for o in probs.max(-1))
-    return [dict(label=config.id2label[i], index=i, score=s, probs=p) for i,s,p in zip(idxs, scores, probs.tolist(), strict=True)]
+    return [dict(label=config.id2label[i], index=i, score=s, probs=p)
+            for i,s,p in zip(idxs, scores, probs.tolist(), strict=True)]
