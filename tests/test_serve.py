@@ -61,7 +61,8 @@ def typed(task, text):
 
 def agrees(task, learn, text, shown):
     "Whether a page shows the predictions of the learner"
-    if isinstance(learn.dls.hf_block.task, Generates): return shown == list(learn.hf_generate(text, max_new_tokens=5).values())[0]
+    if isinstance(learn.dls.hf_block.task, Generates):
+        return shown == list(learn.hf_generate(text, max_new_tokens=5).values())[0]
     pred = learn.hf_predict(text)
     bars = lambda o: {c['label']: c['confidence'] for c in o['confidences']}
     close = lambda a,b: a.keys()==b.keys() and all(math.isclose(a[k], b[k], abs_tol=1e-4) for k in a)
@@ -272,7 +273,8 @@ def test_a_custom_task_can_have_a_custom_page(learn, monkeypatch):
     class Mine(SequenceClassification): name = None
     class Heir(Mine): name = None
     monkeypatch.setattr(learn.dls.hf_block, 'task', Heir())
-    with client_of(learn) as say: assert say('the film')['label'] == learn.hf_predict('the film')['label'] # as its parent
+    # The page of its parent
+    with client_of(learn) as say: assert say('the film')['label'] == learn.hf_predict('the film')['label']
     monkeypatch.setattr(blurlike.ship.serve, 'PAGES', {**PAGES})
     @page_for(Mine)
     class Shout(Page):
