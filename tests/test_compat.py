@@ -1,16 +1,14 @@
 "The private names of other libraries exist and do what blurlike relies on."
-import ast
 import inspect
 import logging
 import pickle
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import characters, make_config, make_objects, wordpiece
+from conftest import make_config, make_objects
 from fastai.callback.core import Callback
 from fastai.data.all import CategoryBlock, ColReader, DataBlock, DataLoader, Datasets, TfmdDL, TransformBlock
 from fastai.interpret import Interpretation
@@ -31,7 +29,6 @@ from transformers import (
 )
 from transformers.pipelines.token_classification import AggregationStrategy
 
-import blurlike
 from blurlike.core.compat import (
     autocast_depth,
     call_all_callbacks,
@@ -50,7 +47,6 @@ from blurlike.core.compat import (
     remove_capture_hooks,
     set_input_count,
     type_transforms,
-    without_offsets,
 )
 
 
@@ -234,16 +230,6 @@ def test_capture_hooks_are_removed_and_others_stay():
     assert len(model(input_ids=ids, output_hidden_states=True).hidden_states) == model.config.num_hidden_layers + 1
 
 
-def test_ids_are_the_same_without_offsets(df):
-    tokenizer,texts = wordpiece(),df.text.tolist()
-    kwargs = dict(padding=True, truncation=True, max_length=16)
-    fast = without_offsets(tokenizer)
-    assert fast(texts, **kwargs).data == tokenizer(texts, **kwargs).data
-    assert all(o == (0, 0) for o in fast(texts).encodings[0].offsets)
-    assert any(o != (0, 0) for o in tokenizer(texts).encodings[0].offsets)
-    assert without_offsets(slow := characters()) is slow
-
-
 @pytest.mark.parametrize('strategy', AggregationStrategy)
 def test_entities_are_those_of_the_pipeline(strategy, df):
     config,tokenizer = make_config('bert', num_labels=3)
@@ -307,36 +293,3 @@ def test_autocast_depth_counts_open_contexts():
         assert autocast_depth() == 1
         with torch.autocast('cpu', enabled=False): assert autocast_depth() == 2
     assert autocast_depth() == 0
-
-
-# the house
-
-def is_private(name):
-    "Whether `name` is private, and not one of IPython's protocol or of fastcore's `patch`"
-    return name.startswith('_') and not name.startswith(('__', '_repr_', '_orig_')) and name != '_'
-
-
-def defined_names(tree):
-    "The names that a module defines or assigns, as attributes of `self` too"
-    for o in ast.walk(tree):
-        if isinstance(o, (ast.FunctionDef, ast.ClassDef)): yield o.name
-        if isinstance(o, ast.Name) and isinstance(o.ctx, ast.Store): yield o.id
-        if isinstance(o, ast.Attribute) and isinstance(o.ctx, ast.Store) and ast.unparse(o.value) == 'self':
-            yield o.attr
-
-
-def used_names(tree):
-    "The attributes that a module reads, sets or imports"
-    for o in ast.walk(tree):
-        if isinstance(o, ast.Attribute): yield o.lineno,o.attr
-        if isinstance(o, ast.ImportFrom): yield from ((o.lineno, a.name) for a in o.names)
-
-
-def test_no_other_module_uses_private_names_of_other_libraries():
-    package = Path(blurlike.__file__).parent
-    paths = [p for p in package.rglob('*.py') if p.name not in ('_modidx.py', 'compat.py')]
-    trees = {p.relative_to(package): ast.parse(p.read_text()) for p in paths}
-    ours = {n for tree in trees.values() for n in defined_names(tree)}
-    used = [(f'{p}:{line}', n) for p,tree in trees.items() for line,n in used_names(tree)]
-    foreign = [(where, n) for where,n in used if is_private(n) and n not in ours]
-    assert foreign == []

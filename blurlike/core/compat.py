@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['end_cleanup', 'call_listeners_only', 'call_all_callbacks', 'item_pipeline', 'type_transforms', 'epoch_indices',
            'set_input_count', 'has_model_class', 'model_classes', 'quiet_load_report', 'remove_capture_hooks',
-           'without_offsets', 'entity_pipeline', 'fill_mask', 'has_bf16_arithmetic', 'has_int8_dot_products',
-           'int8_linear', 'autocast_depth']
+           'entity_pipeline', 'fill_mask', 'has_bf16_arithmetic', 'has_int8_dot_products', 'int8_linear',
+           'autocast_depth']
 
 # %% ../../nbs/core/01_compat.ipynb #09eaaece
 import logging
@@ -113,25 +113,7 @@ def remove_capture_hooks(
             if getattr(h, '__module__', '')=='transformers.utils.output_capturing': del m._forward_hooks[k]
         vars(m).pop('_output_capturing_hooks_installed', None)
 
-# %% ../../nbs/core/01_compat.ipynb #a757ac33
-class _OffsetFree:
-    "A `tokenizers.Tokenizer` that encodes without offsets"
-    def __init__(self, tokenizer): vars(self)['_tokenizer'] = tokenizer
-    def __getattr__(self, k): return getattr(self._tokenizer, k)
-    def __setattr__(self, k, v): setattr(self._tokenizer, k, v)
-    def encode_batch(self, texts, **kwargs): return self._tokenizer.encode_batch_fast(texts, **kwargs)
-
-# %% ../../nbs/core/01_compat.ipynb #b76396e0
-def without_offsets(
-    tokenizer, # Any Hugging Face tokenizer
-): # Shares all state with `tokenizer`: use it at once, do not keep it
-    "Return a tokenizer that computes ids only, in about two thirds of the time; a slow one is returned as it is"
-    if not tokenizer.is_fast: return tokenizer
-    res = object.__new__(type(tokenizer))
-    vars(res).update(vars(tokenizer), _tokenizer=_OffsetFree(tokenizer._tokenizer))
-    return res
-
-# %% ../../nbs/core/01_compat.ipynb #8e2c83a2
+# %% ../../nbs/core/01_compat.ipynb #f94d05e5
 def entity_pipeline(
     tokenizer, # A fast Hugging Face tokenizer
     config, # The model's configuration, for its `id2label`
@@ -142,7 +124,7 @@ def entity_pipeline(
     res.tokenizer,res.model = tokenizer,SimpleNamespace(config=config)
     return res
 
-# %% ../../nbs/core/01_compat.ipynb #96fa821b
+# %% ../../nbs/core/01_compat.ipynb #0d785911
 def fill_mask(
     tokenizer, # A Hugging Face tokenizer with a mask token
     input_ids, # Token ids, batch x sequence, on the CPU
@@ -157,7 +139,7 @@ def fill_mask(
     rows = zip(input_ids, logits.float().cpu(), strict=True)
     return [FillMaskPipeline.postprocess(pipe, dict(input_ids=i[None], logits=o[None]), top_k, ids) for i,o in rows]
 
-# %% ../../nbs/core/01_compat.ipynb #8a4a65c9
+# %% ../../nbs/core/01_compat.ipynb #7b4fee8d
 def has_bf16_arithmetic(
     device:torch.device, # Where the model will run
 ) -> bool:
@@ -166,12 +148,12 @@ def has_bf16_arithmetic(
     if device.type!='cpu' or not torch.backends.mkldnn.is_available(): return False
     return torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
-# %% ../../nbs/core/01_compat.ipynb #8d236606
+# %% ../../nbs/core/01_compat.ipynb #5598d6ec
 def has_int8_dot_products() -> bool:
     "Return whether the CPU has instructions for dot products of 8-bit numbers (VNNI)"
     return torch.cpu._is_vnni_supported()
 
-# %% ../../nbs/core/01_compat.ipynb #2727e3a3
+# %% ../../nbs/core/01_compat.ipynb #b5747650
 @cache
 def int8_linear() -> type: # For `quantize_dynamic(mapping={nn.Linear: ...})`
     "Return a class of dynamically quantized linear layers that uses 8 bits for its input where the CPU allows it"
@@ -183,7 +165,7 @@ def int8_linear() -> type: # For `quantize_dynamic(mapping={nn.Linear: ...})`
             return torch.ops.quantized.linear_dynamic(x.float(), packed, reduce_range=self.reduce_range).to(x.dtype)
     return Int8Linear
 
-# %% ../../nbs/core/01_compat.ipynb #03d27136
+# %% ../../nbs/core/01_compat.ipynb #83a64300
 def autocast_depth() -> int:
     "Return how many `autocast` contexts are open"
     torch.autocast_increment_nesting()
