@@ -178,13 +178,14 @@ def _plot_threshold(grid, scores, best, average):
 @patch
 def choose_threshold(self:Learner,
     average:str='micro', # How F1 is averaged over the labels: "micro", "macro", "weighted" or "samples"
-    grid=tuple(np.arange(1, 20)/20), # Thresholds to try
+    grid=None, # Thresholds to try; None for 0.05, 0.1, ..., 0.95
     dl=None, # The rows to try them on; None for the validation set
     plot:bool=True, # Whether to plot F1 over the thresholds
 ) -> float:
     "Find the threshold with the best F1 and set it; raises `ValueError` if the task has none"
     task = get_block(self.dls).task
     if not hasattr(task, 'threshold'): raise ValueError(f"task={task.name!r} has no threshold.")
+    grid = np.arange(1, 20)/20 if grid is None else grid
     probs,targs = self.get_preds(dl=dl)
     scores = [f1_score(targs > 0.5, probs > o, average=average, zero_division=0) for o in grid]
     best = float(grid[int(np.argmax(scores))])
