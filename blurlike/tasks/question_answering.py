@@ -62,12 +62,13 @@ def as_answer(
     if text in (None, '') or (not isinstance(start, str) and start==-1): return NO_ANSWER
     return Answer(text, int(start) if isinstance(start, (Integral, float)) and start==int(start) else start)
 
-# %% ../../nbs/tasks/29_question_answering.ipynb #5d23ee1e
+# %% ../../nbs/tasks/29_question_answering.ipynb #a2779f87
 class ReadAnswer(Transform):
     "Return each target as an `Answer`"
     def __call__(self, o, **kwargs): return as_answer(o)
     def decode(self, o, **kwargs): return o
 
+# %% ../../nbs/tasks/29_question_answering.ipynb #4df76a96
 def AnswerBlock():
     "Return a `TransformBlock` for answers to questions"
     return TransformBlock(type_tfms=[ReadAnswer()])
@@ -106,6 +107,7 @@ def as_characters(
     codes = torch.nn.utils.rnn.pad_sequence(codes, batch_first=True, padding_value=-1)
     return codes.view(len(texts), -1, codes.shape[1])
 
+# %% ../../nbs/tasks/29_question_answering.ipynb #e1f0e163
 def from_characters(
     codes:Tensor, # One row of `as_characters`
 ) -> tuple: # Strings
@@ -196,6 +198,7 @@ def _characters(start, end, words, offsets, context, align):
     if first is None or last is None: first,last = offsets[start],offsets[end]
     return int(first[0]),int(last[1])
 
+# %% ../../nbs/tasks/29_question_answering.ipynb #3f0a0e21
 def _trimmed(a, b, text):
     "Return `a` and `b` without spaces at the ends of `text[a:b]`, and with the accents of its last letter"
     found = text[a:b]
@@ -203,7 +206,7 @@ def _trimmed(a, b, text):
     while b < len(text) and combining(text[b]): b += 1
     return a,b
 
-# %% ../../nbs/tasks/29_question_answering.ipynb #15f163c9
+# %% ../../nbs/tasks/29_question_answering.ipynb #37140ad9
 def _window_answers(text, spans, notes, align):
     "Return the answers in one window, by their text in lower case"
     found = {}
@@ -223,7 +226,7 @@ def _best_answers(windows, null, impossible, top_k):
     if impossible or not answers: answers.append(dict(score=null, start=0, end=0, answer=''))
     return sorted(answers, key=lambda o: o['score'], reverse=True)[:top_k]
 
-# %% ../../nbs/tasks/29_question_answering.ipynb #cfb80417
+# %% ../../nbs/tasks/29_question_answering.ipynb #17d1726d
 def read_answers(
     logits:Tensor, # Of shape batch x windows x sequence x 2, on any device
     inputs:HFInputs, # Their inputs, with notes
@@ -253,6 +256,7 @@ def normalize_answer(
     text = ''.join(o for o in text.lower() if o not in string.punctuation)
     return ' '.join(re.sub(r'\b(a|an|the)\b', ' ', text).split())
 
+# %% ../../nbs/tasks/29_question_answering.ipynb #0c4753b8
 def answer_exact(
     gold:str, # The right answer; empty for none
     pred:str, # The predicted answer
@@ -260,7 +264,7 @@ def answer_exact(
     "Return whether both are the same after `normalize_answer`"
     return float(normalize_answer(gold)==normalize_answer(pred))
 
-# %% ../../nbs/tasks/29_question_answering.ipynb #365f14c6
+# %% ../../nbs/tasks/29_question_answering.ipynb #02687154
 def answer_f1(
     gold:str, # The right answer; empty for none
     pred:str, # The predicted answer
@@ -271,7 +275,7 @@ def answer_f1(
     same = sum((Counter(golds) & Counter(preds)).values())
     return 2*same/(len(golds) + len(preds))
 
-# %% ../../nbs/tasks/29_question_answering.ipynb #6737e048
+# %% ../../nbs/tasks/29_question_answering.ipynb #f80514d3
 def row_answers(
     inputs:HFInputs, # With notes
 ) -> list[tuple]: # `((question, context), Answer)` for each row; None instead of the answer if there are no targets
@@ -305,7 +309,7 @@ class AnswerMetric(Metric):
     @property
     def name(self): return self._name
 
-# %% ../../nbs/tasks/29_question_answering.ipynb #d7e755c1
+# %% ../../nbs/tasks/29_question_answering.ipynb #92cb2905
 def exact_match(): # A metric
     "Return the share of answers that are exactly right, in percent"
     return AnswerMetric(answer_exact, 'exact_match')
@@ -350,13 +354,14 @@ def fits_columns(cls:QuestionAnswering, texts, labels):
     answers = [as_answer(o[0] if len(o)==1 else o) for o in labels.itertuples(index=False, name=None)]
     return all(isinstance(o, Answer) and isinstance(o.text, str) and isinstance(o.start, Integral) for o in answers)
 
-# %% ../../nbs/tasks/29_question_answering.ipynb #522d2520
+# %% ../../nbs/tasks/29_question_answering.ipynb #80edec23
 @patch
 def get_x(self:QuestionAnswering, text_col):
     "Return a reader of questions and contexts; raises `ValueError` for more or fewer columns than two"
     if is_listy(text_col) and len(text_col)==2: return super(QuestionAnswering, self).get_x(text_col)
     raise ValueError(f"text_col={text_col!r} must be two columns, one of questions and one of contexts.")
 
+# %% ../../nbs/tasks/29_question_answering.ipynb #b58af778
 @patch
 def y_block(self:QuestionAnswering, labels):
     "Return an `AnswerBlock`; raises `ValueError` for more than two columns"
@@ -376,7 +381,7 @@ def set_up(self:QuestionAnswering, block, model=None):
                            ('truncation', no_windows, 'contexts are cut into windows')]:
         if wrong: raise ValueError(f"{name}={getattr(block, name)!r} is not possible for task={self.name!r}: {why}.")
 
-# %% ../../nbs/tasks/29_question_answering.ipynb #c7c54070
+# %% ../../nbs/tasks/29_question_answering.ipynb #8f1fed53
 @patch
 def config_kwargs(self:QuestionAnswering, dls): return dict(num_labels=2)
 
@@ -419,11 +424,12 @@ def question_problem(
         if not isinstance(o, str): return f"the {name} is {o!r:.80}, not a string"
         if not o.strip(): return f"the {name} is empty"
 
+# %% ../../nbs/tasks/29_question_answering.ipynb #f13e52ad
 @patch
 def problem(self:QuestionAnswering, sample, block):
     return question_problem(sample[0]) or (answer_problem(sample[1], sample[0][1]) if len(sample) > 1 else None)
 
-# %% ../../nbs/tasks/29_question_answering.ipynb #d0411811
+# %% ../../nbs/tasks/29_question_answering.ipynb #2a7c9876
 def _no_room(question, block, doc_stride):
     "Return why a question leaves no room for its context"
     name,stride = ('stride', block.stride) if doc_stride is None else ('doc_stride', doc_stride)
@@ -508,7 +514,7 @@ def read(self:QuestionAnswering,
     options['handle_impossible_answer'] = bool(options['handle_impossible_answer'])
     return read_answers(logits, inputs, contexts, top_k, **options)
 
-# %% ../../nbs/tasks/29_question_answering.ipynb #bbb6b045
+# %% ../../nbs/tasks/29_question_answering.ipynb #9dd6e5d5
 @patch
 def decode(self:QuestionAnswering, logits, config, inputs=None, samples=None,
     top_k:int=1, # Answers to a question at most
@@ -529,6 +535,7 @@ def decode(self:QuestionAnswering, logits, config, inputs=None, samples=None,
 def is_one(self:QuestionAnswering, texts, block):
     return isinstance(texts, (str, tuple, dict)) or not hasattr(texts, '__iter__')
 
+# %% ../../nbs/tasks/29_question_answering.ipynb #74201f35
 @patch
 def sample(self:QuestionAnswering, text, block):
     if isinstance(text, dict) and {'question', 'context'} <= set(text): text = text['question'],text['context']
@@ -542,6 +549,7 @@ def row(self:QuestionAnswering, text, target=None, pred=None):
     cells = dict(question=text[0], context=MarkedText(text[1], marked.start, marked.start + len(marked.text)))
     return cells | {k: str(v) for k,v in (('answer', target), ('prediction', pred)) if v is not None}
 
+# %% ../../nbs/tasks/29_question_answering.ipynb #7e3ca1bb
 @patch
 def is_right(self:QuestionAnswering, target, pred): return bool(answer_exact(target.text, pred.text))
 

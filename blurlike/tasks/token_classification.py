@@ -169,6 +169,7 @@ def runs_together(
     ids = partial(tokenizer, add_special_tokens=False)
     return ids(['the', 'the'], is_split_into_words=True)['input_ids'] != ids('the the')['input_ids']
 
+# %% ../../nbs/tasks/28_token_classification.ipynb #aaa859b5
 def _spaced(texts, tokenizer):
     "Return `texts`, with a space before each word but the first for a tokenizer that needs it"
     if isinstance(texts[0], str) or not runs_together(tokenizer): return texts
@@ -182,6 +183,7 @@ def _unread(texts, table):
     found = set(zip(rows[words >= 0].tolist(), words[words >= 0].tolist(), strict=True))
     return [(i, w) for i,o in enumerate(texts) for w in range(len(o)) if (i, w) not in found]
 
+# %% ../../nbs/tasks/28_token_classification.ipynb #9002bc26
 def _without_tokens(samples, unread, tokenizer):
     "Return those of the words `unread` that the tokenizer removes, rather than those that were truncated"
     words = [[samples[i][w]] for i,w in unread]
@@ -223,7 +225,7 @@ def align(self:TokenClassification,
         res[row[rest],window[rest],pos[rest]] = labels[0].inside.numpy()[table[row[rest],word[rest]]]
     return torch.from_numpy(res.reshape(word_ids.shape))
 
-# %% ../../nbs/tasks/28_token_classification.ipynb #944ad651
+# %% ../../nbs/tasks/28_token_classification.ipynb #6040c0c5
 @patch
 def tokenize(self:TokenClassification, samples, block):
     xs,*ys = zip(*samples, strict=True)
@@ -250,7 +252,7 @@ def fits_columns(cls:TokenClassification, texts, labels):
     if not all(is_listy(o) and all(isinstance(s, str) for s in o) for pair in pairs for o in pair): return False
     return all(len(a)==len(b) for a,b in pairs)
 
-# %% ../../nbs/tasks/28_token_classification.ipynb #ed6828b3
+# %% ../../nbs/tasks/28_token_classification.ipynb #60c2043e
 @patch
 def get_x(self:TokenClassification, text_col): return ListReader(text_col)
 @patch
@@ -306,7 +308,7 @@ class WordMetric(Metric):
     @property
     def name(self): return self._name
 
-# %% ../../nbs/tasks/28_token_classification.ipynb #3e19c5be
+# %% ../../nbs/tasks/28_token_classification.ipynb #fa42d531
 def _share_right(targs, preds):
     "Return the share of words with the right label"
     right = [a==b for t,p in zip(targs, preds, strict=True) for a,b in zip(t, p, strict=True)]
@@ -316,7 +318,7 @@ def word_accuracy(): # A metric
     "Return the share of words with the right label"
     return WordMetric(_share_right, 'word_accuracy')
 
-# %% ../../nbs/tasks/28_token_classification.ipynb #7183b492
+# %% ../../nbs/tasks/28_token_classification.ipynb #ab3544af
 _SCHEMES = ('IOB1', 'IOB2', 'IOE1', 'IOE2', 'IOBES', 'BILOU')
 
 def _entity_score(targs, preds, name, scheme):
@@ -332,7 +334,7 @@ def _entity_metric(score, scheme):
     one_of('scheme', scheme, (None, *_SCHEMES))
     return WordMetric(partial(_entity_score, name=f'{score}_score', scheme=scheme), f'entity_{score}')
 
-# %% ../../nbs/tasks/28_token_classification.ipynb #d07b842e
+# %% ../../nbs/tasks/28_token_classification.ipynb #2b6f0239
 def entity_precision(
     scheme:str=None, # A scheme of seqeval, such as "IOB2", that entities must follow; None for the rules of CoNLL
 ): # A metric
@@ -351,7 +353,7 @@ def entity_f1(
     "Return the harmonic mean of precision and recall over entities; raises `ImportError` without seqeval"
     return _entity_metric('f1', scheme)
 
-# %% ../../nbs/tasks/28_token_classification.ipynb #ed69e516
+# %% ../../nbs/tasks/28_token_classification.ipynb #19f42707
 @patch
 def metrics(self:TokenClassification):
     try: return [entity_precision(), entity_recall(), entity_f1(), word_accuracy()]
@@ -377,7 +379,7 @@ def _text_tokens(inputs, scores):
         columns = zip(ids, words, offsets, w, p, strict=True)
         yield [dict(id=i, word=o, offsets=tuple(c), scores=scores[b,x,y]) for i,o,c,x,y in columns],lead
 
-# %% ../../nbs/tasks/28_token_classification.ipynb #16526f4c
+# %% ../../nbs/tasks/28_token_classification.ipynb #5519d948
 def _in_text(tokens, words, spaced):
     "Return tokens of `words` with their places in `' '.join(words)`, and the start of each word"
     starts = np.cumsum([0, *(len(o)+1 for o in words)])
@@ -387,13 +389,14 @@ def _in_text(tokens, words, spaced):
         o['offsets'] = tuple(min(max(p + shift, int(starts[i])), int(starts[i]) + n) for p in o['offsets'])
     return tokens,starts
 
+# %% ../../nbs/tasks/28_token_classification.ipynb #0f5a5610
 def _with_words(entity, sentence, starts):
     "Return `entity` with its text in `sentence`, and the words it begins with and ends before"
     start,end = entity['start'],entity['end']
     first,last = np.searchsorted(starts, [start, end], side='right') - 1
     return entity | dict(word=sentence[start:end], start_word=int(first), end_word=int(last)+1)
 
-# %% ../../nbs/tasks/28_token_classification.ipynb #18f58cee
+# %% ../../nbs/tasks/28_token_classification.ipynb #6f7d7033
 def _entities(reader, tokens, sentence, strategy, ignore_labels, lead, of_words):
     "Return the entities of one text, from the methods of transformers' pipeline"
     # The pipeline guesses which tokens begin a word, and may warn that it cannot know; the words of a list are known
@@ -431,7 +434,7 @@ def decode(self:TokenClassification, logits, config, inputs=None, samples=None,
         res.append([_with_words(o, sentence, starts) for o in found] if of_words else found)
     return res
 
-# %% ../../nbs/tasks/28_token_classification.ipynb #1b782d91
+# %% ../../nbs/tasks/28_token_classification.ipynb #c80a6fa2
 @patch
 def is_one(self:TokenClassification, texts, block):
     "Return whether `texts` is a single text; raises `ValueError` for a list that looks like several strings"
@@ -442,6 +445,7 @@ def is_one(self:TokenClassification, texts, block):
                          "of one text: pass many=True for several texts, or many=False for one.")
     return True
 
+# %% ../../nbs/tasks/28_token_classification.ipynb #d0825ed2
 @patch
 def sample(self:TokenClassification, text, block):
     if isinstance(text, str): return text
@@ -449,7 +453,7 @@ def sample(self:TokenClassification, text, block):
     if problem := _words_problem(words, block): raise ValueError(problem)
     return words
 
-# %% ../../nbs/tasks/28_token_classification.ipynb #fdfdc68e
+# %% ../../nbs/tasks/28_token_classification.ipynb #9b51d202
 @patch
 def _decode_row(self:TokenClassification, row, y, dl):
     "Return the decoded sample of a row of inputs, with targets or predictions `y`, if there are any"
