@@ -107,7 +107,8 @@ def test_a_pair_is_shown_in_two_columns(arch, pairs, capsys):
     rows = dls.valid.get_idxs()[:len(texts)]
     for (one,two),i in zip(texts, rows, strict=True):
         row = dls.valid_ds.items.iloc[i]
-        truncated = len(hf.tokenizer(row.text, row.other)['input_ids']) > dls.hf_block.max_length
+        limit = dls.hf_block.max_length
+        truncated = limit is not None and len(hf.tokenizer(row.text, row.other)['input_ids']) > limit
         assert (one.strip(), two.strip()) == (row.text, row.other) or truncated
     dls.show_batch(max_n=2)
     assert 'text_pair' in capsys.readouterr().out
