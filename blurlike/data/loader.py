@@ -149,8 +149,8 @@ def _fits(self:HFDataLoader, precompute_lengths):
     if isinstance(self.task, Corpus): return True
     fits = few if precompute_lengths is None else precompute_lengths
     if self.batch_tokens and not fits:
-        raise ValueError(f"batch_tokens={self.batch_tokens} needs the lengths of all rows: pass bs instead"
-                         f"{'' if stream else ', or precompute_lengths=True'}.")
+        why = 'a stream does not have' if stream else f"precompute_lengths={precompute_lengths} does not compute"
+        raise ValueError(f"batch_tokens={self.batch_tokens} needs the lengths of all rows, which {why}: pass bs instead.")
     return fits
 
 @patch

@@ -333,7 +333,8 @@ def task_class(
     if isinstance(task, type) and issubclass(task, Task): return task
     tasks,name = all_tasks(),str(task).lower().replace('_', '-')
     if task in tasks: return tasks[task]
-    hint = f" Did you mean {_PIPELINES[name]!r}?" if name in _PIPELINES else suggest(name, tasks)
+    name = _PIPELINES.get(name, name)
+    hint = f" Did you mean {name!r}?" if name in tasks else suggest(name, tasks)
     raise ValueError(f"task={task!r} must be one of {', '.join(sorted(tasks))}.{hint}")
 
 # %% ../../nbs/tasks/20_base.ipynb #6b98ba22
