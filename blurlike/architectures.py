@@ -31,7 +31,6 @@ LIMITS = { # (model type, task): reason
     **{('canine', o): "The model has no fast tokenizer. This task needs the positions of tokens in the text, "
                       "which only fast tokenizers return."
        for o in ('question-answering', 'token-classification')},
-    ('luke', 'token-classification'): "The tokenizer treats a list of words as a pair of texts.",
     ('funnel', 'masked-lm'): "The model trains, but its predictions change after loading: transformers sets the "
                              "embedding of the padding token to zero, and the output layer shares this embedding.",
     ('xlnet', 'causal-lm'): "The model was pretrained on permutations. Without one, each token attends to the "
