@@ -275,7 +275,7 @@ def test_metrics_score_the_generated_texts(learn, pairs):
 def test_a_plain_learner_predicts_and_shows(loss_func, pairs, capsys):
     hf = make_objects('bart')
     dls = HFTextDataLoaders.from_df(pairs, hf, task='translation', valid_col='is_valid', bs=8, device='cpu')
-    loss_func = dls.hf_block.task.loss_func(dls) if loss_func is None else loss_func()
+    loss_func = dls.hf_block.task.loss_func() if loss_func is None else loss_func()
     learn = Learner(dls, hf.model, loss_func=loss_func, cbs=[HFCallback], splitter=hf_splitter)
     with learn.no_bar(), learn.no_logging():
         learn.fit(1)
