@@ -1,4 +1,4 @@
-"Tiny models of real architectures and a small set of labelled texts, all made here, none from a network."
+"Tiny models of real architectures and a small set of labelled texts, all built locally."
 import os
 
 os.environ['HF_HUB_OFFLINE'] = '1' # before any Hugging Face library is imported
@@ -26,7 +26,7 @@ from blurlike.all import HFObjects, HFTextDataLoaders, hf_learner, set_pad_token
 
 
 def mentions(*facts):
-    "A pattern for `match=`: a message contains each of `facts` as it stands, in any order and between any words"
+    "Return a pattern for `match=` that finds messages with all of `facts`, verbatim and in any order"
     return r'\A' + ''.join(rf'(?=[\s\S]*{_whole(str(o))})' for o in facts)
 
 
@@ -152,7 +152,7 @@ _BART = dict(d_model=32, encoder_layers=2, decoder_layers=2, encoder_attention_h
 _EXPERTS = dict(num_experts=4, num_experts_per_tok=2, moe_intermediate_size=16)
 _roberta,_gpt,_unigram,_bert = own('Roberta'),own('GPT2'),own('T5', extra_ids=4),own('Bert')
 _masked_bpe = lambda: gpt_like('<|mask|>', '<|pad|>', mask_token='<|mask|>', pad_token='<|pad|>')
-ARCHITECTURES = { # Model types: what makes their tokenizer, and the settings that make them tiny
+ARCHITECTURES = { # model type: (a function that builds its tokenizer, options of a tiny configuration)
     'albert': (own('Albert'), _SMALL | dict(embedding_size=16)),
     'bart': (_roberta, _BART),
     'bert': (wordpiece, _SMALL | dict(num_hidden_layers=3)),
@@ -252,7 +252,7 @@ ARCHITECTURES = { # Model types: what makes their tokenizer, and the settings th
 }
 
 
-# What a model needs of its batches and does not say: Funnel pools over three tokens at least
+# Options that a model needs: Funnel pools over at least three tokens
 BLOCK_OPTIONS = {'funnel': dict(pad_to_multiple_of=4)}
 
 

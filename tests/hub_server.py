@@ -86,7 +86,7 @@ class Handler(BaseHTTPRequestHandler):
             if fault and fault[1]=='cut': return self.cut()
             chunked = 'chunked' in self.headers.get('Transfer-Encoding', '')
             self.body = self.chunks() if chunked else self.rfile.read(int(self.headers.get('Content-Length') or 0))
-            if fault: raise Refusal(fault[1], 'The server fails, as it was told to')
+            if fault: raise Refusal(fault[1], 'The server fails for this test')
             for method,pattern,handle in ROUTES:
                 if method==self.command.replace('HEAD', 'GET') and (m := re.fullmatch(pattern, path)):
                     return handle(self, *m.groups())

@@ -113,7 +113,7 @@ def test_a_max_length_beyond_the_model(hf, source):
 
 
 @pytest.mark.parametrize('max_length', [0, -3, 2.5, '128'])
-def test_a_max_length_that_is_no_length(hf, max_length):
+def test_an_invalid_max_length(hf, max_length):
     with pytest.raises(ValueError, match=mentions(f'max_length={max_length!r}')):
         HFTextBlock(*hf, max_length=max_length)
 

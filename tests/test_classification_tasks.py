@@ -356,8 +356,8 @@ def test_a_confusion_matrix_counts_the_labels_of_hf_predict(df, hf):
     quiet_fit(learn)
     valid = df[df.is_valid]
     with learn.no_bar(): interp = ClassificationInterpretation.from_learner(learn)
-    said = [o['label'] for o in learn.hf_predict(valid.text)]
-    assert interp.confusion_matrix().tolist() == [[sum(a==x and b==y for a,b in zip(valid.label, said, strict=True))
+    preds = [o['label'] for o in learn.hf_predict(valid.text)]
+    assert interp.confusion_matrix().tolist() == [[sum(a==x and b==y for a,b in zip(valid.label, preds, strict=True))
                                                    for y in interp.vocab] for x in interp.vocab]
 
 

@@ -224,8 +224,11 @@ EXTENDED = [('fastai.data.core', 'DataLoaders', 'test_dl'), ('fastai.learner', '
             ('fastai.interpret', 'ClassificationInterpretation', 'print_classification_report')]
 TABULAR = """
 import contextlib, importlib, io, json, sys
+import IPython.display
 import pandas as pd
 from fastai.tabular.all import *
+
+IPython.display.display = lambda o: print(o.data) # tables as HTML
 
 mode,extended = sys.argv[1],json.loads(sys.argv[2])
 if mode != 'alone':
@@ -274,6 +277,7 @@ def alone(): return tabular('alone')
 @pytest.mark.parametrize('mode', ['imported', 'reloaded'])
 def test_a_tabular_learner_is_unaffected(mode, alone):
     assert len(alone[0]['new']) == 5
+    assert alone[1].count('<table') == 2
     assert 'precision' in alone[1]
     assert tabular(mode) == alone
 

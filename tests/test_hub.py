@@ -66,7 +66,7 @@ def calm(hub):
 
 @pytest.fixture(scope='module')
 def saved(tmp_path_factory):
-    "A trained model in a folder, and what it says"
+    "A trained model in a folder, and its predictions"
     learn = quiet(make_learner('bert', 'sequence-classification'))
     learn.fit(1)
     return str(learn.save_pretrained(tmp_path_factory.mktemp('saved')/'model')),learn.hf_predict(TEXTS)
@@ -123,10 +123,10 @@ def test_only_changed_files_are_uploaded_again(hub, pusher):
 
 
 def test_a_pull_requests_no_pickle_and_no_code(hub, pusher, puller):
-    pusher('learn.push_to_hub("ada/beside")\nfor n in ("pytorch_model.bin", "modeling.py", "model.pkl"): '
-           'HfApi().upload_file(path_or_fileobj=b"x", path_in_repo=n, repo_id="ada/beside")')
+    pusher('learn.push_to_hub("ada/extras")\nfor n in ("pytorch_model.bin", "modeling.py", "model.pkl"): '
+           'HfApi().upload_file(path_or_fileobj=b"x", path_in_repo=n, repo_id="ada/extras")')
     hub.requests.clear()
-    puller('load_hf_learner("ada/beside", device="cpu")')
+    puller('load_hf_learner("ada/extras", device="cpu")')
     asked = [p for _,p in hub.requests if '/resolve/' in p]
     assert any(p.endswith('model.safetensors') for p in asked)
     assert not any(p.endswith(('.bin', '.py', '.pkl')) for p in asked)

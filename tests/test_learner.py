@@ -112,7 +112,7 @@ def test_plain_interpretation_works_too(trained):
 
 
 def test_show_results_marks_the_wrong_predictions(learn, capsys):
-    with torch.no_grad(): learn.model.classifier.bias.copy_(torch.tensor([50., -50.])) # says "bad" to everything
+    with torch.no_grad(): learn.model.classifier.bias.copy_(torch.tensor([50., -50.])) # predicts "bad" for everything
     learn.show_results(max_n=8, trunc_at=30)
     lines = [o for o in capsys.readouterr().out.splitlines() if 'bad' in o]
     assert len(lines) == 8

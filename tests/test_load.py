@@ -393,7 +393,7 @@ def test_a_checkpoint_without_a_trained_head_raises(hf, tmp_path):
                          [(dict(num_labels=3), 'sequence-classification'), (dict(num_labels=1), 'regression'),
 (dict(num_labels=3, problem_type='regression'), 'regression'),
 (dict(num_labels=3, problem_type='multi_label_classification'), 'multi-label-classification')])
-def test_the_configuration_tells_the_kind_of_classification(kwargs, name, tmp_path):
+def test_the_kind_of_classification_is_read_from_the_configuration(kwargs, name, tmp_path):
     hf = make_objects(**kwargs, auto_model=AutoModelForSequenceClassification)
     hf.model.save_pretrained(tmp_path)
     hf.tokenizer.save_pretrained(tmp_path)

@@ -159,7 +159,7 @@ def test_truncation_is_counted(df, hf):
 
 
 @pytest.mark.parametrize('truncation', [True, 'longest_first', 'only_first', 'only_second'])
-def test_pairs_are_truncated_as_the_tokenizer_says(truncation, hf):
+def test_pairs_are_truncated_as_by_the_tokenizer(truncation, hf):
     pair = ('the film warm the film warm', 'the plot dull the plot dull')
     block = HFTextBlock(*hf, max_length=12, truncation=truncation)
     expected = hf.tokenizer(*pair, truncation=truncation, max_length=12)

@@ -113,7 +113,7 @@ def test_the_largest_size_fits_and_one_an_eighth_larger_does_not(limit, most):
 
 @settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(rows=st.integers(1, 36), at=st.sampled_from(['forward', 'backward', 'step']))
-def test_whatever_the_limit_the_size_keeps_it_and_uses_it(dls, rows, at):
+def test_the_batch_size_uses_the_memory_within_any_limit(dls, rows, at):
     learn = hf_learner(dls, make_objects().model, metrics=[])
     width = longest(dls.train)
     Device(learn, rows*width, at)

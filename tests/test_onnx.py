@@ -178,7 +178,7 @@ def test_the_onnx_file_can_be_chosen(learn, tmp_path):
     assert isinstance(load_hf_learner(tmp_path/'both', onnx='onnx/model.onnx').model, OnnxModel)
     with pytest.raises(FileNotFoundError, match=mentions("onnx='model.onnx'", tmp_path/'both', "'onnx/model.onnx'")):
         load_hf_learner(tmp_path/'both', onnx='model.onnx')
-    learn.save_pretrained(tmp_path/'both') # new weights, and no export of the old ones beside them
+    learn.save_pretrained(tmp_path/'both') # new weights remove the export of the old ones
     assert not (tmp_path/'both'/'onnx').exists()
 
 

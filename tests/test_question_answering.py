@@ -47,17 +47,17 @@ def make_rows(n, things=7, none_every=4):
     rng = np.random.default_rng(0)
     rows = []
     for i in range(n):
-        told = rng.permutation(THINGS)[:things]
-        says = [('warm', 'dull', 'slow moving', 'funny')[rng.integers(4)] for _ in told]
+        subjects = rng.permutation(THINGS)[:things]
+        values = [('warm', 'dull', 'slow moving', 'funny')[rng.integers(4)] for _ in subjects]
         context,starts = '',[]
-        for t,s in zip(told, says, strict=True):
+        for t,s in zip(subjects, values, strict=True):
             context += f'the {t} '
             starts.append(len(context))
             context += f'{s} '
         k = rng.integers(things)
-        absent = next(t for t in THINGS if t not in told)
+        absent = next(t for t in THINGS if t not in subjects)
         rows.append((f'the {absent}', context, '', -1) if none_every and i%none_every==0
-                    else (f'the {told[k]}', context, says[k], starts[k]))
+                    else (f'the {subjects[k]}', context, values[k], starts[k]))
     df = pd.DataFrame(rows, columns=['question', 'context', 'answer_text', 'answer_start'])
     return df.assign(is_valid=df.index >= n*2//3)
 
@@ -412,8 +412,8 @@ def test_fastai_shows_predicts_interprets_and_exports(hf_learn, qa, tmp_path, ca
     assert len(preds) == len(targs) == qa.is_valid.sum()
     for p in preds: torch.testing.assert_close(p.sum(1), torch.ones(p.shape[0], 2))
     answer,*_ = learn.predict(qa.iloc[0])
-    said = learn.hf_predict((qa.question[0], qa.context[0]))
-    assert answer.text == said['answer']
+    pred = learn.hf_predict((qa.question[0], qa.context[0]))
+    assert answer.text == pred['answer']
     learn.path = tmp_path
     learn.export('learner.pkl')
     assert load_learner(tmp_path/'learner.pkl').predict(qa.iloc[0])[0] == answer

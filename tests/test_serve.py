@@ -94,7 +94,7 @@ def test_a_page_shows_the_predictions_of_the_learner(task, saved):  # noqa: F811
         for text in texts[:2]: assert agrees(task, learn, text, say(*typed(task, text)))
 
 
-@pytest.mark.skipif(find_browser() is None, reason='there is no Chromium: apt-get install chromium')
+@pytest.mark.skipif(find_browser() is None, reason='needs Chromium: apt-get install chromium')
 def test_every_task_works_in_a_browser(saved, tmp_path):  # noqa: F811
     from playwright.sync_api import expect
     with browser_page() as page:

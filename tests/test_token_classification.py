@@ -364,8 +364,8 @@ def test_entities_in_lists_of_words_have_consistent_words_and_characters(arch, w
 @pytest.mark.parametrize('arch', ['bert', 'roberta', 'gpt2'])
 def test_the_tokens_of_a_word_join_to_the_word(arch):
     words = ['the', 'unbelievably', 'film', 'dulldulldull', '', 'warm']
-    pieces = predictor(make_hf(arch), max_length=60).hf_predict(words, aggregation_strategy='none', ignore_labels=())
-    assert [''.join(o['word'] for o in pieces if o['start_word']==i) for i in range(6)] == words
+    tokens = predictor(make_hf(arch), max_length=60).hf_predict(words, aggregation_strategy='none', ignore_labels=())
+    assert [''.join(o['word'] for o in tokens if o['start_word']==i) for i in range(6)] == words
 
 
 def test_one_text_one_list_of_words_or_many_of_either(words_learn):
