@@ -272,10 +272,11 @@ def test_invalid_options_raise(learn, name, value):
     with pytest.raises(ValueError, match=mentions(f'{name}={value!r}')): find_batch_size(learn, **{name: value})
 
 
-def test_the_memory_limit_leaves_a_tenth_of_the_available_memory(monkeypatch):
-    monkeypatch.setattr(psutil, 'virtual_memory', lambda: SimpleNamespace(available=10**9))
-    monkeypatch.setattr(memory, 'process_memory', lambda: 5)
-    assert memory_limit(torch.device('cpu')) == 5 + 9*10**8
+@pytest.mark.parametrize(('used', 'limit'), [(5, 5 + 9*10**8), (5*10**9, 36*10**8)])
+def test_the_memory_limit_leaves_a_tenth_of_the_memory(used, limit, monkeypatch):
+    monkeypatch.setattr(psutil, 'virtual_memory', lambda: SimpleNamespace(available=10**9, total=4*10**9))
+    monkeypatch.setattr(memory, 'process_memory', lambda: used)
+    assert memory_limit(torch.device('cpu')) == limit
     assert memory_limit(torch.device('cuda')) == float('inf')
 
 

@@ -157,7 +157,9 @@ def memory_limit(
     device:torch.device, # Where the model is
 ) -> float: # Bytes
     "Return how much memory this process may use on `device`"
-    return process_memory() + 0.9*psutil.virtual_memory().available if device.type=='cpu' else math.inf
+    if device.type!='cpu': return math.inf
+    memory = psutil.virtual_memory()
+    return min(process_memory() + 0.9*memory.available, 0.9*memory.total)
 
 # %% ../../nbs/train/64_memory.ipynb #68d741c1
 @contextmanager
