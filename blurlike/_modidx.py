@@ -1442,6 +1442,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'blurlike.text.rows.WrongRows.__init__': ('text/rows.html#wrongrows.__init__', 'blurlike/text/rows.py'),
                                     'blurlike.text.rows._is_known': ('text/rows.html#_is_known', 'blurlike/text/rows.py'),
                                     'blurlike.text.rows._named': ('text/rows.html#_named', 'blurlike/text/rows.py'),
+                                    'blurlike.text.rows._of_row': ('text/rows.html#_of_row', 'blurlike/text/rows.py'),
                                     'blurlike.text.rows._reads_columns': ('text/rows.html#_reads_columns', 'blurlike/text/rows.py'),
                                     'blurlike.text.rows._reason': ('text/rows.html#_reason', 'blurlike/text/rows.py'),
                                     'blurlike.text.rows.as_list': ('text/rows.html#as_list', 'blurlike/text/rows.py'),

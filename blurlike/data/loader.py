@@ -23,7 +23,7 @@ from fastai.data.transforms import ToTensor
 from fastai.torch_basics import L, Tensor, delegates, detuplify, noop, patch, to_cpu
 
 from ..core.checks import check_options, first_line, whole_number
-from ..core.compat import epoch_indices
+from ..core.compat import epoch_indices, set_input_count
 from ..core.inputs import HFInputs
 from ..tasks.corpus import Corpus
 from ..text.batching import bucketed_order, cut_batches
@@ -61,7 +61,7 @@ class HFDataLoader(TfmdDL):
         sort:bool=True, # Whether rows that are not shuffled are sorted by length
         pool:int=100, # Batches of shuffled rows that are sorted by length together; 1 leaves them to chance
         batch_tokens:int=None, # Tokens in a batch, padding included, instead of `bs`; target tokens are not counted
-        precompute_lengths:bool=None, # Whether to read all rows at once; None for all but more than 100,000 rows to shuffle
+        precompute_lengths:bool=None, # Whether to read all rows at once; None for up to 100,000 rows to shuffle
         table:TokenTable=None, # The encoded rows, where they exist already
         facts:dict=None, # What the training targets say, where that is known already
         **kwargs
@@ -94,16 +94,27 @@ def fixed(self:HFDataLoader) -> bool:
     if self.after_item.fs or self.before_batch.fs: return False
     return isinstance(self.task, Corpus) or never_changes(self.dataset)
 
+# %% ../../nbs/data/40_loader.ipynb #9ed0e5e4
 def _fingerprint(sample):
     "A number that changes if `sample` does"
     return hash(repr([o.tolist() if isinstance(o, Tensor) else o for o in sample]))
 
+# %% ../../nbs/data/40_loader.ipynb #f96d9f8d
 @patch
 def create_item(self:HFDataLoader,
     i:int, # The row; None for the first
 ) -> tuple: # `(text, target)`
     "Return a sample"
     return self.read(i or 0) if self.indexed else super(HFDataLoader, self).create_item(i)
+
+# %% ../../nbs/data/40_loader.ipynb #3fc786f1
+@patch
+def _read_item(self:HFDataLoader):
+    "The function that reads a row: with item transforms, `do_item`"
+    if not self.after_item.fs: return self.read
+    item = lambda i: self.do_item(i)
+    item.read_ahead = getattr(self.read, 'read_ahead', noop)
+    return item
 
 # %% ../../nbs/data/40_loader.ipynb #eac2f0a4
 @patch
@@ -118,15 +129,6 @@ def _tables(self:HFDataLoader, rows):
             if not wrong: yield table
         done += len(samples)
     if wrong: raise WrongRows(self.dataset, wrong, len(rows))
-
-@patch
-def _read_item(self:HFDataLoader):
-    "The function that reads a row: with item transforms, `do_item`"
-    if not self.after_item.fs: return self.read
-    read_ahead = getattr(self.read, 'read_ahead', noop)
-    item = lambda i: self.do_item(i)
-    item.read_ahead = read_ahead
-    return item
 
 # %% ../../nbs/data/40_loader.ipynb #6a620ecc
 @patch
@@ -150,9 +152,23 @@ def _fits(self:HFDataLoader, precompute_lengths):
     fits = few if precompute_lengths is None else precompute_lengths
     if self.batch_tokens and not fits:
         why = 'a stream does not have' if stream else f"precompute_lengths={precompute_lengths} does not compute"
-        raise ValueError(f"batch_tokens={self.batch_tokens} needs the lengths of all rows, which {why}: pass bs instead.")
+        raise ValueError(f"batch_tokens={self.batch_tokens} needs the lengths of all rows, which {why}: "
+                         "pass bs instead.")
     return fits
 
+# %% ../../nbs/data/40_loader.ipynb #961c8a67
+@patch(as_prop=True)
+def token_lengths(self:HFDataLoader) -> np.ndarray|None: # None where rows are read pool by pool
+    "The number of tokens of each row before truncation"
+    return None if self.table is None else self.table.full_lengths
+
+# %% ../../nbs/data/40_loader.ipynb #f5bcaa22
+@patch(as_prop=True)
+def row_lengths(self:HFDataLoader) -> np.ndarray|None: # None where rows are read pool by pool
+    "The number of tokens of each row in a batch, before it is padded to the longest"
+    return None if self.table is None else self.hf_block.padded(self.table.lengths[:self.n])
+
+# %% ../../nbs/data/40_loader.ipynb #a527b2d9
 @patch
 def _check_longest(self:HFDataLoader):
     "Raise `ValueError` for a row that does not fit into a batch"
@@ -162,17 +178,6 @@ def _check_longest(self:HFDataLoader):
     raise ValueError(f"batch_tokens={self.batch_tokens}: row "
                      f"{row_name(getattr(self.dataset, 'items', None), longest)!r} has {n} tokens. "
                      f"Use batch_tokens={n} or more, or max_length={self.batch_tokens} to truncate longer texts.")
-
-# %% ../../nbs/data/40_loader.ipynb #961c8a67
-@patch(as_prop=True)
-def token_lengths(self:HFDataLoader) -> np.ndarray|None: # None where rows are read pool by pool
-    "The number of tokens of each row before truncation"
-    return None if self.table is None else self.table.full_lengths
-
-@patch(as_prop=True)
-def row_lengths(self:HFDataLoader) -> np.ndarray|None: # None where rows are read pool by pool
-    "The number of tokens of each row in a batch, before it is padded to the longest"
-    return None if self.table is None else self.hf_block.padded(self.table.lengths[:self.n])
 
 # %% ../../nbs/data/40_loader.ipynb #a750bab7
 @patch
@@ -201,6 +206,7 @@ def _cut(self:HFDataLoader, rows):
     end = len(rows) - (len(rows)%self.bs if self.drop_last else 0)
     return [rows[i:min(i+n, end)] for i in range(0, end, n)]
 
+# %% ../../nbs/data/40_loader.ipynb #b2b70219
 @patch
 def sample(self:HFDataLoader):
     "Yield the rows of each batch, or of each pool, that this process prepares"
@@ -216,6 +222,12 @@ def __len__(self:HFDataLoader):
     dl.randomize()
     return len(dl._cut(dl.get_idxs()))
 
+# %% ../../nbs/data/40_loader.ipynb #40a4d5d6
+@patch
+def _collate(self:HFDataLoader, table, rows):
+    "A batch of rows of `table`; random, where the task is, only while shuffling"
+    return self.task.collate(table, rows, self.hf_block, self.rng if self.shuffle else None)
+
 # %% ../../nbs/data/40_loader.ipynb #c4bc7cbe
 @patch
 def create_batch(self:HFDataLoader,
@@ -224,13 +236,9 @@ def create_batch(self:HFDataLoader,
     "Tokenize and collate `samples`"
     return self._collate(self.task.tokenize(samples, self.hf_block), range(len(samples)))
 
+# %% ../../nbs/data/40_loader.ipynb #d483054a
 @patch
 def retain(self:HFDataLoader, batch, samples): return batch # `Targets` keep their types
-
-@patch
-def _collate(self:HFDataLoader, table, rows):
-    "A batch of rows of `table`; random, where the task is, only while shuffling"
-    return self.task.collate(table, rows, self.hf_block, self.rng if self.shuffle else None)
 
 # %% ../../nbs/data/40_loader.ipynb #3cc75100
 @patch
@@ -239,8 +247,9 @@ def _read_again(self:HFDataLoader, rows):
     getattr(self.read, 'read_ahead', noop)(rows)
     samples = [o for o in map(self.do_item, rows) if o is not None]
     if not samples: return None
-    same = len(samples)==len(rows) and not self.before_batch.fs
-    same = same and [_fingerprint(o) for o in samples]==self.table.rows['prints'][rows].tolist()
+    prints = self.table.rows.get('prints') # None if the transform is newer than the table
+    same = prints is not None and len(samples)==len(rows) and not self.before_batch.fs
+    same = same and [_fingerprint(o) for o in samples]==prints[rows].tolist()
     return self._collate(self.table, rows) if same else self.do_batch(samples)
 
 # %% ../../nbs/data/40_loader.ipynb #03330b68
@@ -281,8 +290,7 @@ def _as_inputs(self:HFDataLoader, b):
 # %% ../../nbs/data/40_loader.ipynb #f906fe8c
 @contextmanager
 def _starting_workers(num_workers):
-    "Let worker processes start without the tokenizer's threads; raises `ValueError` if the loader cannot be sent to "
-    "them"
+    "Start worker processes without the tokenizer's threads; raises `ValueError` if they cannot get the loader"
     name,method = 'TOKENIZERS_PARALLELISM',multiprocessing.get_start_method()
     unset = num_workers and name not in os.environ
     if unset: os.environ[name] = 'false'
@@ -290,11 +298,12 @@ def _starting_workers(num_workers):
     except (AttributeError, TypeError, pickle.PicklingError) as e:
         if not num_workers or method=='fork': raise
         raise ValueError(f"num_workers={num_workers}: the loader cannot be sent to a process that {method} starts "
-                         f"({first_line(e)}). "
-                         "Define functions at the top level of a module, or use num_workers=0.") from e
+                         f"({first_line(e)}). Define functions at the top level of a module, or use num_workers=0."
+                        ) from e
     finally:
         if unset: del os.environ[name]
 
+# %% ../../nbs/data/40_loader.ipynb #2ef77bb4
 @patch
 def __iter__(self:HFDataLoader):
     batches = super(HFDataLoader, self).__iter__()
@@ -333,8 +342,9 @@ def new(self:HFDataLoader,
     if same: kept |= dict(table=self.table, precompute_lengths=self.table is not None, n=self.n)
     return super(HFDataLoader, self).new(dataset, cls, **(kept | kwargs))
 
+# %% ../../nbs/data/40_loader.ipynb #88b71574
 @patch
-def _one_pass(self:HFDataLoader): self._n_inp,self._types = 1,{} # fastai would tokenize a row to count the inputs
+def _one_pass(self:HFDataLoader): set_input_count(self)
 
 # %% ../../nbs/data/40_loader.ipynb #4f65496e
 @patch
@@ -344,11 +354,13 @@ def decode(self:HFDataLoader,
     "Return batch `b` on the CPU"
     return tuple(o if isinstance(o, L) else to_cpu(o) for o in b)
 
+# %% ../../nbs/data/40_loader.ipynb #98684cb9
 @patch
 def _decode_batch(self:HFDataLoader, b, max_n=9, full=True):
     "At most `max_n` samples of batch `b`, as decoded texts and targets"
     return L(self.task.decode_batch(b, self, max_n))
 
+# %% ../../nbs/data/40_loader.ipynb #7a5b274e
 @patch
 def _pre_show_batch(self:HFDataLoader, b, max_n=9):
     "The inputs, the targets and the decoded samples, on which fastai's `show_batch` dispatches"
@@ -362,6 +374,7 @@ def _lost(table):
     "The number of tokens that truncation removed from each row"
     return table.full_lengths - table.lengths
 
+# %% ../../nbs/data/40_loader.ipynb #e24902ba
 def _truncation_counts(dl):
     "The counts of one split"
     if isinstance(dl.dataset, StreamSamples):

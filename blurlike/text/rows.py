@@ -16,7 +16,7 @@ import pandas as pd
 from fastai.data.core import Datasets
 from fastai.data.transforms import ColReader
 from fastai.torch_basics import GetAttr, is_listy, noop
-from fasttransform import Transform
+from fasttransform import Transform, compose_tfms
 
 from ..core.checks import preview
 from ..core.compat import item_pipeline
@@ -127,6 +127,14 @@ def _reads_columns(tl):
     plain = type(read) in _READERS or getattr(read, 'reads_columns', False)
     return plain and not (read.pref or read.suff or read.label_delim)
 
+# %% ../../nbs/text/10_rows.ipynb #9312f5c9
+def _of_row(tl):
+    "A function of a row that applies the pipeline of `tl`"
+    read = next(iter(tl.tfms.fs), None)
+    if type(read) is not ColReader or not _reads_columns(tl) or len(read.cols) > 1: return item_pipeline(tl)
+    name,rest = read.cols[0],list(tl.tfms.fs[1:])
+    return lambda row: compose_tfms(row[name], rest, split_idx=tl.tfms.split_idx)
+
 # %% ../../nbs/text/10_rows.ipynb #ea17445b
 class SampleReader:
     "Reads each row of a table once and returns the sample that pipelines make of it"
@@ -135,7 +143,7 @@ class SampleReader:
         rows, # The rows, by index
     ):
         self.tls,self.rows = tls,rows
-        self.pipelines = [item_pipeline(o) for o in tls]
+        self.pipelines = [_of_row(o) for o in tls]
 
     def __call__(self, i):
         row = self.rows[i]

@@ -94,7 +94,8 @@ class Targets:
     def __len__(self): return len(self.values)
 
     def __getitem__(self, rows):
-        if self.kind is not None: return self.values[torch.as_tensor(rows)].as_subclass(self.kind)
+        if self.kind is not None:
+            return self.values.index_select(0, torch.from_numpy(np.asarray(rows))).as_subclass(self.kind)
         values = [self.values[i] for i in rows]
         return retain_types(fa_collate(values), values[0])
 
@@ -104,10 +105,10 @@ def of(cls:Targets,
     values:list, # Targets, as a dataset returns them
 ) -> Targets:
     "Return the targets of several rows"
-    kind,shape = type(values[0]),getattr(values[0], 'shape', None)
-    alike = isinstance(values[0], Tensor) and all(type(o) is kind and o.shape==shape for o in values)
-    if not alike: return cls(values)
-    return cls(torch.stack([o.as_subclass(Tensor) for o in values]), kind)
+    kind = type(values[0])
+    if not issubclass(kind, Tensor) or any(type(o) is not kind for o in values): return cls(values)
+    try: return cls(torch.stack(values).as_subclass(Tensor), kind)
+    except RuntimeError: return cls(values) # of different shapes
 
 @patch(cls_method=True)
 def concat(cls:Targets,
