@@ -1507,8 +1507,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'blurlike.text.tokens._no_room': ('text/tokens.html#_no_room', 'blurlike/text/tokens.py'),
                                       'blurlike.text.tokens._numbers': ('text/tokens.html#_numbers', 'blurlike/text/tokens.py'),
                                       'blurlike.text.tokens._padded': ('text/tokens.html#_padded', 'blurlike/text/tokens.py'),
-                                      'blurlike.text.tokens._padded_length': ('text/tokens.html#_padded_length', 'blurlike/text/tokens.py'),
-                                      'blurlike.text.tokens._windows_of': ('text/tokens.html#_windows_of', 'blurlike/text/tokens.py'),
                                       'blurlike.text.tokens.bounds_of': ('text/tokens.html#bounds_of', 'blurlike/text/tokens.py'),
                                       'blurlike.text.tokens.flat_indices': ('text/tokens.html#flat_indices', 'blurlike/text/tokens.py'),
                                       'blurlike.text.tokens.table_of_ids': ('text/tokens.html#table_of_ids', 'blurlike/text/tokens.py'),

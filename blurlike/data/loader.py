@@ -94,12 +94,12 @@ def fixed(self:HFDataLoader) -> bool:
     if self.after_item.fs or self.before_batch.fs: return False
     return isinstance(self.task, Corpus) or never_changes(self.dataset)
 
-# %% ../../nbs/data/40_loader.ipynb #9ed0e5e4
+# %% ../../nbs/data/40_loader.ipynb #ff114b55
 def _fingerprint(sample):
     "A number that changes if `sample` does"
     return hash(repr([o.tolist() if isinstance(o, Tensor) else o for o in sample]))
 
-# %% ../../nbs/data/40_loader.ipynb #f96d9f8d
+# %% ../../nbs/data/40_loader.ipynb #c5492b32
 @patch
 def create_item(self:HFDataLoader,
     i:int, # The row; None for the first
@@ -107,7 +107,7 @@ def create_item(self:HFDataLoader,
     "Return a sample"
     return self.read(i or 0) if self.indexed else super(HFDataLoader, self).create_item(i)
 
-# %% ../../nbs/data/40_loader.ipynb #3fc786f1
+# %% ../../nbs/data/40_loader.ipynb #9fc8604a
 @patch
 def _read_item(self:HFDataLoader):
     "The function that reads a row: with item transforms, `do_item`"
@@ -162,13 +162,13 @@ def token_lengths(self:HFDataLoader) -> np.ndarray|None: # None where rows are r
     "The number of tokens of each row before truncation"
     return None if self.table is None else self.table.full_lengths
 
-# %% ../../nbs/data/40_loader.ipynb #f5bcaa22
+# %% ../../nbs/data/40_loader.ipynb #ab58c41e
 @patch(as_prop=True)
 def row_lengths(self:HFDataLoader) -> np.ndarray|None: # None where rows are read pool by pool
     "The number of tokens of each row in a batch, before it is padded to the longest"
     return None if self.table is None else self.hf_block.padded(self.table.lengths[:self.n])
 
-# %% ../../nbs/data/40_loader.ipynb #a527b2d9
+# %% ../../nbs/data/40_loader.ipynb #3a552656
 @patch
 def _check_longest(self:HFDataLoader):
     "Raise `ValueError` for a row that does not fit into a batch"
@@ -206,7 +206,7 @@ def _cut(self:HFDataLoader, rows):
     end = len(rows) - (len(rows)%self.bs if self.drop_last else 0)
     return [rows[i:min(i+n, end)] for i in range(0, end, n)]
 
-# %% ../../nbs/data/40_loader.ipynb #b2b70219
+# %% ../../nbs/data/40_loader.ipynb #6ebbd757
 @patch
 def sample(self:HFDataLoader):
     "Yield the rows of each batch, or of each pool, that this process prepares"
@@ -222,7 +222,7 @@ def __len__(self:HFDataLoader):
     dl.randomize()
     return len(dl._cut(dl.get_idxs()))
 
-# %% ../../nbs/data/40_loader.ipynb #40a4d5d6
+# %% ../../nbs/data/40_loader.ipynb #9b32c66c
 @patch
 def _collate(self:HFDataLoader, table, rows):
     "A batch of rows of `table`; random, where the task is, only while shuffling"
@@ -236,7 +236,7 @@ def create_batch(self:HFDataLoader,
     "Tokenize and collate `samples`"
     return self._collate(self.task.tokenize(samples, self.hf_block), range(len(samples)))
 
-# %% ../../nbs/data/40_loader.ipynb #d483054a
+# %% ../../nbs/data/40_loader.ipynb #f80bc40c
 @patch
 def retain(self:HFDataLoader, batch, samples): return batch # `Targets` keep their types
 
@@ -303,7 +303,7 @@ def _starting_workers(num_workers):
     finally:
         if unset: del os.environ[name]
 
-# %% ../../nbs/data/40_loader.ipynb #2ef77bb4
+# %% ../../nbs/data/40_loader.ipynb #f4aa21f3
 @patch
 def __iter__(self:HFDataLoader):
     batches = super(HFDataLoader, self).__iter__()
@@ -342,7 +342,7 @@ def new(self:HFDataLoader,
     if same: kept |= dict(table=self.table, precompute_lengths=self.table is not None, n=self.n)
     return super(HFDataLoader, self).new(dataset, cls, **(kept | kwargs))
 
-# %% ../../nbs/data/40_loader.ipynb #88b71574
+# %% ../../nbs/data/40_loader.ipynb #26fdf3e6
 @patch
 def _one_pass(self:HFDataLoader): set_input_count(self)
 
@@ -354,13 +354,13 @@ def decode(self:HFDataLoader,
     "Return batch `b` on the CPU"
     return tuple(o if isinstance(o, L) else to_cpu(o) for o in b)
 
-# %% ../../nbs/data/40_loader.ipynb #98684cb9
+# %% ../../nbs/data/40_loader.ipynb #ba8282ce
 @patch
 def _decode_batch(self:HFDataLoader, b, max_n=9, full=True):
     "At most `max_n` samples of batch `b`, as decoded texts and targets"
     return L(self.task.decode_batch(b, self, max_n))
 
-# %% ../../nbs/data/40_loader.ipynb #7a5b274e
+# %% ../../nbs/data/40_loader.ipynb #6c7423c5
 @patch
 def _pre_show_batch(self:HFDataLoader, b, max_n=9):
     "The inputs, the targets and the decoded samples, on which fastai's `show_batch` dispatches"
@@ -374,7 +374,7 @@ def _lost(table):
     "The number of tokens that truncation removed from each row"
     return table.full_lengths - table.lengths
 
-# %% ../../nbs/data/40_loader.ipynb #e24902ba
+# %% ../../nbs/data/40_loader.ipynb #788decbc
 def _truncation_counts(dl):
     "The counts of one split"
     if isinstance(dl.dataset, StreamSamples):

@@ -36,8 +36,7 @@ def token_batches(
 
 # %% ../../nbs/text/12_batching.ipynb #f1eb871e
 def _partial_starts(lengths, bs):
-    "Where the partial batch may begin among sorted rows: at any full batch, if that keeps the longest row in a full "
-    "one"
+    "Where the partial batch may begin among sorted rows, so that the longest row is in a full batch"
     starts,longest = np.arange(0, len(lengths)+1, bs),lengths.argmax()
     return starts[(starts > longest) | (starts + len(lengths)%bs <= longest)]
 
@@ -74,7 +73,8 @@ def bucketed_order(
     batch_tokens:int=None, # Tokens in a batch, padding included, instead of `bs`
 ) -> np.ndarray: # A permutation of the rows; each `bs` of them are a batch, or as many as `cut_batches` takes
     "Shuffle rows so that consecutive ones have similar lengths and make up batches"
-    full,partial = _by_rows(lengths, bs, rng, pool) if batch_tokens is None else _by_tokens(lengths, batch_tokens, rng, pool)
+    cut,size = (_by_rows, bs) if batch_tokens is None else (_by_tokens, batch_tokens)
+    full,partial = cut(lengths, size, rng, pool)
     full = [full[i] for i in rng.permutation(len(full))]
     if longest_first and full:
         longest = np.argmax([lengths[o].max() for o in full])

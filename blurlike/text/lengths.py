@@ -19,7 +19,8 @@ def text_columns(
     samples:list, # Texts, or tuples of two texts
 ) -> list[list]: # One list of texts, or two for pairs
     "Return the first texts of `samples`, and the second ones of pairs"
-    return [list(o) for o in zip(*samples, strict=True)] if samples and isinstance(samples[0], tuple) else [list(samples)]
+    pairs = samples and isinstance(samples[0], tuple)
+    return [list(o) for o in zip(*samples, strict=True)] if pairs else [list(samples)]
 
 # %% ../../nbs/text/13_lengths.ipynb #7e618369
 def token_lengths(

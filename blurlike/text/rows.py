@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CellsReader', 'as_list', 'ListReader', 'reader', 'columns_of', 'FrameRows', 'class_names', 'with_class_names',
-           'DatasetItems', 'SampleReader', 'sample_reader', 'StreamRows', 'StreamSamples', 'read_targets',
+           'DatasetItems', 'SampleReader', 'StreamRows', 'StreamSamples', 'sample_reader', 'read_targets',
            'never_changes', 'row_name', 'WrongRows', 'SampleProblems', 'read_rows']
 
 # %% ../../nbs/text/10_rows.ipynb #4da55a7a
@@ -34,6 +34,7 @@ def as_list(
     "Return a list for a tuple, an array or another sequence, and anything else unchanged"
     return cell if isinstance(cell, (str, dict)) or not hasattr(cell, '__iter__') else list(cell)
 
+# %% ../../nbs/text/10_rows.ipynb #8810eca2
 class ListReader(ColReader):
     "Read a cell that holds a list"
     def __call__(self, o, **kwargs): return as_list(super().__call__(o, **kwargs))
@@ -75,6 +76,7 @@ def _named(value, names):
     if is_listy(value): return [_named(o, names) for o in value]
     return None if value is None or value < 0 else names[value]
 
+# %% ../../nbs/text/10_rows.ipynb #2ae7493a
 def class_names(
     features, # The features of a `datasets.Dataset`, or None
 ) -> dict:
@@ -82,6 +84,7 @@ def class_names(
     found = {k: getattr(getattr(f, 'feature', f), 'names', None) for k,f in (features or {}).items()}
     return {k: v for k,v in found.items() if v}
 
+# %% ../../nbs/text/10_rows.ipynb #537f9aa2
 def with_class_names(
     row:dict, # A row
     names:dict, # From `class_names`
@@ -127,7 +130,7 @@ def _reads_columns(tl):
     plain = type(read) in _READERS or getattr(read, 'reads_columns', False)
     return plain and not (read.pref or read.suff or read.label_delim)
 
-# %% ../../nbs/text/10_rows.ipynb #9312f5c9
+# %% ../../nbs/text/10_rows.ipynb #6ca503d1
 def _of_row(tl):
     "A function of a row that applies the pipeline of `tl`"
     read = next(iter(tl.tfms.fs), None)
@@ -154,19 +157,6 @@ class SampleReader:
     def read_ahead(self, rows):
         "Read several rows at once, where the table can"
         getattr(self.rows, 'read_ahead', noop)(rows)
-
-# %% ../../nbs/text/10_rows.ipynb #6b3612a1
-def sample_reader(
-    dataset, # fastai's `Datasets`, or another sequence of samples
-): # A function of a row's number that returns its sample
-    "Return the fastest reader of the samples of `dataset`"
-    if isinstance(dataset, StreamSamples): return dataset.reader
-    tls = getattr(dataset, 'tls', [])
-    tables = [o.items for o in tls if hasattr(o.items, 'iloc')]
-    if not tls or len(tables) < len(tls) or len({len(o) for o in tables}) > 1: return dataset.__getitem__
-    if not isinstance(tables[0], pd.DataFrame): return SampleReader(tls, tables[0])
-    if not all(map(_reads_columns, tls)): return dataset.__getitem__
-    return SampleReader(tls, FrameRows(tables[0], [c for o in tls for c in o.tfms.fs[0].cols]))
 
 # %% ../../nbs/text/10_rows.ipynb #af6b89a6
 class StreamRows:
@@ -220,13 +210,25 @@ class StreamSamples(GetAttr):
         rows.n_epochs += not looking
         return range(self.n)
 
+# %% ../../nbs/text/10_rows.ipynb #6b3612a1
+def sample_reader(
+    dataset, # fastai's `Datasets`, or another sequence of samples
+): # A function of a row's number that returns its sample
+    "Return the fastest reader of the samples of `dataset`"
+    if isinstance(dataset, StreamSamples): return dataset.reader
+    tls = getattr(dataset, 'tls', [])
+    tables = [o.items for o in tls if hasattr(o.items, 'iloc')]
+    if not tls or len(tables) < len(tls) or len({len(o) for o in tables}) > 1: return dataset.__getitem__
+    if not isinstance(tables[0], pd.DataFrame): return SampleReader(tls, tables[0])
+    if not all(map(_reads_columns, tls)): return dataset.__getitem__
+    return SampleReader(tls, FrameRows(tables[0], [c for o in tls for c in o.tfms.fs[0].cols]))
+
 # %% ../../nbs/text/10_rows.ipynb #fac0c6e6
 def read_targets(
     dataset, # fastai's `Datasets`, or another sequence of samples
     chunk:int=1000, # Rows that are read together
 ): # Yields targets
-    "Read the targets of `dataset`; those that cannot be read are left out, and so are those of a stream beyond its "
-    "first rows"
+    "Read the targets of `dataset`, of a stream those of its first rows; skips those that cannot be read"
     dataset = getattr(dataset, 'datasets', dataset)
     read,last = sample_reader(dataset),-1
     if isinstance(read, SampleReader): read = sample_reader(Datasets(tls=dataset.tls[1:], n_inp=0))
@@ -245,6 +247,7 @@ def _is_known(f):
     of = unwrap(f.encodes) if type(f) is Transform else type(f)
     return (getattr(of, '__module__', None) or '').split('.')[0] in ('fastai', 'blurlike')
 
+# %% ../../nbs/text/10_rows.ipynb #0da73c2e
 def never_changes(
     dataset, # fastai's `Datasets`, or another sequence of samples
 ) -> bool:
@@ -267,6 +270,7 @@ def _reason(e, vocab):
     why = str(e.args[0] if e.args else e)
     return f"{why}, which has {preview(vocab, 20)}" if vocab and 'not included in the training dataset' in why else why
 
+# %% ../../nbs/text/10_rows.ipynb #3b24f5d2
 class WrongRows(ValueError):
     "Raised for rows that cannot be used; names the number of them and the first"
     def __init__(self,

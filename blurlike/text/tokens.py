@@ -54,6 +54,7 @@ def lengths(self:TokenTable) -> np.ndarray:
     "The token length of each row; for rows in windows, of the whole text"
     return np.diff(self.bounds) if self.windows is None else self.full_lengths
 
+# %% ../../nbs/text/11_tokens.ipynb #e0014aef
 @patch
 def column(self:TokenTable,
     i:int, # A row, in a table without windows
@@ -70,6 +71,7 @@ def _joined(parts):
     if isinstance(first, Tensor): return torch.cat(parts)
     return np.concatenate(parts) if isinstance(first, np.ndarray) else [o for part in parts for o in part]
 
+# %% ../../nbs/text/11_tokens.ipynb #8c0f52c1
 @patch(cls_method=True)
 def concat(cls:TokenTable,
     tables:list, # Tables with the same columns
@@ -110,6 +112,7 @@ def of(cls:Targets,
     try: return cls(torch.stack(values).as_subclass(Tensor), kind)
     except RuntimeError: return cls(values) # of different shapes
 
+# %% ../../nbs/text/11_tokens.ipynb #fc39fdd2
 @patch(cls_method=True)
 def concat(cls:Targets,
     parts:list, # `Targets`
@@ -127,15 +130,6 @@ def table_of_ids(
     ids = np.array([i for o in rows for i in o], dtype=np.int32)
     return TokenTable(dict(input_ids=ids), bounds_of([len(o) for o in rows]))
 
-# %% ../../nbs/text/11_tokens.ipynb #bb896546
-_KINDS = dict(input_ids=np.int32, word_ids=np.int32, offsets=np.int32)
-
-def _numbers(encodings, name):
-    "Flatten an attribute of `tokenizers.Encoding`s; -1 stands for None"
-    values = [getattr(o, 'ids' if name=='input_ids' else name) for o in encodings]
-    return np.array([-1 if i is None else i for o in values for i in o], dtype=_KINDS[name]).reshape(
-        (-1, 2) if name=='offsets' else -1)
-
 # %% ../../nbs/text/11_tokens.ipynb #36e4709a
 def _encodings(texts, tokenizer, columns, is_split_into_words, kwargs):
     "Encode `texts`; returns `tokenizers.Encoding`s"
@@ -146,6 +140,13 @@ def _encodings(texts, tokenizer, columns, is_split_into_words, kwargs):
     backend.no_padding()
     encode = backend.encode_batch if columns else backend.encode_batch_fast
     return encode(texts, is_pretokenized=is_split_into_words, add_special_tokens=False)
+
+# %% ../../nbs/text/11_tokens.ipynb #bb896546
+def _numbers(encodings, name):
+    "Flatten an attribute of `tokenizers.Encoding`s; -1 stands for None"
+    values = [getattr(o, 'ids' if name=='input_ids' else name) for o in encodings]
+    flat = np.array([-1 if i is None else i for o in values for i in o], dtype=np.int32)
+    return flat.reshape(-1, 2) if name=='offsets' else flat
 
 # %% ../../nbs/text/11_tokens.ipynb #5b77c55b
 def tokenize(
@@ -227,8 +228,7 @@ def truncated_lengths(
 def _no_room(n, room, truncation):
     "What is wrong with a pair of which one text has `n` tokens, and fills the row"
     return (f"one text has {n} tokens, which leave no room for the other among {room}, and truncation={truncation!r} "
-            "does not shorten it: "
-            "use truncation='longest_first' or a larger max_length")
+            "does not shorten it: use truncation='longest_first' or a larger max_length")
 
 # %% ../../nbs/text/11_tokens.ipynb #c052b9f6
 def window_spans(
@@ -297,6 +297,18 @@ def rows(self:RowTemplate,
     starts = np.stack([o.bounds[:-1] for o in parts], 1) + (full - lengths)*left
     return self.assemble(parts, starts, lengths, full_lengths=full.sum(1) + self.n_special)
 
+# %% ../../nbs/text/11_tokens.ipynb #6d71ebc1
+def _narrow(n, room, stride):
+    "What is wrong with a pair whose repeated text has `n` tokens"
+    return (f"the text that each window repeats has {n} tokens, which leave room for {max(0, room)} of the other, but "
+            f"neighbouring windows share stride={stride}: use a larger max_length or a smaller stride")
+
+def _check_room(full, room, part, stride):
+    "Raise `SampleProblems` for texts that leave no room for windows of the other"
+    wrong = np.flatnonzero((room <= stride) & (full[:,part] > room))
+    if wrong.size:
+        raise SampleProblems([(i, _narrow(full[i].sum() - full[i,part], room[i], stride)) for i in wrong.tolist()])
+
 # %% ../../nbs/text/11_tokens.ipynb #97e34f74
 @patch
 def windows(self:RowTemplate,
@@ -318,18 +330,6 @@ def windows(self:RowTemplate,
     lengths[:,part] = sizes
     return self.assemble(parts, begins, lengths, windows=bounds_of(counts), full_lengths=full.sum(1) + self.n_special)
 
-def _check_room(full, room, part, stride):
-    "Raise `SampleProblems` for texts that leave no room for windows of the other"
-    wrong = np.flatnonzero((room <= stride) & (full[:,part] > room))
-    if wrong.size:
-        raise SampleProblems([(i, _narrow(full[i].sum() - full[i,part], room[i], stride)) for i in wrong.tolist()])
-
-def _narrow(n, room, stride):
-    "What is wrong with a pair whose repeated text has `n` tokens"
-    return (f"the text that each window repeats has {n} tokens, which leave room for {max(0, room)} of the other, but "
-            "neighbouring windows share "
-            f"stride={stride}: use a larger max_length or a smaller stride")
-
 # %% ../../nbs/text/11_tokens.ipynb #8dfa2252
 def _padded(column, index, inside, value):
     "The entries `index` of a flat column at the places `inside` of a tensor, with `value` elsewhere"
@@ -337,10 +337,12 @@ def _padded(column, index, inside, value):
     out[inside] = column[index]
     return torch.from_numpy(out)
 
-def _padded_length(longest, length, multiple):
-    "The length to pad to"
-    length = longest if length is None else max(length, longest)
-    return -(-length//multiple)*multiple if multiple else length
+# %% ../../nbs/text/11_tokens.ipynb #59cc4b79
+def _in_windows(batch, counts, pad_id):
+    "`batch` with a row for each text, and the windows of a text in it"
+    mask = torch.from_numpy(np.arange(counts.max()) < counts[:,None])
+    pads = dict(input_ids=pad_id, token_type_ids=0, attention_mask=0)
+    return {k: by_window(v, mask, pads.get(k, -1)) for k,v in batch.items()} | dict(n_windows=torch.from_numpy(counts))
 
 # %% ../../nbs/text/11_tokens.ipynb #6227d661
 @patch
@@ -353,23 +355,14 @@ def pad(self:TokenTable,
 ) -> dict: # Tensors of shape batch x sequence, or batch x windows x sequence; with `attention_mask`, and `n_windows`
     "Return a batch of padded `rows`"
     rows = np.asarray(rows)
-    if self.windows is not None: counts,rows = _windows_of(self, rows)
+    if self.windows is not None:
+        counts = self.windows[rows+1] - self.windows[rows]
+        rows = flat_indices(self.windows[rows], counts)
     starts,n = self.bounds[rows],self.bounds[rows+1] - self.bounds[rows]
-    size = _padded_length(int(n.max()), length, multiple)
+    size = max(length or 0, int(n.max()))
+    if multiple: size += -size%multiple
     inside = np.arange(size) >= (size - n)[:,None] if left else np.arange(size) < n[:,None]
     index = flat_indices(starts, n)
     batch = {k: _padded(self.columns[k], index, inside, v) for k,v in values.items()}
     batch['attention_mask'] = torch.from_numpy(inside.astype(np.int64))
     return batch if self.windows is None else _in_windows(batch, counts, values['input_ids'])
-
-# %% ../../nbs/text/11_tokens.ipynb #59cc4b79
-def _windows_of(table, rows):
-    "The number of windows of each row, and these windows"
-    counts = table.windows[rows+1] - table.windows[rows]
-    return counts,flat_indices(table.windows[rows], counts)
-
-def _in_windows(batch, counts, pad_id):
-    "`batch` with a row for each text, and the windows of a text in it"
-    mask = torch.from_numpy(np.arange(counts.max()) < counts[:,None])
-    pads = dict(input_ids=pad_id, token_type_ids=0, attention_mask=0)
-    return {k: by_window(v, mask, pads.get(k, -1)) for k,v in batch.items()} | dict(n_windows=torch.from_numpy(counts))
