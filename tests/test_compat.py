@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 from conftest import make_config, make_objects
-from fastai.callback.core import Callback
 from fastai.data.all import CategoryBlock, ColReader, DataBlock, DataLoader, Datasets, TfmdDL, TransformBlock
 from fastai.interpret import Interpretation
 from fastai.optimizer import OptimWrapper
@@ -31,8 +30,6 @@ from transformers.pipelines.token_classification import AggregationStrategy
 
 from blurlike.core.compat import (
     autocast_depth,
-    call_all_callbacks,
-    call_listeners_only,
     end_cleanup,
     entity_pipeline,
     epoch_indices,
@@ -50,31 +47,9 @@ from blurlike.core.compat import (
 )
 
 
-class Events(Callback):
-    "Note the events, of which it defines four"
-    def before_fit(self): self.seen = ['before_fit']
-    def before_batch(self): self.seen.append('before_batch')
-    def after_loss(self): self.seen.append('after_loss')
-    def after_fit(self): self.seen.append('after_fit')
-
-
-class Everything(Callback):
-    "Note the events, by overriding `__call__`"
-    def __call__(self, event_name): self.seen = [*getattr(self, 'seen', []), event_name]
-
-
-class Idle(Callback):
-    "Count how often fastai calls it"
-    calls = 0
-    def __getattribute__(self, k):
-        if k=='run': Idle.calls += 1 # which `Callback.__call__` reads first
-        return super().__getattribute__(k)
-
-
 @pytest.fixture
 def synth():
-    learn = synth_learner(cbs=[Events(), Everything(), Idle()])
-    with learn.no_bar(), learn.no_logging(): yield learn
+    return synth_learner()
 
 
 def columns(df): return Datasets(df, [[ColReader('text'), str.upper], [ColReader('label')]])
@@ -87,21 +62,6 @@ def test_end_cleanup_releases_the_batch(synth):
     synth.xb = synth.yb = (1,)
     end_cleanup(synth)
     assert (synth.dl, synth.pred, synth.loss, synth.xb, synth.yb) == (None, None, None, (None,), (None,))
-
-
-def test_listeners_get_the_events_that_fastai_sends(synth):
-    def fit():
-        Idle.calls,synth.everything.seen = 0,[]
-        synth.fit(1)
-        return (synth.events.seen, synth.everything.seen),Idle.calls
-    expected,calls = fit()
-    call_listeners_only(synth)
-    seen,fewer = fit()
-    assert seen == expected
-    assert fewer < calls/3
-    pickle.dumps(synth._call_one)
-    call_all_callbacks(synth)
-    assert fit() == (expected, calls)
 
 
 def test_an_item_passes_through_the_pipeline_of_its_column(df):

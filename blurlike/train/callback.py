@@ -261,7 +261,7 @@ def last_run(
     rows = [[float(v) if isinstance(v, Number) and math.isfinite(v) else None for v in o] for o in recorder.values]
     sizes = {o: getattr(learn.dls.train, o, None) for o in ('bs', 'batch_tokens')}
     groups = dict(frozen=learn.opt.frozen_idx, groups=len(learn.opt.param_lists))
-    return dict(epochs=len(rows), lr=max(recorder.lrs), **sizes, **groups, columns=columns, rows=rows)
+    return dict(epochs=len(rows), lr=float(max(recorder.lrs)), **sizes, **groups, columns=columns, rows=rows)
 
 # %% ../../nbs/train/62_callback.ipynb #37804d56
 @patch
