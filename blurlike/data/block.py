@@ -228,13 +228,13 @@ def _wants(self:HFTextBlock, name):
     asked = self.tok_kwargs.get(f'return_{name}')
     return name in self.input_names and (name in self.hf_tokenizer.model_input_names if asked is None else asked)
 
-# %% ../../nbs/data/41_block.ipynb #e5e220f0
+# %% ../../nbs/data/41_block.ipynb #3842f62c
 @patch
 def tokenize(self:HFTextBlock,
     texts:list, # Texts, tuples of two texts, or lists of words
     *,
     columns=None, # Further columns; None for those that the task needs
-    part:int=None, # The text of a pair that is cut into windows, 0 or 1; None for the one that truncation says
+    part:int=None, # The text of a pair that is cut into windows, 0 or 1; None to follow `truncation`
     stride:int=None, # Tokens that neighbouring windows share; None for the block's
 ) -> TokenTable:
     "Return the table of `texts`, as the model reads them"
