@@ -28,11 +28,13 @@ from .text.rows import SampleProblems
 
 # %% ../nbs/50_predict.ipynb #fa801f3c
 def _raise_problems(problems, n):
-    "Raise `ValueError` for texts that cannot be used, all at once"
+    "Raise `ValueError` for texts that cannot be used, given their positions and what is wrong with each"
     i,why = problems[0]
-    what = "The text cannot be used" if n==1 else f"{len(problems)} of {n} texts cannot be used; the first is number {i}"
+    what = "The text cannot be used"
+    if n > 1: what = f"{len(problems)} of {n} texts cannot be used; the first is number {i}"
     raise ValueError(f"{what}: {str(why).rstrip('.')}.") from (why if isinstance(why, Exception) else None)
 
+# %% ../nbs/50_predict.ipynb #681d35c7
 def as_samples(
     block, # An `HFTextBlock`
     texts, # Several texts, in the form that the block's task takes
@@ -64,46 +66,24 @@ def text_batches(
     for start in starts if bar is None else bar:
         try: table = block.task.tokenize([(o,) for o in samples[start:start+pool]], block, **options)
         except SampleProblems as e: _raise_problems([(start+i, why) for i,why in e.problems], len(samples))
-        for rows in with_progress(token_batches(table.lengths + room, batch_tokens, equal), 10, bar): yield start + rows,table,rows
+        batches = token_batches(table.lengths + room, batch_tokens, equal)
+        for rows in with_progress(batches, 10, bar): yield start + rows,table,rows
 
 # %% ../nbs/50_predict.ipynb #7de30b6b
 _parameters = cache(lambda function: list(inspect.signature(function).parameters))
 
 def _options_of(method, n):
-    "The parameters of `method` after its first `n`"
+    "Return the names of the parameters of `method` after its first `n`"
     return _parameters(method.__func__)[n+1:]
 
+# %% ../nbs/50_predict.ipynb #6708bdfb
 def _one_behind(items):
-    "Yield each of `items` once the next is there, so that a GPU gets a batch before the last one's results are read"
+    "Yield each of `items` once the next one has been computed"
     return (o for o,_ in pairwise(chain(items, [None])))
 
 # %% ../nbs/50_predict.ipynb #8a6fc891
-@patch
-def hf_predict(self:Learner,
-    texts, # A text, or a list or column of texts, in the form that the learner was trained on
-    *,
-    batch_tokens:int=4096, # Tokens in a batch at most, padding included
-    many:bool=None, # Whether `texts` are several texts; None to infer it
-    precision:str=None, # "fp32", "bf16", "fp16" or "int8": the precision of the computation; None for that of the weights
-    **options # The task's options: `threshold` (several labels), `top_k` (answers, masked words), `aggregation_strategy` (words), and others
-) -> dict|list[dict]: # For a list a list, in the same order
-    "Predict `texts`; raises `ValueError` for invalid texts"
-    whole_number('batch_tokens', batch_tokens)
-    block,model = get_block(self.dls),get_model(self.model)
-    task = block.task
-    if getattr(task, 'writes_answers', False): return self.hf_generate(texts, batch_tokens=batch_tokens, precision=precision, **options)
-    ours,theirs = _options_of(task.tokenize, 2),_options_of(task.decode, 4)
-    check_options(options, ['batch_tokens', 'precision', 'many', *ours, *theirs])
-    one = not many and (many is False or task.is_one(texts, block))
-    samples = as_samples(block, [texts] if one else texts)
-    batches = text_batches(block, samples, batch_tokens, **{k: v for k,v in options.items() if k in ours})
-    options = task.decode_options(self) | {k: v for k,v in options.items() if k in theirs}
-    preds = _predict(task, block, model, samples, batches, precision, options)
-    return preds[0] if one else preds
-
-# %% ../nbs/50_predict.ipynb #ef4e5e02
 def _predict(task, block, model, samples, batches, precision, options):
-    "The predictions for `samples`"
+    "Return the predictions for `samples`, in their order"
     device,kwargs,preds = next(model.parameters()).device,forward_kwargs(model),[None]*len(samples)
     with evaluating(model, precision) as model, closing(batches):
         def computed(idxs, table, rows):
@@ -114,6 +94,31 @@ def _predict(task, block, model, samples, batches, precision, options):
             for i,o in zip(idxs, decoded, strict=True): preds[i] = o
     return preds
 
+# %% ../nbs/50_predict.ipynb #7e551109
+@patch
+def hf_predict(self:Learner,
+    texts, # A text, or a list or column of texts, in the form that the learner was trained on
+    *,
+    batch_tokens:int=4096, # Tokens in a batch at most, padding included
+    many:bool=None, # Whether `texts` are several texts; None to infer it
+    precision:str=None, # Of the computation: "fp32", "bf16", "fp16" or "int8"; None for that of the weights
+    **options # The task's options, such as `threshold`, `top_k` or `aggregation_strategy`
+) -> dict|list[dict]: # For a list a list, in the same order
+    "Predict `texts`; raises `ValueError` for invalid texts"
+    whole_number('batch_tokens', batch_tokens)
+    block,model = get_block(self.dls),get_model(self.model)
+    task = block.task
+    if getattr(task, 'writes_answers', False):
+        return self.hf_generate(texts, batch_tokens=batch_tokens, precision=precision, **options)
+    ours,theirs = _options_of(task.tokenize, 2),_options_of(task.decode, 4)
+    check_options(options, ['batch_tokens', 'precision', 'many', *ours, *theirs])
+    one = not many and (many is False or task.is_one(texts, block))
+    samples = as_samples(block, [texts] if one else texts)
+    batches = text_batches(block, samples, batch_tokens, **{k: v for k,v in options.items() if k in ours})
+    options = task.decode_options(self) | {k: v for k,v in options.items() if k in theirs}
+    preds = _predict(task, block, model, samples, batches, precision, options)
+    return preds[0] if one else preds
+
 # %% ../nbs/50_predict.ipynb #0e3a0167
 def generate_options(
     model, # A model that can generate
@@ -121,15 +126,18 @@ def generate_options(
     "Return the names of the arguments of the model's `generate`"
     from transformers.generation import GenerationMixin # takes seconds to import
     config = {k for k in vars(GenerationConfig()) if not k.startswith('_')}
-    return config | {*inspect.signature(GenerationMixin.generate).parameters, *forward_args(model)} - {'self', 'inputs', 'kwargs'}
+    named = {*inspect.signature(GenerationMixin.generate).parameters, *forward_args(model)}
+    return config | named - {'self', 'inputs', 'kwargs'}
 
+# %% ../nbs/50_predict.ipynb #d6d1790d
 def _lengths_agree(kwargs):
-    "Arguments in which `max_length` or `max_new_tokens`, two names of one limit, replaces both"
+    "Return arguments in which `max_length` or `max_new_tokens` replaces both"
     if 'generation_config' in kwargs or not {'max_length', 'max_new_tokens'} & set(kwargs): return kwargs
     return dict(max_length=None, max_new_tokens=None) | kwargs
 
+# %% ../nbs/50_predict.ipynb #99d66915
 def _copies_and_room(model, kwargs):
-    "The number of sequences that `generate` returns for a text, and keeps, and the tokens it may write"
+    "Return the sequences that `generate` returns for a text, those that it keeps, and the tokens that it may generate"
     configs = [kwargs, *(vars(o) for o in (kwargs.get('generation_config'), model.generation_config) if o is not None)]
     def ask(*names, default=1): return next((c[n] for c in configs for n in names if c.get(n)), default)
     n = ask('num_return_sequences')
@@ -143,43 +151,47 @@ def stop_when(
     def stopped(ids, scores, **kwargs): return torch.full((len(ids),), test(ids), device=ids.device)
     return stopped
 
+# %% ../nbs/50_predict.ipynb #26ce9fb0
 def _within_limit(model, kwargs):
-    "Arguments of `generate` that stop at the model's last position"
+    "Return arguments of `generate` that stop at the model's last position"
     if not (limit := position_limit(model)): return kwargs
-    return kwargs | dict(stopping_criteria=[*(kwargs.get('stopping_criteria') or []), stop_when(lambda ids: ids.shape[1] >= limit)])
-
-# %% ../nbs/50_predict.ipynb #ecb684b9
-@patch
-def hf_generate(self:Learner,
-    texts, # A text, or a list or column of texts, in the form that the learner was trained on
-    *,
-    batch_tokens:int=4096, # Tokens in a batch at most: those that are read and those that may be written, padding and beams included
-    precision:str=None, # "fp32", "bf16", "fp16" or "int8": the precision of the computation; None for that of the weights
-    **generate_kwargs # Passed to the model's `generate`, such as `num_beams`, `max_new_tokens`, `do_sample`
-) -> dict|list: # For a list a list, in the same order; with `num_return_sequences` above 1, a list for each text
-    "Generate texts from `texts`; raises `ValueError` for invalid texts and for a task that does not generate"
-    whole_number('batch_tokens', batch_tokens)
-    block,model = get_block(self.dls),get_model(self.model)
-    task = block.task
-    if not isinstance(task, Generates): raise ValueError(f"task={task.name!r} does not generate texts: use hf_predict.")
-    check_options(generate_kwargs, generate_options(model))
-    one = task.is_one(texts, block)
-    samples = as_samples(block, [texts] if one else texts, task.prompt)
-    preds = _generate(task, block, model, samples, batch_tokens, precision, _within_limit(model, _lengths_agree(generate_kwargs)))
-    return preds[0] if one else preds
+    stop = stop_when(lambda ids: ids.shape[1] >= limit)
+    return kwargs | dict(stopping_criteria=[*(kwargs.get('stopping_criteria') or []), stop])
 
 # %% ../nbs/50_predict.ipynb #44d8815c
 def _generate(task, block, model, samples, batch_tokens, precision, kwargs):
-    "The generated texts for `samples`"
+    "Return the generated texts for `samples`, in their order"
     device,preds = next(model.parameters()).device,[None]*len(samples)
     n,copies,room = _copies_and_room(model, kwargs)
-    with evaluating(model, precision) as model, closing(text_batches(block, samples, batch_tokens//copies, room)) as batches:
+    batches = text_batches(block, samples, batch_tokens//copies, room)
+    with evaluating(model, precision) as model, closing(batches):
         for idxs,table,rows in batches:
             inputs = task.collate_prompts(table, rows, block)
             ids = model.generate(**to_device(inputs.for_model(), device), **kwargs)
             written = task.decode_generated(getattr(ids, 'sequences', ids).cpu(), inputs, block)
             for j,i in enumerate(idxs): preds[i] = written[j] if n==1 else written[j*n:(j+1)*n]
     return preds
+
+# %% ../nbs/50_predict.ipynb #ecb684b9
+@patch
+def hf_generate(self:Learner,
+    texts, # A text, or a list or column of texts, in the form that the learner was trained on
+    *,
+    batch_tokens:int=4096, # Tokens in a batch at most, read or generated, padding and beams included
+    precision:str=None, # Of the computation: "fp32", "bf16", "fp16" or "int8"; None for that of the weights
+    **generate_kwargs # Passed to the model's `generate`, such as `num_beams`, `max_new_tokens`, `do_sample`
+) -> dict|list: # For a list a list, in the same order; with `num_return_sequences` above 1, a list for each text
+    "Generate texts from `texts`; raises `ValueError` for invalid texts and for a task that does not generate"
+    whole_number('batch_tokens', batch_tokens)
+    block,model = get_block(self.dls),get_model(self.model)
+    task = block.task
+    if not isinstance(task, Generates):
+        raise ValueError(f"task={task.name!r} does not generate texts: use hf_predict.")
+    check_options(generate_kwargs, generate_options(model))
+    one,kwargs = task.is_one(texts, block),_within_limit(model, _lengths_agree(generate_kwargs))
+    samples = as_samples(block, [texts] if one else texts, task.prompt)
+    preds = _generate(task, block, model, samples, batch_tokens, precision, kwargs)
+    return preds[0] if one else preds
 
 # %% ../nbs/50_predict.ipynb #4e7252c5
 @patch
@@ -190,9 +202,10 @@ def show_results(self:Learner,
     shuffle:bool=True, # Whether to show other rows each time
     **kwargs # Such as `trunc_at`
 ):
-    "fastai's `show_results`; for models that write, with generated texts"
+    "Show targets and predictions; generate the predictions if the task's predictions are texts"
     task = getattr(getattr(self.dls, 'hf_block', None), 'task', None)
-    if not getattr(task, 'writes_answers', False): return self._orig_show_results(ds_idx, dl, max_n, shuffle, **kwargs)
+    if not getattr(task, 'writes_answers', False):
+        return self._orig_show_results(ds_idx, dl, max_n, shuffle, **kwargs)
     if dl is None: dl = self.dls[ds_idx].new(shuffle=shuffle)
     inputs,*targets = dl.one_batch()
     rows = HFInputs({k: v[:max_n] for k,v in inputs.items()})

@@ -30,7 +30,7 @@ if TYPE_CHECKING: from transformers import PreTrainedModel
 
 # %% ../../nbs/data/41_block.ipynb #2b5b21cd
 def _check_max_length(max_length, limit, tokenizer, model, multiple):
-    "Raise `ValueError` for a `max_length` that is not possible"
+    "Raise `ValueError` for an impossible `max_length`"
     own = tokenizer.num_special_tokens_to_add()
     hint = f"{type(tokenizer).__name__} adds {own} special tokens to a text." if own else ''
     whole_number('max_length', max_length, own+1, hint)
@@ -60,17 +60,15 @@ def resolve_max_length(
 _PADDING = (True, False, 'longest', 'max_length', 'do_not_pad')
 _TRUNCATION = (True, False, 'longest_first', 'only_first', 'only_second', 'do_not_truncate')
 _HERE = dict(return_tensors='batches are PyTorch tensors', return_overflowing_tokens='use windows=True for long texts')
-# Tokenizer options that the block itself follows, or that have no effect on a batch
-_OWN_TOK_KWARGS = {'add_special_tokens', 'padding_side', 'return_token_type_ids', 'return_attention_mask',
-                   'return_special_tokens_mask', 'return_length', 'return_offsets_mapping'}
 
 def _check_tokenizer_options(padding, truncation, tok_kwargs):
-    "Raise `ValueError` for options that are not possible"
+    "Raise `ValueError` for impossible options of the tokenizer"
     one_of('padding', padding, _PADDING)
     if truncation is not None: one_of('truncation', truncation, _TRUNCATION)
     for k in set(_HERE) & set(tok_kwargs or {}):
         raise ValueError(f"tok_kwargs={{{k!r}: ...}} is not possible: {_HERE[k]}.")
 
+# %% ../../nbs/data/41_block.ipynb #8fe708e3
 def _check_vocab(tokenizer, model):
     "Raise `ValueError` if a token has no row in the model's table of embeddings"
     try: table = model.get_input_embeddings()
@@ -78,8 +76,29 @@ def _check_vocab(tokenizer, model):
     rows = getattr(table, 'num_embeddings', None)
     if rows is None or len(tokenizer) <= rows: return
     raise ValueError(f"The tokenizer has {len(tokenizer)} tokens, but the model's embedding has {rows} rows: take "
-                     "both from the same checkpoint, "
-                     "or call `model.resize_token_embeddings(len(tokenizer))` if you added tokens.")
+                     "both from the same checkpoint, or call `model.resize_token_embeddings(len(tokenizer))` if you "
+                     "added tokens.")
+
+# %% ../../nbs/data/41_block.ipynb #c2581574
+def _check_windows(block):
+    "Raise `ValueError` where windows are not possible"
+    fast_tokenizer(block.hf_tokenizer, 'windows=True')
+    if block.max_length is None:
+        if block.given['windows']:
+            raise ValueError(f"windows=True needs a max_length: {block.hf_arch} has no limit of its own.")
+        return # each text is one window
+    room = block.max_length - block.hf_tokenizer.num_special_tokens_to_add()
+    if block.stride < room: return
+    raise ValueError(f"stride={block.stride} must be less than {room}, the tokens of a text in a window of "
+                     f"max_length={block.max_length}.")
+
+# %% ../../nbs/data/41_block.ipynb #bd420d58
+def _check_no_task_options(options, known):
+    "Raise `TypeError` for options that belong to a task, or are not `known`"
+    for k in set(options) - known:
+        if tasks := [n for n,o in all_tasks().items() if k in task_options(o)]:
+            raise TypeError(f"{k!r} is an option of {' and '.join(tasks)}: pass task= too.")
+    check_options(options, known)
 
 # %% ../../nbs/data/41_block.ipynb #bc4c0b32
 class HFTextBlock(TransformBlock):
@@ -91,7 +110,7 @@ class HFTextBlock(TransformBlock):
         hf_model:'PreTrainedModel'=None, # The model, inspected and not kept; None for a skeleton built from `hf_config`
         max_length:int=None, # Tokens in a row, special tokens included; None for the model's limit
         padding:bool|str=True, # True or "longest", "max_length", False
-        truncation:bool|str=None, # True or "longest_first", "only_first", "only_second", False; None for the task's default
+        truncation:bool|str=None, # True or "longest_first", "only_first", "only_second", False; None for the task's
         is_split_into_words:bool=None, # Whether a text is a list of words; None for the task's default
         pad_to_multiple_of:int=None, # Round the padded length up to a multiple of this
         windows:bool=None, # Whether to read a text longer than `max_length` in windows; None for the task's default
@@ -101,7 +120,7 @@ class HFTextBlock(TransformBlock):
         **task_options # The task's own options, such as `threshold`
     ):
         _check_tokenizer_options(padding, truncation, tok_kwargs)
-        if task is None: _check_no_task_options(task_options)
+        if task is None: _check_no_task_options(task_options, _OPTIONS)
         self.hf_arch,self.hf_config,self.hf_tokenizer = hf_arch,hf_config,hf_tokenizer
         self.padding,self.pad_to_multiple_of,self.tok_kwargs = padding,pad_to_multiple_of,dict(tok_kwargs or {})
         self.given = dict(truncation=truncation, is_split_into_words=is_split_into_words, windows=windows,
@@ -115,19 +134,12 @@ class HFTextBlock(TransformBlock):
 
     def __repr__(self): return f"HFTextBlock({self.hf_arch}, {self.task.name}, max_length={self.max_length})"
 
-# %% ../../nbs/data/41_block.ipynb #465aae69
 _OPTIONS = set(inspect.signature(HFTextBlock.__init__).parameters) - {'self', 'task_options'}
 
-def _check_no_task_options(options):
-    "Raise `TypeError` for options that belong to a task, where none is named, or that are unknown"
-    for k in set(options) - _OPTIONS:
-        if tasks := [n for n,o in all_tasks().items() if k in task_options(o)]:
-            raise TypeError(f"{k!r} is an option of {' and '.join(tasks)}: pass task= too.")
-    check_options(options, _OPTIONS)
-
+# %% ../../nbs/data/41_block.ipynb #465aae69
 @patch
 def _set_model(self:HFTextBlock, model, task, max_length):
-    "Take over what the model says: its limit, its inputs, and its padding token"
+    "Set the padding token, the limit of a row, and the names of the model's inputs"
     _check_vocab(self.hf_tokenizer, model)
     for config in {id(o): o for o in (self.hf_config, model.config)}.values(): set_pad_token(self.hf_tokenizer, config)
     self.max_length = resolve_max_length(max_length, self.hf_tokenizer, task.text_model(model), self.pad_to_multiple_of)
@@ -138,7 +150,7 @@ def _set_model(self:HFTextBlock, model, task, max_length):
 # %% ../../nbs/data/41_block.ipynb #863c00f9
 @patch
 def _set_task(self:HFTextBlock, task, model=None):
-    "Set the task, and the options that suit it where the user gave none"
+    "Set the task, and its defaults for the options that the user did not pass"
     self.task = task
     for k,v in self.given.items(): setattr(self, k, getattr(task, k) if v is None else v)
     # By default, most of a window is new
@@ -146,18 +158,6 @@ def _set_task(self:HFTextBlock, task, model=None):
     whole_number('stride', self.stride, 0)
     self.setup = task.set_up(self, model)
     if self.windows: _check_windows(self)
-
-def _check_windows(block):
-    "Raise `ValueError` where windows are not possible"
-    fast_tokenizer(block.hf_tokenizer, 'windows=True')
-    if block.max_length is None:
-        if block.given['windows']:
-            raise ValueError(f"windows=True needs a max_length: {block.hf_arch} has no limit of its own.")
-        return # each text is one window
-    room = block.max_length - block.hf_tokenizer.num_special_tokens_to_add()
-    if block.stride < room: return
-    raise ValueError(f"stride={block.stride} must be less than {room}, the tokens of a text in a window of "
-                     f"max_length={block.max_length}.")
 
 # %% ../../nbs/data/41_block.ipynb #6f5e6276
 @patch
@@ -176,26 +176,28 @@ def text_problem(self:HFTextBlock,
 def __getstate__(self:HFTextBlock):
     return vars(self) | dict(modules=sorted(o for o in sys.modules if o.startswith('blurlike.')))
 
+# %% ../../nbs/data/41_block.ipynb #d377b292
 @patch
 def __setstate__(self:HFTextBlock, state):
     for o in state.pop('modules'):
         with suppress(ModuleNotFoundError): import_module(o)
     vars(self).update(state)
 
+# %% ../../nbs/data/41_block.ipynb #6cdd91c5
+@patch(as_prop=True)
+def length_limit(self:HFTextBlock) -> int|None: # Tokens; None where nothing is truncated
+    "The number of tokens of a row at most, or of one of its windows"
+    return None if self.truncation in (False, 'do_not_truncate') else self.max_length
+
 # %% ../../nbs/data/41_block.ipynb #02b9f52f
 @patch
 def _options_of(self:HFTextBlock, part, stride):
-    "The arguments of `RowTemplate.rows`, or of `RowTemplate.windows`"
+    "Return the arguments of `RowTemplate.rows`, or of `RowTemplate.windows`"
     tok = self.hf_tokenizer
     empty_id = tok.pad_token_id if tok.eos_token_id is None else tok.eos_token_id
     options = dict(max_length=self.length_limit, left=tok.truncation_side=='left', empty_id=empty_id)
     if not self.windows: return options | dict(truncation=self.truncation)
     return options | dict(part=part, stride=self.stride if stride is None else stride)
-
-@patch(as_prop=True)
-def length_limit(self:HFTextBlock) -> int|None: # Tokens; None where nothing is truncated
-    "The number of tokens of a row at most, or of one of its windows"
-    return None if self.truncation in (False, 'do_not_truncate') else self.max_length
 
 # %% ../../nbs/data/41_block.ipynb #f8895067
 @patch
@@ -204,6 +206,11 @@ def template(self:HFTextBlock,
 ) -> RowTemplate:
     "Return the special tokens around the texts of a row"
     return RowTemplate(self.hf_tokenizer, pair, self.tok_kwargs.get('add_special_tokens', True))
+
+# %% ../../nbs/data/41_block.ipynb #fe8e6424
+# Tokenizer options that the block itself follows, or that have no effect on a batch
+_OWN_TOK_KWARGS = {'add_special_tokens', 'padding_side', 'return_token_type_ids', 'return_attention_mask',
+                   'return_special_tokens_mask', 'return_length', 'return_offsets_mapping'}
 
 @patch
 def contents(self:HFTextBlock,
@@ -221,12 +228,13 @@ def _wants(self:HFTextBlock, name):
     asked = self.tok_kwargs.get(f'return_{name}')
     return name in self.input_names and (name in self.hf_tokenizer.model_input_names if asked is None else asked)
 
+# %% ../../nbs/data/41_block.ipynb #3842f62c
 @patch
 def tokenize(self:HFTextBlock,
     texts:list, # Texts, tuples of two texts, or lists of words
     *,
     columns=None, # Further columns; None for those that the task needs
-    part:int=None, # The text of a pair that is cut into windows, 0 or 1; None for the one that truncation says
+    part:int=None, # The text of a pair that is cut into windows, 0 or 1; None to follow `truncation`
     stride:int=None, # Tokens that neighbouring windows share; None for the block's
 ) -> TokenTable:
     "Return the table of `texts`, as the model reads them"
@@ -241,6 +249,13 @@ def tokenize(self:HFTextBlock,
     table.columns = {k: v for k,v in table.columns.items() if k in keep}
     return table
 
+# %% ../../nbs/data/41_block.ipynb #b75beb51
+def _check_unpadded(batch, padding):
+    "Raise `ValueError` if rows have different lengths"
+    if batch.for_model()['attention_mask'].all(): return
+    raise ValueError(f"padding={padding!r} leaves the rows of a batch at different lengths, which are not one tensor: "
+                     "use padding=True.")
+
 # %% ../../nbs/data/41_block.ipynb #bd12dd39
 @patch
 def inputs(self:HFTextBlock,
@@ -253,17 +268,12 @@ def inputs(self:HFTextBlock,
     side = side or self.tok_kwargs.get('padding_side') or tok.padding_side
     known = dict(offsets=0, input_ids=tok.pad_token_id, token_type_ids=tok.pad_token_type_id)
     length = self.max_length if self.padding=='max_length' else None
-    batch = HFInputs(table.pad(rows, {k: known.get(k, -1) for k in table.columns}, length, self.pad_to_multiple_of, side=='left'))
+    fill = {k: known.get(k, -1) for k in table.columns}
+    batch = HFInputs(table.pad(rows, fill, length, self.pad_to_multiple_of, side=='left'))
     if self.padding in (False, 'do_not_pad'): _check_unpadded(batch, self.padding)
     res = HFInputs({k: v for k,v in batch.items() if k not in ('attention_mask', 'token_type_ids') or self._wants(k)})
     res.hf_block,res.source = self,(table, rows)
     return res
-
-def _check_unpadded(batch, padding):
-    "Raise `ValueError` if rows have different lengths"
-    if batch.for_model()['attention_mask'].all(): return
-    raise ValueError(f"padding={padding!r} leaves the rows of a batch at different lengths, which are not one tensor: "
-                     "use padding=True.")
 
 # %% ../../nbs/data/41_block.ipynb #b075d483
 @patch
@@ -273,6 +283,7 @@ def encode(self:HFTextBlock,
     "Encode a batch of texts"
     return self.inputs(self.tokenize(samples), range(len(samples)))
 
+# %% ../../nbs/data/41_block.ipynb #81f65672
 @patch
 def token_lengths(self:HFTextBlock,
     samples:list, # Texts, tuples of two texts, or lists of words

@@ -33,99 +33,9 @@ from ..text.rows import DatasetItems, StreamSamples, class_names, columns_of, wi
 
 if TYPE_CHECKING: from datasets import Dataset, DatasetDict, IterableDatasetDict # takes half a second to import
 
-# %% ../../nbs/data/42_dataloaders.ipynb #fb1007f1
-def _check_labels(missing, arg, n, names=None):
-    "Raise `ValueError` for missing labels; `missing` is a mask or the positions of rows"
-    rows = np.flatnonzero(missing)
-    if not len(rows): return
-    raise ValueError(f"{arg}: {len(rows)} of {n} rows have no label; the first is row "
-                     f"{rows[0] if names is None else names[rows[0]]!r}. "
-                     "Drop these rows or label them.")
-
-def _check_split(is_valid, valid_col):
-    "Raise `ValueError` unless every row is in one of two splits, and both have rows"
-    if pd.isna(is_valid).any():
-        raise ValueError(f"valid_col={valid_col!r}: {pd.isna(is_valid).sum()} of {len(is_valid)} rows are neither "
-                         "True nor False.")
-    if any(isinstance(o, str) for o in is_valid):
-        raise ValueError(f"valid_col={valid_col!r} contains strings such as {is_valid[0]!r}; it must contain True and "
-                         "False.")
-    is_valid = is_valid.astype(bool)
-    if not is_valid.all() and is_valid.any(): return
-    raise ValueError(f"valid_col={valid_col!r} is {bool(is_valid.all())} for all {len(is_valid)} rows, but both "
-                     "splits need rows: "
-                     "change some, or pass valid_pct instead.")
-
-# %% ../../nbs/data/42_dataloaders.ipynb #a3e06dc0
-def _checked_pct(valid_pct):
-    "A share between 0 and 1; None for 0.2"
-    valid_pct = 0.2 if valid_pct is None else valid_pct
-    fraction('valid_pct', valid_pct)
-    return valid_pct
-
-def _random_splitter(valid_pct, seed): return RandomSplitter(_checked_pct(valid_pct), seed=seed)
-
-def _random_split(n, valid_pct, seed):
-    "The split of `_random_splitter` as arrays: a million rows are 8 MB, and 40 MB as lists"
-    if seed is not None: torch.manual_seed(seed)
-    idxs,cut = torch.randperm(n).numpy(),int(_checked_pct(valid_pct)*n)
-    return idxs[cut:],idxs[:cut]
-
-# %% ../../nbs/data/42_dataloaders.ipynb #a22bdd40
-def _checked_splits(splits, n):
-    "Two lists of positions; raises `ValueError` if they are not below `n`, empty, or overlap"
-    sets = [{int(i) for i in o} for o in splits]
-    if len(sets)!=2 or not all(sets):
-        raise ValueError("splits must be two lists of positions, of training rows and of validation rows, and neither "
-                         "empty.")
-    outside = [i for o in sets for i in o if not 0 <= i < n]
-    if outside: raise ValueError(f"splits: {outside[0]} is not the position of a row; there are {n} rows.")
-    if both := sets[0] & sets[1]:
-        raise ValueError(f"splits: {len(both)} rows are in both lists, the first is {min(both)}.")
-    return [list(map(int, o)) for o in splits]
-
-# %% ../../nbs/data/42_dataloaders.ipynb #34e420b7
-def _infer_columns(cls, text_col, label_col):
-    "The columns of a task, where the user names none"
-    return cls.text_col if text_col is None else text_col,cls.label_col if label_col is None else label_col
-
-def _infer_task_of(label_col, texts, labels):
-    "The class of tasks that the columns are for; raises `ValueError` if it is not clear"
-    task = infer_task(lambda o: o.fits_columns(texts, labels))
-    if task is None:
-        raise ValueError(f"label_col={label_col!r} fits several tasks, or none: pass task=, one of "
-                         f"{', '.join(map(repr, sorted(all_tasks())))}.")
-    print(f"task={task.name!r} is inferred from label_col={label_col!r}; pass task= for another.")
-    return task
-
-# %% ../../nbs/data/42_dataloaders.ipynb #edb7abd6
-_COLUMN_ARGS = {'text_col', 'label_col', 'task', 'valid_col', 'valid_pct', 'splits'} # named by most constructors
-
-def _find_task(task, text_col, label_col, have, head, kwargs, named=_COLUMN_ARGS):
-    "The task, made with its options out of `kwargs`, and its columns; `head` returns the first rows of some columns"
-    cls = SequenceClassification if task is None else task_class(task)
-    if task is None and text_col is None and cls.text_col not in have:
-        raise ValueError(f"text_col=None, but there is no column {cls.text_col!r}; the columns are "
-                         f"{', '.join(map(repr, have))}. "
-                         "Pass text_col=, or a task with other columns, as in task='question-answering'.")
-    text_col,label_col = _infer_columns(cls, text_col, label_col)
-    columns(have, text_col=text_col, label_col=label_col)
-    if task is None: task = cls = _infer_task_of(label_col, head(as_names(text_col)), head(as_names(label_col)))
-    ours = {*_BLOCK_ARGS, *_LOADER_ARGS, *task_options(cls)}
-    check_options(kwargs, ours | LOADER_OPTIONS | {'dl_kwargs', 'dl_type'} | named, ours | named)
-    return get_task(task, **{k: kwargs.pop(k) for k in task_options(cls) if k in kwargs}),text_col,label_col
-
-def _labels(read, label_col, train):
-    "A function that returns the target columns of the training rows; raises `ValueError` if any row's is missing, "
-    "unless `missing=True`"
-    def labels(missing=False):
-        df = read(as_names(label_col))
-        if not missing: _check_labels(df.isna().any(axis=1).to_numpy(), f"label_col={label_col!r}", len(df), df.index)
-        return df.iloc[np.asarray(train)]
-    return labels
-
 # %% ../../nbs/data/42_dataloaders.ipynb #39b3652b
-_BLOCK_ARGS = set(inspect.signature(HFTextBlock.__init__).parameters) - {'self', 'hf_arch', 'hf_config', 'hf_tokenizer', 'hf_model', 'task', 'task_options'}
+_BLOCK_ARGS = set(inspect.signature(HFTextBlock.__init__).parameters) - {
+    'self', 'hf_arch', 'hf_config', 'hf_tokenizer', 'hf_model', 'task', 'task_options'}
 
 def make_block(
     checkpoint, # A name on the Hub, a local folder, or `HFObjects`
@@ -148,9 +58,12 @@ def make_block(
 class _TextDataBlock(DataBlock):
     "A `DataBlock` whose splits may be slices"
     def datasets(self, source, verbose=False):
-        return Datasets(source, tfms=type_transforms(self), splits=self.splitter(source), dl_type=self.dl_type, n_inp=self.n_inp, verbose=verbose)
+        return Datasets(source, tfms=type_transforms(self), splits=self.splitter(source), dl_type=self.dl_type,
+                        n_inp=self.n_inp, verbose=verbose)
 
 # %% ../../nbs/data/42_dataloaders.ipynb #c52d660e
+_COMPUTED_ARGS = ['source', 'task', 'get_x', 'get_y', 'splits', 'y_block'] # computed by each constructor
+
 @delegates(HFTextBlock.__init__, but=['hf_arch', 'hf_config', 'hf_tokenizer', 'hf_model', 'task'])
 def _dataloaders(
     source, checkpoint, task, get_x, get_y, splits, y_block,
@@ -168,7 +81,7 @@ def _dataloaders(
     tokenizer_kwargs:dict=None, # Passed to `AutoTokenizer.from_pretrained`
     **kwargs
 ):
-    "The part that all constructors share"
+    "Create `DataLoaders` from rows, readers of a row, and splits"
     for k,v in dict(bs=bs, val_bs=val_bs).items():
         if batch_tokens is not None and v is not None:
             raise ValueError(f"{k}={v} and batch_tokens={batch_tokens} both set the size of a batch: pass one of them.")
@@ -176,16 +89,111 @@ def _dataloaders(
     block = make_block(checkpoint, config_kwargs, tokenizer_kwargs, task=task, **block_kwargs)
     targets = dict(blocks=(block,)) if y_block is None else dict(blocks=(block, y_block), get_y=get_y)
     dblock = _TextDataBlock(**targets, get_x=get_x, splitter=lambda _: splits)
-    return dblock.dataloaders(source, path=path, bs=16 if bs is None else bs, val_bs=val_bs, num_workers=num_workers, device=device, drop_last=drop_last,
-                              seed=seed, batch_tokens=batch_tokens, pool=pool, precompute_lengths=precompute_lengths, **kwargs)
+    return dblock.dataloaders(source, path=path, bs=16 if bs is None else bs, val_bs=val_bs, num_workers=num_workers,
+                              device=device, drop_last=drop_last, seed=seed, batch_tokens=batch_tokens, pool=pool,
+                              precompute_lengths=precompute_lengths, **kwargs)
 
-_LOADER_ARGS = set(inspect.signature(_dataloaders).parameters) - {'source', 'checkpoint', 'task', 'get_x', 'get_y', 'splits', 'y_block'}
+_LOADER_ARGS = set(inspect.signature(_dataloaders).parameters) - {'checkpoint', *_COMPUTED_ARGS}
+
+# %% ../../nbs/data/42_dataloaders.ipynb #a3e06dc0
+def _checked_pct(valid_pct):
+    "Return the share of rows to validate on, 0.2 for None; raises `ValueError` if it is not between 0 and 1"
+    valid_pct = 0.2 if valid_pct is None else valid_pct
+    fraction('valid_pct', valid_pct)
+    return valid_pct
+
+# %% ../../nbs/data/42_dataloaders.ipynb #2776e02b
+def _random_splitter(valid_pct, seed):
+    "Return fastai's splitter with a checked share"
+    return RandomSplitter(_checked_pct(valid_pct), seed=seed)
+
+# %% ../../nbs/data/42_dataloaders.ipynb #904c56c4
+def _random_split(n, valid_pct, seed):
+    "Return the split of `_random_splitter` as arrays"
+    if seed is not None: torch.manual_seed(seed)
+    idxs,cut = torch.randperm(n).numpy(),int(_checked_pct(valid_pct)*n)
+    return idxs[cut:],idxs[:cut]
+
+# %% ../../nbs/data/42_dataloaders.ipynb #a22bdd40
+def _checked_splits(splits, n):
+    "Return two lists of positions; raises `ValueError` if one is empty, they overlap, or a position is not below `n`"
+    sets = [{int(i) for i in o} for o in splits]
+    if len(sets)!=2 or not all(sets):
+        raise ValueError("splits must be two lists of positions, of training rows and of validation rows, and neither "
+                         "empty.")
+    outside = [i for o in sets for i in o if not 0 <= i < n]
+    if outside: raise ValueError(f"splits: {outside[0]} is not the position of a row; there are {n} rows.")
+    if both := sets[0] & sets[1]:
+        raise ValueError(f"splits: {len(both)} rows are in both lists, the first is {min(both)}.")
+    return [list(map(int, o)) for o in splits]
+
+# %% ../../nbs/data/42_dataloaders.ipynb #9d294702
+def _check_split(is_valid, valid_col):
+    "Raise `ValueError` unless every row is in one of two splits, and both have rows"
+    if pd.isna(is_valid).any():
+        raise ValueError(f"valid_col={valid_col!r}: {pd.isna(is_valid).sum()} of {len(is_valid)} rows are neither "
+                         "True nor False.")
+    if any(isinstance(o, str) for o in is_valid):
+        raise ValueError(f"valid_col={valid_col!r} contains strings such as {is_valid[0]!r}; it must contain True and "
+                         "False.")
+    is_valid = is_valid.astype(bool)
+    if not is_valid.all() and is_valid.any(): return
+    raise ValueError(f"valid_col={valid_col!r} is {bool(is_valid.all())} for all {len(is_valid)} rows, but both "
+                     "splits need rows: change some, or pass valid_pct instead.")
+
+# %% ../../nbs/data/42_dataloaders.ipynb #fb1007f1
+def _check_labels(missing, arg, n, names=None):
+    "Raise `ValueError` for missing labels; `missing` is a mask or the positions of rows"
+    rows = np.flatnonzero(missing)
+    if not len(rows): return
+    raise ValueError(f"{arg}: {len(rows)} of {n} rows have no label; the first is row "
+                     f"{rows[0] if names is None else names[rows[0]]!r}. Drop these rows or label them.")
+
+# %% ../../nbs/data/42_dataloaders.ipynb #01ce2b4d
+def _labels(read, label_col, train):
+    "Return a function that returns the target columns of the training rows, or raises `ValueError` for missing ones"
+    def labels(missing=False):
+        df = read(as_names(label_col))
+        if not missing: _check_labels(df.isna().any(axis=1).to_numpy(), f"label_col={label_col!r}", len(df), df.index)
+        return df.iloc[np.asarray(train)]
+    return labels
+
+# %% ../../nbs/data/42_dataloaders.ipynb #34e420b7
+def _infer_task_of(label_col, texts, labels):
+    "Return the class of tasks that the columns are for; raises `ValueError` if it is not clear"
+    task = infer_task(lambda o: o.fits_columns(texts, labels))
+    if task is None:
+        raise ValueError(f"label_col={label_col!r} fits several tasks, or none: pass task=, one of "
+                         f"{', '.join(map(repr, sorted(all_tasks())))}.")
+    print(f"task={task.name!r} is inferred from label_col={label_col!r}; pass task= for another.")
+    return task
+
+# %% ../../nbs/data/42_dataloaders.ipynb #edb7abd6
+_COLUMN_ARGS = {'text_col', 'label_col', 'task', 'valid_col', 'valid_pct', 'splits'} # named by most constructors
+
+def _infer_columns(cls, text_col, label_col):
+    "Return the columns that the user named, or those of the task"
+    return cls.text_col if text_col is None else text_col,cls.label_col if label_col is None else label_col
+
+def _find_task(task, text_col, label_col, have, head, kwargs, named=_COLUMN_ARGS):
+    "Return the task, with its options taken out of `kwargs`, and its columns; `head` returns the first rows of columns"
+    cls = SequenceClassification if task is None else task_class(task)
+    if task is None and text_col is None and cls.text_col not in have:
+        raise ValueError(f"text_col=None, but there is no column {cls.text_col!r}; the columns are "
+                         f"{', '.join(map(repr, have))}. Pass text_col=, or a task with other columns, as in "
+                         "task='question-answering'.")
+    text_col,label_col = _infer_columns(cls, text_col, label_col)
+    columns(have, text_col=text_col, label_col=label_col)
+    if task is None: task = cls = _infer_task_of(label_col, head(as_names(text_col)), head(as_names(label_col)))
+    ours = {*_BLOCK_ARGS, *_LOADER_ARGS, *task_options(cls)}
+    check_options(kwargs, ours | LOADER_OPTIONS | {'dl_kwargs', 'dl_type'} | named, ours | named)
+    return get_task(task, **{k: kwargs.pop(k) for k in task_options(cls) if k in kwargs}),text_col,label_col
 
 # %% ../../nbs/data/42_dataloaders.ipynb #eb975bea
 class HFTextDataLoaders(DataLoaders):
     "`DataLoaders` of texts for a Hugging Face model"
     @classmethod
-    @delegates(_dataloaders, but=['source', 'task', 'get_x', 'get_y', 'splits', 'y_block'])
+    @delegates(_dataloaders, but=_COMPUTED_ARGS)
     def from_df(cls,
         df:pd.DataFrame, # The data, a row for each text
         checkpoint, # A name on the Hub, a local folder, or `HFObjects`
@@ -204,12 +212,15 @@ class HFTextDataLoaders(DataLoaders):
                              "datasets.Dataset.")
         if not len(df): raise ValueError("df is empty.")
         columns(df.columns, valid_col=valid_col)
-        task,text_col,label_col = _find_task(task, text_col, label_col, list(df.columns), lambda cols: df[cols].head(1000), kwargs)
+        read,have = lambda cols: df[cols],list(df.columns)
+        head = lambda cols: read(cols).head(1000)
+        task,text_col,label_col = _find_task(task, text_col, label_col, have, head, kwargs)
         if valid_col is not None: _check_split(df[valid_col].to_numpy(), valid_col)
         splitter = _random_splitter(valid_pct, seed) if valid_col is None else ColSplitter(valid_col)
         splits = splitter(df) if splits is None else _checked_splits(splits, len(df))
-        y_block = None if label_col is None else task.y_block(_labels(lambda cols: df[cols], label_col, splits[0]))
-        return _dataloaders(df, checkpoint, task, task.get_x(text_col), task.get_y(label_col), splits, y_block, seed=seed, **kwargs)
+        y_block = None if label_col is None else task.y_block(_labels(read, label_col, splits[0]))
+        readers = task.get_x(text_col),task.get_y(label_col)
+        return _dataloaders(df, checkpoint, task, *readers, splits, y_block, seed=seed, **kwargs)
 
 # %% ../../nbs/data/42_dataloaders.ipynb #cf4e014b
 @patch(cls_method=True)
@@ -217,7 +228,7 @@ class HFTextDataLoaders(DataLoaders):
 def from_csv(cls:HFTextDataLoaders,
     csv:str|Path, # A CSV file with a header
     checkpoint, # A name on the Hub, a local folder, or `HFObjects`
-    csv_kwargs:dict=None, # Passed to `pandas.read_csv`, such as `sep`, or `keep_default_na=False` to read words such as NA and None as text
+    csv_kwargs:dict=None, # Passed to `pandas.read_csv`, such as `sep`
     **kwargs
 ) -> DataLoaders:
     "Create from the columns of a CSV file"
@@ -228,8 +239,9 @@ class ReadText(Transform):
     "Read a text file"
     def encodes(self, path:Path): return path.read_text(encoding='utf-8')
 
+# %% ../../nbs/data/42_dataloaders.ipynb #852b9161
 @patch(cls_method=True)
-@delegates(_dataloaders, but=['source', 'task', 'get_x', 'get_y', 'splits', 'y_block'])
+@delegates(_dataloaders, but=_COMPUTED_ARGS)
 def from_folder(cls:HFTextDataLoaders,
     path:str|Path, # Contains `train/label/*.txt` and `valid/label/*.txt`, or `label/*.txt`
     checkpoint, # A name on the Hub, a local folder, or `HFObjects`
@@ -245,21 +257,24 @@ def from_folder(cls:HFTextDataLoaders,
     files = get_text_files(path, folders=[train, valid] if two else None)
     if not files: raise ValueError(f"path={str(path)!r} contains no .txt files in folders named after their labels.")
     splits = (GrandparentSplitter(train, valid) if two else _random_splitter(valid_pct, seed))(files)
-    labels = pd.DataFrame({'label': [parent_label(o) for o in files]})
-    task,*_ = _find_task('sequence-classification', 'label', 'label', ['label'], labels.head, kwargs, {'train', 'valid', 'valid_pct'})
+    labels,named = pd.DataFrame({'label': [parent_label(o) for o in files]}),{'train', 'valid', 'valid_pct'}
+    task,*_ = _find_task('sequence-classification', 'label', 'label', ['label'], labels.head, kwargs, named)
     y_block = task.y_block(_labels(labels.get, 'label', splits[0]))
-    return _dataloaders(files, checkpoint, task, ReadText(), parent_label, splits, y_block, path=path, seed=seed, **kwargs)
+    readers = ReadText(),parent_label
+    return _dataloaders(files, checkpoint, task, *readers, splits, y_block, path=path, seed=seed, **kwargs)
 
-# %% ../../nbs/data/42_dataloaders.ipynb #588f9c77
+# %% ../../nbs/data/42_dataloaders.ipynb #c873649a
 def _column(ds, name, names):
-    "A column for pandas; known class names become the categories of a categorical"
+    "Return a column as pandas reads it; known class names become the categories of a categorical"
     if not hasattr(ds.features[name], 'dtype'): # a column of lists
         return pd.Series([with_class_names({name: o}, {name: names})[name] if names else o for o in ds[name][:]])
     column = ds.with_format('pandas')[name][:]
-    return column if names is None else pd.Series(pd.Categorical.from_codes(column.fillna(-1).astype(int).clip(lower=-1), names))
+    if names is None: return column
+    return pd.Series(pd.Categorical.from_codes(column.fillna(-1).astype(int).clip(lower=-1), names))
 
+# %% ../../nbs/data/42_dataloaders.ipynb #588f9c77
 def _columns(ds, cols):
-    "Some columns, with the names of classes"
+    "Return columns as a DataFrame, with the names of classes in its `attrs`"
     names = class_names(ds.features)
     df = pd.DataFrame({c: _column(ds, c, names.get(c)) for c in cols})
     df.attrs['names'] = {c: names[c] for c in cols if c in names}
@@ -267,25 +282,28 @@ def _columns(ds, cols):
 
 # %% ../../nbs/data/42_dataloaders.ipynb #d0520d94
 _VALID_NAMES = ('validation', 'valid', 'val', 'dev', 'test')
-def _valid_name(dataset): return next((o for o in _VALID_NAMES if o in dataset), None)
+def _valid_name(dataset):
+    "Return the name of the split to validate on; None if no split has a usual name"
+    return next((o for o in _VALID_NAMES if o in dataset), None)
 
+# %% ../../nbs/data/42_dataloaders.ipynb #4f5158cb
 def _split(dataset, **named):
-    "The split that an argument names"
+    "Return the split that an argument names"
     [(arg,name)] = named.items()
     if name in dataset: return dataset[name]
     there = ', '.join(map(repr, dataset))
-    raise ValueError(f"{arg}={name!r} must be one of the splits {there}." if name is not None else f"Pass {arg}=, one "
-                                                                                                   f"of the splits {there}.")
+    if name is None: raise ValueError(f"Pass {arg}=, one of the splits {there}.")
+    raise ValueError(f"{arg}={name!r} must be one of the splits {there}.")
 
+# %% ../../nbs/data/42_dataloaders.ipynb #b7c504b8
 def _joined(train, valid):
-    "Two splits as one dataset, and the rows of each"
+    "Return two splits as one dataset, and the positions of the rows of each"
     from datasets import concatenate_datasets
     return concatenate_datasets([train, valid]),(range(len(train)), range(len(train), len(train)+len(valid)))
 
 # %% ../../nbs/data/42_dataloaders.ipynb #2dcdfca8
 def _two_splits(dataset, train, valid, valid_pct, seed):
-    "A `Dataset` with all rows of a `Dataset` or of a dict of them, and the positions of those to train and to "
-    "validate on"
+    "Return a `Dataset` of all rows, and the positions of those to train and to validate on"
     from datasets import Dataset
     found = [dataset]
     if isinstance(dataset, dict):
@@ -300,9 +318,23 @@ def _two_splits(dataset, train, valid, valid_pct, seed):
     if not len(dataset): raise ValueError("dataset is empty.")
     return dataset,_random_split(len(dataset), valid_pct, seed)
 
+# %% ../../nbs/data/42_dataloaders.ipynb #6d780eaf
+def _dataset_splits(dataset, train, valid, valid_col, valid_pct, splits, seed):
+    "Return a `Dataset`, and the positions of the rows to train and to validate on"
+    from datasets import Dataset
+    if isinstance(dataset, dict) and (splits is not None or valid_col is not None):
+        raise ValueError(f"{'valid_col' if splits is None else 'splits'} is for a single Dataset: name the splits of "
+                         "a DatasetDict with train= and valid=.")
+    if splits is not None and isinstance(dataset, Dataset): return dataset,_checked_splits(splits, len(dataset))
+    if valid_col is None or not isinstance(dataset, Dataset): return _two_splits(dataset, train, valid, valid_pct, seed)
+    columns(dataset.column_names, valid_col=valid_col)
+    is_valid = np.asarray(dataset[valid_col][:])
+    _check_split(is_valid, valid_col)
+    return dataset,[np.flatnonzero(is_valid.astype(bool)==o) for o in (False, True)]
+
 # %% ../../nbs/data/42_dataloaders.ipynb #052e2d3c
 def _streams(dataset, train, valid):
-    "The splits to train and to validate on if the first is a stream; else None"
+    "Return the splits to train and to validate on if the first is a stream; else None"
     from datasets import IterableDataset
     if isinstance(dataset, IterableDataset):
         raise ValueError("dataset is a single stream, which cannot be split at random: pass a dict of two, such as "
@@ -310,11 +342,13 @@ def _streams(dataset, train, valid):
     if not isinstance(dataset, dict) or not isinstance(dataset.get(train), IterableDataset): return None
     return dataset[train],_split(dataset, valid=valid or _valid_name(dataset))
 
+# %% ../../nbs/data/42_dataloaders.ipynb #80d27148
 def _rows_of(stream, n=None):
-    "A `Dataset` of the first `n` rows of a stream; of all for None"
+    "Return a `Dataset` of the first `n` rows of a stream; of all for None"
     from datasets import Dataset
     return Dataset.from_list(list(itertools.islice(stream, n)), features=stream.features)
 
+# %% ../../nbs/data/42_dataloaders.ipynb #445f94fd
 class _NamedStream:
     "The rows of a stream with the names of their classes"
     def __init__(self, stream): self.stream,self.names = stream,class_names(stream.features)
@@ -323,7 +357,7 @@ class _NamedStream:
 
 # %% ../../nbs/data/42_dataloaders.ipynb #1c0efcbe
 def _from_stream(cls, train, valid, checkpoint, n, kwargs):
-    "`DataLoaders` that train on the stream `train`"
+    "Return `DataLoaders` that train on the stream `train`"
     from datasets import Dataset, DatasetDict
     if n is None: n = getattr((train.info.splits or {}).get(str(train.split)), 'num_examples', None)
     whole_number('n', n, hint="It is the number of rows of the stream in an epoch.")
@@ -338,23 +372,9 @@ def _from_stream(cls, train, valid, checkpoint, n, kwargs):
     dls.loaders[0] = dls.train.new(StreamSamples(_NamedStream(train), dls.train_ds, int(n)))
     return dls
 
-# %% ../../nbs/data/42_dataloaders.ipynb #6d780eaf
-def _dataset_splits(dataset, train, valid, valid_col, valid_pct, splits, seed):
-    "A `Dataset`, and the positions of the rows to train and to validate on"
-    from datasets import Dataset
-    if isinstance(dataset, dict) and (splits is not None or valid_col is not None):
-        raise ValueError(f"{'valid_col' if splits is None else 'splits'} is for a single Dataset: name the splits of "
-                         "a DatasetDict with train= and valid=.")
-    if splits is not None and isinstance(dataset, Dataset): return dataset,_checked_splits(splits, len(dataset))
-    if valid_col is None or not isinstance(dataset, Dataset): return _two_splits(dataset, train, valid, valid_pct, seed)
-    columns(dataset.column_names, valid_col=valid_col)
-    is_valid = np.asarray(dataset[valid_col][:])
-    _check_split(is_valid, valid_col)
-    return dataset,[np.flatnonzero(is_valid.astype(bool)==o) for o in (False, True)]
-
 # %% ../../nbs/data/42_dataloaders.ipynb #76d8af5c
 @patch(cls_method=True)
-@delegates(_dataloaders, but=['source', 'task', 'get_x', 'get_y', 'splits', 'y_block'])
+@delegates(_dataloaders, but=_COMPUTED_ARGS)
 def from_dataset(cls:HFTextDataLoaders,
     dataset:'Dataset|DatasetDict|IterableDatasetDict', # The data; it stays on disk, or comes as a stream
     checkpoint, # A name on the Hub, a local folder, or `HFObjects`
@@ -364,32 +384,33 @@ def from_dataset(cls:HFTextDataLoaders,
     train:str='train', # The split of a `DatasetDict` to train on
     valid:str=None, # The split to validate on; None for the first of validation, valid, val, dev, test
     valid_col:str=None, # For a single `Dataset`: a column that is True for validation rows
-    valid_pct:float=None, # The share of rows to validate on, chosen at random; None for a split if there is one, else 0.2
-    splits:tuple=None, # For a single `Dataset`, instead of these: the positions of the training rows, and of the validation rows
-    n:int=None, # Rows of a stream in an epoch, always the first ones unless it shuffles; None for all, where the stream knows their number
+    valid_pct:float=None, # Share of rows to validate on, chosen at random; None for a split if there is one, else 0.2
+    splits:tuple=None, # For a single `Dataset`: the positions of the training rows, and of the validation rows
+    n:int=None, # For a stream: the rows in an epoch; None for all, if the stream knows how many there are
     seed:int=None, # Seed of the random split and of the shuffle
     **kwargs
 ) -> DataLoaders:
-    "Create from a `Dataset`, or a dict of them, without copying it; raises `ValueError` for rows or columns that "
-    "cannot be used"
+    "Create from a `Dataset` or a dict of them, without a copy; raises `ValueError` for unusable rows or columns"
     if (streams := _streams(dataset, train, valid)) is not None:
         for k,v in dict(valid_col=valid_col, valid_pct=valid_pct, splits=splits).items():
             if v is not None:
                 raise ValueError(f"{k} is not possible for streams: name the splits with train= and valid=.")
-        return _from_stream(cls, *streams, checkpoint, n, dict(text_col=text_col, label_col=label_col, task=task, seed=seed) | kwargs)
+        kwargs = dict(text_col=text_col, label_col=label_col, task=task, seed=seed) | kwargs
+        return _from_stream(cls, *streams, checkpoint, n, kwargs)
     dataset,splits = _dataset_splits(dataset, train, valid, valid_col, valid_pct, splits, seed)
     head = partial(_columns, dataset.select(splits[0][:1000]))
     task,text_col,label_col = _find_task(task, text_col, label_col, dataset.column_names, head, kwargs)
     dataset = dataset.select_columns(list(dict.fromkeys([*as_names(text_col), *as_names(label_col)])))
     y_block = None if label_col is None else task.y_block(_labels(partial(_columns, dataset), label_col, splits[0]))
     items,n_train = DatasetItems(dataset, np.concatenate(splits)),len(splits[0])
-    return _dataloaders(items, checkpoint, task, task.get_x(text_col), task.get_y(label_col), (slice(n_train), slice(n_train, None)), y_block, n=n, seed=seed, **kwargs)
+    readers,splits = (task.get_x(text_col), task.get_y(label_col)),(slice(n_train), slice(n_train, None))
+    return _dataloaders(items, checkpoint, task, *readers, splits, y_block, n=n, seed=seed, **kwargs)
 
 # %% ../../nbs/data/42_dataloaders.ipynb #f78baeee
 _ROWS = (dict, pd.Series)
 
 def _check_items(dls, items, with_labels):
-    "Raise `ValueError` for new rows that cannot be read; returns the number of transforms to skip"
+    "Return the number of transforms to skip; raises `ValueError` for new rows that cannot be read"
     if hasattr(items, '__len__') and not len(items): raise ValueError("test_items is empty.")
     seen = next((tl.types[:1] for tl in getattr(dls.valid_ds, 'tls', [])), [])
     if not any(o in _ROWS for o in seen) or not isinstance(row := get_first(items), _ROWS): return None
@@ -406,8 +427,7 @@ def test_dl(self:DataLoaders,
     with_labels:bool=False, # Whether the rows have targets
     **kwargs
 ):
-    "Return a loader of new rows; raises `ValueError` for a stream, for no rows, and for rows without the columns to "
-    "read"
+    "Return a loader of new rows; raises `ValueError` for a stream, for no rows, and for rows without the columns"
     if isinstance(self.train, HFDataLoader):
         from datasets import Dataset, IterableDataset # takes half a second to import
         if isinstance(test_items, IterableDataset):
