@@ -34,9 +34,9 @@ from blurlike.core.compat import (
     entity_pipeline,
     epoch_indices,
     fill_mask,
-    has_bf16_arithmetic,
     has_int8_dot_products,
     has_model_class,
+    has_native_arithmetic,
     int8_linear,
     item_pipeline,
     model_classes,
@@ -221,14 +221,15 @@ def test_masks_are_filled_as_by_the_pipeline(targets):
 # torch
 
 def test_hardware_answers_with_a_boolean():
-    assert isinstance(has_bf16_arithmetic(torch.device('cpu')), bool)
+    assert isinstance(has_native_arithmetic(torch.device('cpu')), bool)
     assert isinstance(has_int8_dot_products(), bool)
-    assert has_bf16_arithmetic(torch.device('meta')) is False
+    assert has_native_arithmetic(torch.device('meta')) is False
 
 
 def test_an_emulated_bf16_does_not_count(monkeypatch):
     monkeypatch.setattr(torch.cuda, 'is_bf16_supported', lambda including_emulation=True: including_emulation)
-    assert not has_bf16_arithmetic(torch.device('cuda'))
+    assert not has_native_arithmetic(torch.device('cuda'))
+    assert has_native_arithmetic(torch.device('cuda'), torch.float16)
 
 
 @pytest.mark.parametrize(('vnni', 'reduced'), [(True, False), (False, True)])

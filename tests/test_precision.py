@@ -4,7 +4,7 @@ import torch
 from conftest import make_objects, mentions
 
 from blurlike.all import HFTextDataLoaders, hf_learner
-from blurlike.core.precision import evaluating, in_int8, without_cudnn_attention
+from blurlike.core.precision import best_precision, evaluating, in_int8, without_cudnn_attention
 
 TOLERANCE = dict(fp32=0, bf16=0.02, int8=0.1)
 
@@ -38,6 +38,48 @@ def test_the_int8_copy_is_made_once_for_given_weights(learn, df):
     learn.fit(2, 1e-2)
     assert in_int8(learn.model) is not copy
     assert (probs(learn, texts, 'int8') - probs(learn, texts)).abs().max() < (old - probs(learn, texts)).abs().max()
+
+
+def test_no_change_of_the_weights_is_too_small_for_a_new_int8_copy():
+    model = make_objects().model
+    for p in model.parameters():
+        copy = in_int8(model)
+        p.data.view(-1)[len(p.data.view(-1))//3] += 1e-3
+        assert in_int8(model) is not copy
+
+
+def test_a_permutation_of_the_weights_gets_a_new_int8_copy():
+    model = make_objects().model
+    copy,weight = in_int8(model),model.classifier.weight
+    weight.data = weight.data.flip(0)
+    assert in_int8(model) is not copy
+
+
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
+def test_the_int8_copy_of_a_model_in_16_bits_follows_its_weights(dtype):
+    model = make_objects().model.to(dtype)
+    copy = in_int8(model)
+    assert in_int8(model) is copy
+    with torch.no_grad(): model.classifier.bias[0] += 1
+    assert in_int8(model) is not copy
+
+
+@pytest.mark.parametrize('precision', ['bf16', 'fp16'])
+def test_an_emulated_precision_warns_in_training_and_prediction(precision, learn, df, monkeypatch):
+    monkeypatch.setattr('blurlike.core.precision.has_native_arithmetic', lambda *args: False)
+    pattern = mentions(f'precision={precision!r}', "best_precision('cpu')")
+    with pytest.warns(UserWarning, match=pattern): hf_learner(learn.dls, learn.model, precision=precision)
+    with pytest.warns(UserWarning, match=pattern): learn.hf_predict(df.text[0], precision=precision)
+
+
+def test_a_native_precision_does_not_warn(learn, df, monkeypatch, recwarn):
+    monkeypatch.setattr('blurlike.core.precision.has_native_arithmetic', lambda *args: True)
+    hf_learner(learn.dls, learn.model, precision='bf16')
+    learn.hf_predict(df.text[0], precision='bf16')
+    assert not [o for o in recwarn if 'precision' in str(o.message)]
+
+
+def test_a_device_may_be_a_string(): assert best_precision('cpu') == best_precision(torch.device('cpu'))
 
 
 @pytest.mark.parametrize('arch', 'distilbert roberta deberta-v2 albert electra mpnet xlnet opt llama'.split())

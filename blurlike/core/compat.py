@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['end_cleanup', 'item_pipeline', 'type_transforms', 'epoch_indices', 'set_input_count', 'has_model_class',
            'model_classes', 'quiet_load_report', 'remove_capture_hooks', 'entity_pipeline', 'fill_mask',
-           'has_bf16_arithmetic', 'has_int8_dot_products', 'int8_linear', 'autocast_depth']
+           'has_native_arithmetic', 'has_int8_dot_products', 'int8_linear', 'autocast_depth']
 
 # %% ../../nbs/core/01_compat.ipynb #09eaaece
 import logging
@@ -117,13 +117,16 @@ def fill_mask(
     return [FillMaskPipeline.postprocess(pipe, dict(input_ids=i[None], logits=o[None]), top_k, ids) for i,o in rows]
 
 # %% ../../nbs/core/01_compat.ipynb #7b4fee8d
-def has_bf16_arithmetic(
+def has_native_arithmetic(
     device:torch.device, # Where the model will run
-) -> bool:
-    "Return whether `device` has native bfloat16 arithmetic"
-    if device.type=='cuda': return torch.cuda.is_bf16_supported(including_emulation=False)
+    dtype:torch.dtype=torch.bfloat16, # bfloat16 or float16
+) -> bool: # False for devices that cannot tell
+    "Return whether `device` computes in `dtype` itself, rather than by emulation"
+    bf16 = dtype is torch.bfloat16
+    if device.type=='cuda': return not bf16 or torch.cuda.is_bf16_supported(including_emulation=False)
     if device.type!='cpu' or not torch.backends.mkldnn.is_available(): return False
-    return torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    ops = torch.ops.mkldnn
+    return ops._is_mkldnn_bf16_supported() if bf16 else ops._is_mkldnn_fp16_supported()
 
 # %% ../../nbs/core/01_compat.ipynb #5598d6ec
 def has_int8_dot_products() -> bool:

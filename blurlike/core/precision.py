@@ -12,9 +12,10 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
+from xxhash import xxh3_128
 
 from .checks import first_line, one_of
-from .compat import has_bf16_arithmetic, int8_linear
+from .compat import has_native_arithmetic, int8_linear
 
 # %% ../../nbs/core/04_precision.ipynb #a2b77895
 DTYPES = dict(bf16=torch.bfloat16, fp16=torch.float16) # The precisions that use autocast
@@ -24,7 +25,7 @@ def check_precision(
     precision:str, # "fp32", "bf16" or "fp16"
     device:torch.device, # Where the model will run
 ):
-    "Raise `ValueError` if `device` cannot train in `precision`"
+    "Raise `ValueError` if `device` cannot train in `precision`, and warn if it only emulates it"
     one_of('precision', precision, ['fp32', *DTYPES])
     if precision=='fp32': return
     layer = nn.Linear(8, 8, device=device)
@@ -34,13 +35,16 @@ def check_precision(
     except (RuntimeError, ValueError) as e:
         raise ValueError(f"precision={precision!r} is not supported on {device} ({first_line(e)}): "
                          "use precision='fp32'.") from e
+    if device.type in ('cpu', 'cuda') and not has_native_arithmetic(device, DTYPES[precision]):
+        warnings.warn(f"precision={precision!r} is emulated on this {device.type} device, which can be ten times "
+                      f"slower than 'fp32': best_precision({device.type!r}) returns the faster one.", stacklevel=3)
 
 # %% ../../nbs/core/04_precision.ipynb #8d3fcdc5
 def best_precision(
-    device:torch.device, # Where the model will run
+    device:str|torch.device, # Where the model will run
 ) -> str: # "bf16" or "fp32"
     "Return the fastest precision that is safe for training on `device`"
-    return 'bf16' if has_bf16_arithmetic(device) else 'fp32'
+    return 'bf16' if has_native_arithmetic(torch.device(device)) else 'fp32'
 
 # %% ../../nbs/core/04_precision.ipynb #e9dc4230
 @contextmanager
@@ -75,8 +79,10 @@ def _quantized(model):
 
 # %% ../../nbs/core/04_precision.ipynb #4bfbd711
 def _fingerprint(model):
-    "Return about 16 numbers of each tensor of `model`, as one vector"
-    return torch.cat([o.detach().flatten()[::max(1, o.numel()//16)].double() for o in model.state_dict().values()])
+    "Return a hash of all weights of `model`"
+    res = xxh3_128()
+    for o in model.state_dict().values(): res.update(o.detach().flatten().view(torch.uint8).numpy())
+    return res.hexdigest()
 
 # %% ../../nbs/core/04_precision.ipynb #dd3fb5e0
 _COPIES = WeakKeyDictionary() # For each model the fingerprint of its weights, and its int8 copy
@@ -87,7 +93,7 @@ def in_int8(
     "Return a copy of `model` with int8 linear layers; raise `ValueError` if that is not possible"
     _check_int8(model)
     state = _fingerprint(model)
-    if model not in _COPIES or not torch.equal(_COPIES[model][0], state): _COPIES[model] = state,_quantized(model)
+    if model not in _COPIES or _COPIES[model][0]!=state: _COPIES[model] = state,_quantized(model)
     return _COPIES[model][1]
 
 # %% ../../nbs/core/04_precision.ipynb #790d5724

@@ -165,7 +165,7 @@ def _infer_task_of(label_col, texts, labels):
     if task is None:
         raise ValueError(f"label_col={label_col!r} fits several tasks, or none: pass task=, one of "
                          f"{', '.join(map(repr, sorted(all_tasks())))}.")
-    print(f"task={task.name!r} is inferred from label_col={label_col!r}; pass task= for another.")
+    print(f"Inferred task={task.name!r} from label_col={label_col!r}; pass task= to change it.")
     return task
 
 # %% ../../nbs/data/42_dataloaders.ipynb #edb7abd6
