@@ -23,6 +23,7 @@ from transformers import (  # noqa: E402
 )
 
 from blurlike.all import HFObjects, HFTextDataLoaders, hf_learner, set_pad_token  # noqa: E402
+from blurlike.core.checks import print_once  # noqa: E402
 
 
 def mentions(*facts):
@@ -35,6 +36,12 @@ def _whole(fact):
     before = r'(?<!\w)(?<!\d\.)' if fact[0].isalnum() else ''
     after = r'(?!\w|\.\d)' if fact[-1].isalnum() else ''
     return before + re.escape(fact) + after
+
+
+@pytest.fixture(autouse=True)
+def _lines_are_new():
+    "Let each test print what an earlier one printed"
+    print_once.cache_clear()
 
 
 GOOD = 'warm funny moving lovely bright tender joyful clever'.split()

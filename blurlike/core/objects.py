@@ -8,8 +8,9 @@ __all__ = ['load_hf_config', 'set_pad_token', 'load_hf_tokenizer', 'load_hf_mode
 
 # %% ../../nbs/core/02_objects.ipynb #46135eba
 import inspect, re, sys
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from copy import deepcopy
+from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -18,8 +19,9 @@ from safetensors import SafetensorError
 from torch import nn
 from transformers import (AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, GgufConfig, PreTrainedConfig,
                           PreTrainedTokenizerBase)
+from transformers.utils import logging as hf_logging
 
-from .checks import first_line
+from .checks import first_line, print_once
 from .compat import quiet_load_report
 
 if TYPE_CHECKING: from transformers import PreTrainedModel # takes seconds to import
@@ -104,13 +106,23 @@ def _check_body(model, mismatched):
 # %% ../../nbs/core/02_objects.ipynb #2736854e
 def _new_modules(missing, mismatched):
     "Return the names of the modules whose weights do not come from the checkpoint"
-    return ', '.join(dict.fromkeys(o.rsplit('.', 1)[0] for o in sorted({*missing, *(o[0] for o in mismatched)})))
+    return list(dict.fromkeys(o.rsplit('.', 1)[0] for o in sorted({*missing, *(o[0] for o in mismatched)})))
+
+# %% ../../nbs/core/02_objects.ipynb #5ce91fae
+def _unused_modules(unexpected, model):
+    "Return the names of the modules in the checkpoint that `model` does not have"
+    have = {o for o,_ in model.named_modules()}
+    def first_unknown(key): return next((o for o in accumulate(key.split('.'), '{}.{}'.format) if o not in have), key)
+    return sorted(dict.fromkeys(map(first_unknown, unexpected)), key=lambda o: [(len(p), p) for p in o.split('.')])
 
 # %% ../../nbs/core/02_objects.ipynb #c93834ea
-def _new_modules_line(model, names, mismatched):
-    "Return a line that says which modules of `model` are newly initialized"
+def _weights_line(model, new, unused, mismatched):
+    "Return a line about the modules that are new in `model`, and those of the checkpoint that it does not use"
+    name = type(model).__name__
+    def few(names): return ', '.join(names[:5]) + (f' and {len(names)-5} more' if len(names) > 5 else '')
     sizes = next((f" ({ours[0]} outputs, {theirs[0]} in the checkpoint)" for _,theirs,ours in mismatched), '')
-    return f"Newly initialized in {type(model).__name__}: {names}{sizes}. Train before use."
+    first = f"Newly initialized in {name}: {few(new)}{sizes}. Train before use." if new else ''
+    return f"{first} {name} does not use these weights of the checkpoint: {few(unused)}.".strip() if unused else first
 
 # %% ../../nbs/core/02_objects.ipynb #28d1595f
 def _remove_quantization(model):
@@ -128,16 +140,18 @@ def load_hf_model(
     "Load the model of `checkpoint`; raise `OSError` if there is none, `ValueError` if its weights do not fit `config`"
     kwargs = dict(dtype=torch.float32, ignore_mismatched_sizes=True) | (model_kwargs or {})
     if 'gguf_file' in kwargs: kwargs.setdefault('quantization_config', GgufConfig(dequantize=True))
-    with _reaching(checkpoint, f'{model_cls.__name__} weights'), quiet_load_report():
+    full = hf_logging.get_verbosity() < hf_logging.WARNING # show transformers' own table
+    with _reaching(checkpoint, f'{model_cls.__name__} weights'), nullcontext() if full else quiet_load_report():
         model,info = model_cls.from_pretrained(checkpoint, config=config, output_loading_info=True, **kwargs)
     if getattr(kwargs.get('quantization_config'), 'dequantize', False): _remove_quantization(model)
     mismatched = sorted(info['mismatched_keys']) # a set
     _check_body(model, mismatched)
-    names = _new_modules(info['missing_keys'], mismatched)
-    if names and whole:
-        raise ValueError(f"checkpoint={str(checkpoint)!r} has no trained weights for {names} of "
+    new,unused = _new_modules(info['missing_keys'], mismatched),_unused_modules(info['unexpected_keys'], model)
+    if new and whole:
+        raise ValueError(f"checkpoint={str(checkpoint)!r} has no trained weights for {', '.join(new)} of "
                          f"{type(model).__name__}: train them first, with HFTextDataLoaders and hf_learner.")
-    if names: print(_new_modules_line(model, names, mismatched))
+    if (new or unused) and hf_logging.get_verbosity()==hf_logging.WARNING:
+        print_once(_weights_line(model, new, unused, mismatched), str(checkpoint))
     return model
 
 # %% ../../nbs/core/02_objects.ipynb #2ff4e6ca

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from xxhash import xxh3_128
 
-from .checks import first_line, one_of
+from .checks import first_line, one_of, print_once
 from .compat import has_native_arithmetic, int8_linear
 
 # %% ../../nbs/core/04_precision.ipynb #a2b77895
@@ -25,7 +25,7 @@ def check_precision(
     precision:str, # "fp32", "bf16" or "fp16"
     device:torch.device, # Where the model will run
 ):
-    "Raise `ValueError` if `device` cannot train in `precision`, and warn if it only emulates it"
+    "Raise `ValueError` if `device` cannot train in `precision`, and print a line if it only emulates it"
     one_of('precision', precision, ['fp32', *DTYPES])
     if precision=='fp32': return
     layer = nn.Linear(8, 8, device=device)
@@ -36,8 +36,8 @@ def check_precision(
         raise ValueError(f"precision={precision!r} is not supported on {device} ({first_line(e)}): "
                          "use precision='fp32'.") from e
     if device.type in ('cpu', 'cuda') and not has_native_arithmetic(device, DTYPES[precision]):
-        warnings.warn(f"precision={precision!r} is emulated on this {device.type} device, which can be ten times "
-                      f"slower than 'fp32': best_precision({device.type!r}) returns the faster one.", stacklevel=3)
+        print_once(f"precision={precision!r} is emulated on this {device.type} device, which can be ten times slower "
+                   f"than 'fp32'. best_precision({device.type!r}) returns the faster one.")
 
 # %% ../../nbs/core/04_precision.ipynb #8d3fcdc5
 def best_precision(
