@@ -27,6 +27,7 @@ def size(self:HFInputs) -> int:
     "The number of rows"
     return len(next(iter(self.values())))
 
+# %% ../../nbs/core/03_inputs.ipynb #b106aa5b
 @patch
 def samples(self:HFInputs,
     max_n:int=None, # Rows at most; None for all
@@ -41,6 +42,7 @@ def window_mask(self:HFInputs) -> Tensor|None: # Of shape batch x windows; None 
     n = self.get('n_windows')
     return None if n is None else torch.arange(self['input_ids'].shape[1], device=n.device) < n[:,None]
 
+# %% ../../nbs/core/03_inputs.ipynb #db54778b
 @patch
 def for_model(self:HFInputs) -> dict: # Tensors of shape rows x sequence
     "Return the model's inputs: no notes, and windows as rows"
@@ -60,12 +62,13 @@ def by_window(
 
 # %% ../../nbs/core/03_inputs.ipynb #01d95491
 def _n_tokens(inputs):
-    "The number of tokens in `inputs`, and of positions"
+    "Return the number of tokens in `inputs`, and of positions"
     inputs = HFInputs(inputs).for_model()
     mask = inputs.get('attention_mask')
     total = inputs['input_ids'].numel()
     return (total if mask is None else int(mask.sum())), total
 
+# %% ../../nbs/core/03_inputs.ipynb #f558ae95
 def padding_share(
     batches, # Batches of inputs, or `(inputs, targets)` tuples, such as a `DataLoader` returns
 ) -> float: # Between 0 and 1
@@ -76,16 +79,19 @@ def padding_share(
 
 # %% ../../nbs/core/03_inputs.ipynb #6ba0ece6
 def _real_windows(row):
-    "The real windows of `row`, each as a row"
+    "Return the real windows of `row`, each as a row"
     return [{k: v[i] for k,v in row.items() if k not in HFInputs.row_notes} for i in range(row['n_windows'])]
 
+# %% ../../nbs/core/03_inputs.ipynb #3ffb5e1f
 def _join_windows(texts):
     "Join the texts of windows; what all windows of a pair begin with comes once"
-    if isinstance(texts[0], tuple): return tuple(_join_windows(list(dict.fromkeys(o))) for o in zip(*texts, strict=True))
+    if isinstance(texts[0], tuple):
+        return tuple(_join_windows(list(dict.fromkeys(o))) for o in zip(*texts, strict=True))
     return ' … '.join(texts)
 
+# %% ../../nbs/core/03_inputs.ipynb #d9d74bec
 def _parts(row):
-    "The text, 0 or 1, that each token of `row` belongs to; None if there is one text"
+    "Return the text, 0 or 1, that each token of `row` belongs to; None if there is one text"
     parts = row.get('sequence_ids', row.get('token_type_ids'))
     return parts if parts is not None and (parts==1).any() else None
 

@@ -31,7 +31,7 @@ class Task:
         "Return new metrics, for a learner that gets none"
         return []
 
-# %% ../../nbs/tasks/20_base.ipynb #10e5bdba
+# %% ../../nbs/tasks/20_base.ipynb #4fdbc3ec
 @patch
 def tokenize(self:Task,
     samples:list, # `(x,)` or `(x, y)` tuples, as the dataset returns them
@@ -43,7 +43,7 @@ def tokenize(self:Task,
     table.rows |= {f'target{i}': Targets.of(y) for i,y in enumerate(ys)}
     return table
 
-# %% ../../nbs/tasks/20_base.ipynb #68cb1ac3
+# %% ../../nbs/tasks/20_base.ipynb #2cba3acc
 @patch
 def collate(self:Task,
     table:TokenTable, # From `tokenize`
@@ -54,7 +54,7 @@ def collate(self:Task,
     "Return a batch"
     return (block.inputs(table, rows), *(o[rows] for o in table.rows.values() if isinstance(o, Targets)))
 
-# %% ../../nbs/tasks/20_base.ipynb #6c31c183
+# %% ../../nbs/tasks/20_base.ipynb #ce2a8753
 @patch
 def decode(self:Task,
     pred, # The prediction for a batch, from `pred`, on any device
@@ -65,7 +65,7 @@ def decode(self:Task,
     "Decode predictions; further parameters are options of `hf_predict`"
     raise NotImplementedError(f"{type(self).__name__} needs a method `decode`.")
 
-# %% ../../nbs/tasks/20_base.ipynb #c910b830
+# %% ../../nbs/tasks/20_base.ipynb #d2cc036d
 @patch
 def row(self:Task,
     text, # The decoded text, or a tuple of two
@@ -83,11 +83,13 @@ def task_options(
     "Return the names of a task's options"
     return [] if cls.__init__ is object.__init__ else list(inspect.signature(cls).parameters)
 
+# %% ../../nbs/tasks/20_base.ipynb #9cc51792
 @patch
 def params(self:Task) -> dict:
     "Return the task's options and their values"
     return {k: getattr(self, k) for k in task_options(type(self))}
 
+# %% ../../nbs/tasks/20_base.ipynb #cfc163af
 @patch
 def __repr__(self:Task): return f"{type(self).__name__}({', '.join(f'{k}={v!r}' for k,v in self.params().items())})"
 
@@ -104,6 +106,7 @@ def get_x(self:Task,
         raise ValueError(f"text_col={text_col!r} must be one column, or two for pairs.")
     return reader(text_col)
 
+# %% ../../nbs/tasks/20_base.ipynb #462e1e0f
 @patch
 def get_y(self:Task,
     label_col, # One column, or a list or tuple of columns
@@ -111,7 +114,7 @@ def get_y(self:Task,
     "Return a reader of targets"
     return ColReader(label_col)
 
-# %% ../../nbs/tasks/20_base.ipynb #462e1e0f
+# %% ../../nbs/tasks/20_base.ipynb #00f85ac1
 @patch
 def target_block(self:Task,
     names:list=None, # The names of the classes, or of the numbers; None where the task has neither
@@ -119,6 +122,7 @@ def target_block(self:Task,
     "Return the block for targets"
     raise ValueError(f"label_col must be None: the targets of task={self.name!r} come from the texts.")
 
+# %% ../../nbs/tasks/20_base.ipynb #01efa3d8
 @patch
 def y_block(self:Task,
     labels, # A function that returns the target columns of the training rows; `missing=True` allows missing targets
@@ -126,7 +130,7 @@ def y_block(self:Task,
     "Return the block for targets; raises `ValueError` if the columns do not suit the task"
     return self.target_block()
 
-# %% ../../nbs/tasks/20_base.ipynb #1d9ec887
+# %% ../../nbs/tasks/20_base.ipynb #06fc931c
 @patch
 def problem(self:Task,
     sample, # `(x,)` or `(x, y)`
@@ -140,26 +144,28 @@ def problem(self:Task,
 def fits(cls:Task,
     target, # A target, as a dataset returns it
 ) -> bool:
-    "Whether `target` is made for this task"
+    "Return whether `target` is made for this task"
     return False
 
+# %% ../../nbs/tasks/20_base.ipynb #356e3343
 @patch(cls_method=True)
 def fits_columns(cls:Task,
     texts, # The first rows of the text columns, a DataFrame
     labels, # The first rows of the target columns, a DataFrame
 ) -> bool:
-    "Whether these columns are made for this task"
+    "Return whether these columns are made for this task"
     return False
 
+# %% ../../nbs/tasks/20_base.ipynb #7c8c098e
 @patch(cls_method=True)
 def fits_config(cls:Task,
     config, # A model's configuration
 ) -> bool:
-    "Whether a model with this configuration was trained for this task"
+    "Return whether a model with this configuration was trained for this task"
     names = {o.__name__ for o in model_classes(cls.auto_model, type(config))}
     return bool(names & set(config.architectures or ()))
 
-# %% ../../nbs/tasks/20_base.ipynb #899ca41c
+# %% ../../nbs/tasks/20_base.ipynb #0e357d5d
 Task.truncation = True # As for a tokenizer
 Task.is_split_into_words = False # Whether a text is a list of words
 Task.windows = False # Whether a text longer than `max_length` is read in windows, rather than truncated
@@ -173,6 +179,7 @@ def set_up(self:Task,
 ): # Kept as `block.setup`
     "Check that the task is possible with `block`, and return what it needs to know of model and tokenizer"
 
+# %% ../../nbs/tasks/20_base.ipynb #1cd9c8e5
 @patch
 def text_model(self:Task,
     model, # A model, or a skeleton
@@ -180,7 +187,7 @@ def text_model(self:Task,
     "Return the part of `model` that reads the texts"
     return model
 
-# %% ../../nbs/tasks/20_base.ipynb #356e3343
+# %% ../../nbs/tasks/20_base.ipynb #d26dfd23
 @patch
 def config_kwargs(self:Task,
     dls, # The `DataLoaders` to train with
@@ -188,6 +195,7 @@ def config_kwargs(self:Task,
     "Return what the data says about the model's configuration"
     return {}
 
+# %% ../../nbs/tasks/20_base.ipynb #b3adc69f
 @patch
 def check_model(self:Task,
     dls, # The `DataLoaders` to train with
@@ -195,6 +203,7 @@ def check_model(self:Task,
 ):
     "Raise `ValueError` if `model` does not fit the data"
 
+# %% ../../nbs/tasks/20_base.ipynb #3e163449
 @patch
 def configure(self:Task,
     dls, # The `DataLoaders` to train with
@@ -215,6 +224,7 @@ def facts(self:Task,
     "Return what the training targets say that predictions depend on"
     return {}
 
+# %% ../../nbs/tasks/20_base.ipynb #274d7814
 @patch
 def decode_options(self:Task,
     learn, # The `Learner` that predicts
@@ -222,7 +232,7 @@ def decode_options(self:Task,
     "Return the options of `decode` that depend on the data or on the learner"
     return {}
 
-# %% ../../nbs/tasks/20_base.ipynb #f1333064
+# %% ../../nbs/tasks/20_base.ipynb #ad937fef
 @patch
 def pred(self:Task,
     outputs, # A `ModelOutput`
@@ -231,6 +241,7 @@ def pred(self:Task,
     "Return the logits of each row"
     return outputs.logits
 
+# %% ../../nbs/tasks/20_base.ipynb #629b4348
 @patch
 def labels(self:Task,
     yb:tuple, # The batch's targets
@@ -245,10 +256,11 @@ def is_one(self:Task,
     texts, # The argument of `hf_predict`
     block, # The `HFTextBlock`
 ) -> bool:
-    "Whether `texts` is a single text"
+    "Return whether `texts` is a single text"
     if isinstance(texts, (str, tuple)) or not is_iter(texts): return True
     return block.is_split_into_words and block.text_problem(texts) is None
 
+# %% ../../nbs/tasks/20_base.ipynb #3095df09
 @patch
 def sample(self:Task,
     text, # One of the texts
@@ -258,16 +270,16 @@ def sample(self:Task,
     if problem := block.text_problem(text): raise ValueError(problem)
     return text
 
+# %% ../../nbs/tasks/20_base.ipynb #8c8c922e
+Task.pipeline_tag = None # The Hub's name of the task; None for the task's own
+Task.has_labels = False # Whether the outputs are classes with names
+
 @patch
 def example(self:Task,
     block, # The `HFTextBlock`
 ):
     "Return an example for documentation"
     return 'This is an example sentence.'
-
-# %% ../../nbs/tasks/20_base.ipynb #9985de53
-Task.pipeline_tag = None # The Hub's name of the task; None for the task's own
-Task.has_labels = False # Whether the outputs are classes with names
 
 # %% ../../nbs/tasks/20_base.ipynb #a920cdd2
 @patch
@@ -281,15 +293,16 @@ def decode_batch(self:Task,
     targets = batch_to_samples(batch[1:], max_n=max_n) if len(batch) > 1 else [()]*len(texts)
     return [dl.dataset.decode((t, *y), full=True) for t,y in zip(texts, targets, strict=True)]
 
-# %% ../../nbs/tasks/20_base.ipynb #310bbab0
+# %% ../../nbs/tasks/20_base.ipynb #ba4a3269
 @patch
 def is_right(self:Task,
     target, # The decoded target
     pred, # The decoded prediction
 ) -> bool:
-    "Whether `show_results` leaves the prediction unmarked"
+    "Return whether `show_results` leaves the prediction unmarked"
     return target == pred
 
+# %% ../../nbs/tasks/20_base.ipynb #95045b03
 @patch
 def confidence(self:Task,
     raw, # A row's activation, such as probabilities
@@ -297,6 +310,7 @@ def confidence(self:Task,
     "Return what `plot_top_losses` shows of a prediction, besides the loss"
     return {}
 
+# %% ../../nbs/tasks/20_base.ipynb #61405195
 @patch
 def class_pairs(self:Task,
     learn, # The `Learner` that predicts
@@ -306,7 +320,7 @@ def class_pairs(self:Task,
     raise ValueError(f"task={self.name!r} has no classes to confuse: use Interpretation instead of "
                      "ClassificationInterpretation.")
 
-# %% ../../nbs/tasks/20_base.ipynb #95045b03
+# %% ../../nbs/tasks/20_base.ipynb #13096d69
 def named_subclasses(
     cls:type, # A class whose subclasses have a `name`
 ) -> dict: # Names and classes; subclasses that inherit their name are left out
@@ -315,8 +329,9 @@ def named_subclasses(
     for o in cls.__subclasses__(): found |= named_subclasses(o)
     return found
 
+# %% ../../nbs/tasks/20_base.ipynb #16abc9ac
 def all_tasks() -> dict: # Names and classes
-    "Return all tasks"
+    "Return all tasks, those that a user defines included"
     import blurlike.tasks as package
     for m in pkgutil.iter_modules(package.__path__): import_module(f'{package.__name__}.{m.name}')
     return named_subclasses(Task)

@@ -91,7 +91,7 @@ def chat_tokens(
 def is_chat(
     x, # Any value
 ) -> bool:
-    "Whether `x` is a list of messages"
+    "Return whether `x` is a list of messages"
     if isinstance(x, (str, dict, tuple)) or not is_iter(x) or not len(x): return False
     return all(isinstance(o, dict) and 'role' in o for o in x)
 
@@ -112,7 +112,7 @@ def refuse_encoder(
 def sees_ahead(
     model, # A language model
 ) -> bool:
-    "Whether the predictions of a model depend on later tokens"
+    "Return whether the predictions of a model depend on later tokens"
     model,training = get_model(model),model.training
     ids = torch.tensor([[4, 5, 6], [4, 5, 7]], device=next(model.parameters()).device)
     model.eval()
@@ -157,14 +157,15 @@ def facts(self:CausalLM, dataset, block, table=None):
 # %% ../../nbs/tasks/31_causal_lm.ipynb #846f1a8a
 @patch
 def _chat_row(self:CausalLM, parts, block):
-    "The tokens of a chat"
+    "Return the tokens of a chat"
     if len(parts) > 1:
         raise ValueError("the text is a list of messages, which contains the answers: pass label_col=None")
     return chat_tokens(list(parts[0]), block.hf_tokenizer)
 
+# %% ../../nbs/tasks/31_causal_lm.ipynb #34341b5f
 @patch
 def _completion_row(self:CausalLM, parts, block):
-    "The tokens of a prompt and its completion"
+    "Return the tokens of a prompt and its completion"
     if not isinstance(parts[0], str):
         raise ValueError(f"the text is {parts[0]!r:.80}, not a string or a list of messages")
     if len(parts) < 2:
@@ -192,14 +193,15 @@ def answer_row(self:CausalLM,
 # %% ../../nbs/tasks/31_causal_lm.ipynb #6eade4bb
 @patch
 def _text_rows(self:CausalLM, texts, block, template, end):
-    "Rows with special tokens; an empty text that is joined to others has no tokens"
+    "Return rows with special tokens; an empty text that is joined to others has no tokens"
     table = block.contents(texts)
     columns = [table.column(i) for i in range(len(texts))]
     rows = [[*template.before, *o, *end] if len(o) or not self.packing else [] for o in columns]
     return [Tokens(o, counts=np.ones(len(o))) for o in rows]
 
+# %% ../../nbs/tasks/31_causal_lm.ipynb #566f0055
 def _packed(rows, size):
-    "Rows joined and cut into blocks"
+    "Return rows joined and cut into blocks"
     table = table_of(rows)
     return TokenTable(table.columns, block_cuts(int(table.bounds[-1]), size, least=2))
 
@@ -265,11 +267,12 @@ def is_one(self:CausalLM, texts, block):
 # %% ../../nbs/tasks/31_causal_lm.ipynb #1d0f97bf
 @patch
 def _text_tokens(self:CausalLM, text, block):
-    "The tokens of a text, with the special tokens before it"
+    "Return the tokens of a text, with the special tokens before it"
     if problem := block.text_problem(text): raise ValueError(problem)
     ids = [*block.template().before, *block.contents([text]).column(0)]
     return Tokens(ids, counts=np.ones(len(ids)))
 
+# %% ../../nbs/tasks/31_causal_lm.ipynb #24cbab2c
 @patch
 def sample(self:CausalLM, text, block):
     "Return what `hf_predict` scores; raises `ValueError` if there is nothing to score"
@@ -294,11 +297,12 @@ def decode(self:CausalLM, logits, config, inputs=None, samples=None):
 # %% ../../nbs/tasks/31_causal_lm.ipynb #5dcf275c
 @patch
 def _chat_prompt(self:CausalLM, messages, block):
-    "The tokens of a chat that the model should answer"
+    "Return the tokens of a chat that the model should answer"
     if not block.hf_tokenizer.chat_template: raise ValueError("the tokenizer has no chat template: pass a text")
     enc = block.hf_tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, return_dict=True)
     return Tokens(enc['input_ids'], counts=np.ones(len(enc['input_ids'])))
 
+# %% ../../nbs/tasks/31_causal_lm.ipynb #983c785b
 @patch
 def prompt(self:CausalLM, text, block):
     "Return the tokens to continue; raises `ValueError` if `text` is neither a text nor a chat, or is too long"

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Tokens', 'table_of', 'row_tokens', 'truncated', 'block_cuts', 'check_block_size', 'resolve_block_size', 'Blocks',
-           'made_of_tokens', 'Corpus', 'LanguageModel', 'TokenPerplexity', 'TokenAccuracy', 'TokenCells', 'token_cells']
+           'made_of_tokens', 'TokenPerplexity', 'TokenAccuracy', 'TokenCells', 'token_cells', 'Corpus', 'LanguageModel']
 
 # %% ../../nbs/tasks/24_corpus.ipynb #2b631985
 from itertools import groupby
@@ -14,7 +14,7 @@ import torch
 from fastai.data.core import Datasets, TfmdLists
 from fastai.data.transforms import ItemGetter
 from fastai.learner import Metric
-from fastai.torch_basics import L
+from fastai.torch_basics import L, patch
 
 from ..core.checks import whole_number
 from ..core.inputs import as_rows
@@ -33,10 +33,15 @@ class Tokens:
     @property
     def ids(self): return self.columns['input_ids']
     def __len__(self): return len(self.ids)
-    def __getitem__(self, i): return type(self)(**{'ids' if k=='input_ids' else k: v[i] for k,v in self.columns.items()})
     def __repr__(self): return f"Tokens({self.ids.tolist()})"
+
+    def __getitem__(self, i):
+        columns = {k: v[i] for k,v in self.columns.items()}
+        return type(self)(columns.pop('input_ids'), **columns)
+
     def __eq__(self, other):
-        return isinstance(other, Tokens) and all(np.array_equal(v, other.columns.get(k)) for k,v in self.columns.items())
+        if not isinstance(other, Tokens): return False
+        return all(np.array_equal(v, other.columns.get(k)) for k,v in self.columns.items())
 
 # %% ../../nbs/tasks/24_corpus.ipynb #3787e428
 def table_of(
@@ -50,6 +55,7 @@ def table_of(
     columns = {k: np.concatenate([o.columns[k] for o in rows] or empty) for k in names}
     return TokenTable(columns, bounds_of([len(o) for o in rows]), full_lengths=full_lengths)
 
+# %% ../../nbs/tasks/24_corpus.ipynb #1b24082e
 def row_tokens(
     table:TokenTable, # A table
     i:int, # A row
@@ -78,13 +84,14 @@ def block_cuts(
     if 0 < n % size < least and len(cuts) > 2: cuts[-2] -= least - n % size
     return cuts
 
-# %% ../../nbs/tasks/24_corpus.ipynb #fe3a874c
+# %% ../../nbs/tasks/24_corpus.ipynb #3aee89c9
 def check_block_size(
     size, # As the user set it
 ):
     "Raise `ValueError` if `size` is not a number of tokens"
     if size is not None: whole_number('block_size', size, 3)
 
+# %% ../../nbs/tasks/24_corpus.ipynb #fe3a874c
 def resolve_block_size(
     size:int|None, # As the user set it
     block, # The `HFTextBlock`, which may have a limit
@@ -96,6 +103,16 @@ def resolve_block_size(
         raise ValueError(f"block_size={size} must be at most max_length={block.max_length}.")
     whole_number('block_size', size, room + 3)
     return size - room
+
+# %% ../../nbs/tasks/24_corpus.ipynb #021a1c58
+def _pipelines(source):
+    "The pipelines of `source`, which pass `Tokens` on unchanged"
+    if not isinstance(source, Datasets):
+        width = len(source[0]) if len(source) else 1
+        return [TfmdLists(source, ItemGetter(i), do_setup=False, types=[tuple, object]) for i in range(width)]
+    for o in source.tls:
+        if Tokens not in (o.types or ()): o.types = [*(o.types or ()), Tokens]
+    return source.tls
 
 # %% ../../nbs/tasks/24_corpus.ipynb #f1434318
 class Blocks(Datasets):
@@ -117,21 +134,88 @@ class Blocks(Datasets):
     def decode(self, o, full=True): return o
     def __repr__(self): return f"Blocks({self.table!r})"
 
-def _pipelines(source):
-    "The pipelines of `source`, which pass `Tokens` on unchanged"
-    if not isinstance(source, Datasets):
-        width = len(source[0]) if len(source) else 1
-        return [TfmdLists(source, ItemGetter(i), do_setup=False, types=[tuple, object]) for i in range(width)]
-    for o in source.tls:
-        if Tokens not in (o.types or ()): o.types = [*(o.types or ()), Tokens]
-    return source.tls
-
+# %% ../../nbs/tasks/24_corpus.ipynb #a99ed82a
 def made_of_tokens(
     dataset, # Samples
 ) -> bool:
-    "Whether the items of `dataset` are `Tokens`, as `Interpretation` selects them"
+    "Return whether the items of `dataset` are `Tokens`, as `Interpretation` selects them"
     items = getattr(dataset, 'items', None)
     return isinstance(items, (list, L)) and len(items) > 0 and isinstance(items[0], Tokens)
+
+# %% ../../nbs/tasks/24_corpus.ipynb #db45f9aa
+class TokenPerplexity(Metric):
+    "The exponential of the mean loss over all target tokens"
+    name = 'perplexity'
+    def __init__(self,
+        ignore_index:int=-100, # The target of tokens that do not count
+    ):
+        self.ignore_index = ignore_index
+        self.reset()
+
+    def reset(self): self.total,self.count = 0.,0
+    def accumulate(self, learn):
+        n = int((learn.y != self.ignore_index).sum())
+        if n: self.total,self.count = self.total + learn.to_detach(learn.loss.float().mean())*n,self.count + n
+    @property
+    def value(self): return torch.exp(self.total/self.count) if self.count else None
+
+# %% ../../nbs/tasks/24_corpus.ipynb #c8823c85
+class TokenAccuracy(TokenPerplexity):
+    "The share of target tokens for which the model's most likely token is right"
+    name = 'accuracy'
+    def accumulate(self, learn):
+        right = (learn.pred.argmax(-1)==learn.y)[learn.y != self.ignore_index]
+        self.total,self.count = self.total + int(right.sum()),self.count + len(right)
+    @property
+    def value(self): return self.total/self.count if self.count else None
+
+# %% ../../nbs/tasks/24_corpus.ipynb #eca8a4f9
+class TokenCells:
+    "The tokens of a row, decoded when it is known which of them to show"
+    def __init__(self,
+        ids, # Token ids, or targets with -100 for none, without padding
+        tokenizer, # The tokenizer
+    ):
+        self.ids,self.tokenizer = [int(o) for o in ids],tokenizer
+
+    @property
+    def mask(self): return [o >= 0 for o in self.ids]
+    def __str__(self): return self.decode(self.ids)
+    def __repr__(self): return str(self)
+
+# %% ../../nbs/tasks/24_corpus.ipynb #36e6f311
+@patch
+def decode(self:TokenCells,
+    ids, # The tokens to decode
+    keep=(), # Special tokens to show
+) -> str:
+    "Decode `ids`, without special tokens except those in `keep`"
+    special = set(self.tokenizer.all_special_ids) - set(keep)
+    return self.tokenizer.decode([o for o in ids if o >= 0 and o not in special])
+
+# %% ../../nbs/tasks/24_corpus.ipynb #3346f84c
+@patch
+def runs(self:TokenCells,
+    mask, # The tokens to show
+    sep:str=' … ', # Between tokens that are not neighbours
+) -> str:
+    "Decode the tokens under `mask`"
+    groups = groupby(zip(self.ids, mask, strict=True), key=lambda o: o[1])
+    texts = [self.decode([i for i,_ in g]) for shown,g in groups if shown]
+    return sep.join(o for o in texts if o.strip())
+
+# %% ../../nbs/tasks/24_corpus.ipynb #dfa79f4d
+def token_cells(
+    batch:tuple, # Inputs, and targets or predictions, on the CPU
+    tokenizer, # The tokenizer
+    max_n:int, # Rows at most
+) -> list[tuple]: # For each row one or two `TokenCells`
+    "Return the rows of `batch` without padding"
+    inputs = as_rows(batch[0], max_n)
+    columns = [o['input_ids'] for o in inputs],*(list(o)[:max_n] for o in batch[1:])
+    real = [o['attention_mask'].bool() if 'attention_mask' in o else o['input_ids'] != tokenizer.pad_token_id
+            for o in inputs]
+    return [tuple(TokenCells(o[k].tolist(), tokenizer) for o in row) for k,*row in zip(real, *columns, strict=True)]
 
 # %% ../../nbs/tasks/24_corpus.ipynb #a01882a4
 class Corpus:
@@ -171,85 +255,18 @@ class LanguageModel(Corpus, Task):
     def decode_batch(self, batch, dl, max_n): return token_cells(batch, dl.hf_block.hf_tokenizer, max_n)
     def is_right(self, target, pred): return all(p==t for p,t in zip(pred.ids, target.ids, strict=True) if t >= 0)
 
-    def set_up(self, block, model=None):
-        "Raise `ValueError` for windows"
-        if block.windows:
-            raise ValueError(f"windows=True is not possible for task={self.name!r}; packing=True keeps all of a long "
-                             "text.")
+# %% ../../nbs/tasks/24_corpus.ipynb #8fb8555f
+@patch
+def set_up(self:LanguageModel, block, model=None):
+    "Raise `ValueError` for windows"
+    if block.windows:
+        raise ValueError(f"windows=True is not possible for task={self.name!r}; packing=True keeps all of a long text.")
 
-    def check_model(self, dls, model):
-        "Raise `ValueError` if the model has no head over the vocabulary"
-        head = getattr(model, 'get_output_embeddings', None)
-        if head is None or head() is not None: return
-        raise ValueError(f"task={self.name!r} needs a model of {self.auto_model.__name__}; {type(model).__name__} has "
-                         "no head over the vocabulary.")
-
-# %% ../../nbs/tasks/24_corpus.ipynb #db45f9aa
-class TokenPerplexity(Metric):
-    "The exponential of the mean loss over all target tokens"
-    name = 'perplexity'
-    def __init__(self,
-        ignore_index:int=-100, # The target of tokens that do not count
-    ):
-        self.ignore_index = ignore_index
-        self.reset()
-
-    def reset(self): self.total,self.count = 0.,0
-    def accumulate(self, learn):
-        n = int((learn.y != self.ignore_index).sum())
-        if n: self.total,self.count = self.total + learn.to_detach(learn.loss.float().mean())*n,self.count + n
-    @property
-    def value(self): return torch.exp(self.total/self.count) if self.count else None
-
-class TokenAccuracy(TokenPerplexity):
-    "The share of target tokens for which the model's most likely token is right"
-    name = 'accuracy'
-    def accumulate(self, learn):
-        real = learn.y != self.ignore_index
-        self.total,self.count = self.total + int((learn.pred.argmax(-1)==learn.y)[real].sum()),self.count + int(real.sum())
-    @property
-    def value(self): return self.total/self.count if self.count else None
-
-# %% ../../nbs/tasks/24_corpus.ipynb #eca8a4f9
-class TokenCells:
-    "The tokens of a row, decoded when it is known which of them to show"
-    def __init__(self,
-        ids, # Token ids, or targets with -100 for none, without padding
-        tokenizer, # The tokenizer
-    ):
-        self.ids,self.tokenizer = [int(o) for o in ids],tokenizer
-
-    @property
-    def mask(self): return [o >= 0 for o in self.ids]
-
-    def decode(self,
-        ids, # The tokens to decode
-        keep=(), # Special tokens to show
-    ) -> str:
-        "Decode `ids`, without special tokens except those in `keep`"
-        special = set(self.tokenizer.all_special_ids) - set(keep)
-        return self.tokenizer.decode([o for o in ids if o >= 0 and o not in special])
-
-    def runs(self,
-        mask, # The tokens to show
-        sep:str=' … ', # Between tokens that are not neighbours
-    ) -> str:
-        "Decode the tokens under `mask`"
-        groups = groupby(zip(self.ids, mask, strict=True), key=lambda o: o[1])
-        texts = [self.decode([i for i,_ in g]) for shown,g in groups if shown]
-        return sep.join(o for o in texts if o.strip())
-
-    def __str__(self): return self.decode(self.ids)
-    def __repr__(self): return str(self)
-
-# %% ../../nbs/tasks/24_corpus.ipynb #dfa79f4d
-def token_cells(
-    batch:tuple, # Inputs, and targets or predictions, on the CPU
-    tokenizer, # The tokenizer
-    max_n:int, # Rows at most
-) -> list[tuple]: # For each row one or two `TokenCells`
-    "Return the rows of `batch` without padding"
-    inputs = as_rows(batch[0], max_n)
-    keep = [o['attention_mask'].bool() if 'attention_mask' in o else o['input_ids'] != tokenizer.pad_token_id for o in inputs]
-    columns = [[o['input_ids'] for o in inputs], *(list(o)[:max_n] for o in batch[1:])]
-    return [tuple(TokenCells(o[k].tolist(), tokenizer) for o in row) for k,row in zip(keep, zip(*columns, strict=True), strict=True)]
+# %% ../../nbs/tasks/24_corpus.ipynb #0cb8f438
+@patch
+def check_model(self:LanguageModel, dls, model):
+    "Raise `ValueError` if the model has no head over the vocabulary"
+    head = getattr(model, 'get_output_embeddings', None)
+    if head is None or head() is not None: return
+    raise ValueError(f"task={self.name!r} needs a model of {self.auto_model.__name__}; {type(model).__name__} has "
+                     "no head over the vocabulary.")

@@ -49,6 +49,7 @@ def decoder_inputs(self:Generates,
     "Return what the model reads besides `inputs` when it gets no labels"
     return {}
 
+# %% ../../nbs/tasks/23_generation.ipynb #1c9ac8cc
 @patch
 def join_rows(self:Generates,
     rows, # An `L` of tensors of different lengths

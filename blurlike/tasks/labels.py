@@ -35,13 +35,14 @@ def first_target(
 def is_list_column(
     columns:pd.DataFrame, # One or more columns
 ) -> bool:
-    "Whether most cells are lists, rather than texts or numbers"
-    return columns.map(is_listy).to_numpy().mean() > 0.5
+    "Return whether most cells are lists, rather than texts or numbers"
+    return bool(columns.map(is_listy).to_numpy().mean() > 0.5)
 
+# %% ../../nbs/tasks/21_labels.ipynb #26449e64
 def has_fractions(
     column:pd.Series, # Targets
 ) -> bool:
-    "Whether `column` contains numbers that are not whole"
+    "Return whether `column` contains numbers that are not whole"
     return pd.api.types.is_float_dtype(column) and bool((column.dropna() % 1 != 0).any())
 
 # %% ../../nbs/tasks/21_labels.ipynb #7b6c9dbb
@@ -82,12 +83,13 @@ class ClassNames:
     problem_type = None # As in the configuration of a sequence classification model
     has_labels = True
 
+    def metrics(self): return [accuracy]
+
     def config_kwargs(self, dls):
         target,vocab = first_target(dls),get_vocab(dls)
         if target is not None and (vocab is None or not self.fits(target)):
             raise ValueError(f"The targets are {type(target).__name__}, but task={self.name!r} needs "
-                             f"{self.block_hint}; "
-                             "use that block, or another task=.")
+                             f"{self.block_hint}; use that block, or another task=.")
         if vocab is None: return {}
         check_order(getattr(getattr(dls, 'hf_block', None), 'hf_config', None), vocab)
         return label_names(vocab) | (dict(problem_type=self.problem_type) if self.problem_type else {})
@@ -102,9 +104,6 @@ def check_model(self:ClassNames, dls, model):
     if n < 2: raise ValueError(f"The data has only one label ({preview(names)}): there is nothing to classify.")
     check_outputs(model, n, f"the data has {n} labels ({preview(names)})")
 
-@patch
-def metrics(self:ClassNames): return [accuracy]
-
 # %% ../../nbs/tasks/21_labels.ipynb #b19bfdad
 @patch
 def class_pairs(self:ClassNames, learn, dl):
@@ -112,5 +111,6 @@ def class_pairs(self:ClassNames, learn, dl):
     names = get_vocab(dl)
     return [names[i] for i in targs.tolist()],[names[i] for i in preds.tolist()]
 
+# %% ../../nbs/tasks/21_labels.ipynb #11947e2b
 @patch
 def confidence(self:ClassNames, raw): return dict(probability=f'{raw.max().item():.4f}')

@@ -45,12 +45,13 @@ class Answer(NamedTuple):
 
 NO_ANSWER = Answer('')
 
-# %% ../../nbs/tasks/29_question_answering.ipynb #78b47e64
+# %% ../../nbs/tasks/29_question_answering.ipynb #2249d9b6
 def _scalar(o):
     "Return the first entry of a list, and None for a missing value"
     if is_listy(o) or isinstance(o, np.ndarray): o = o[0] if len(o) else None
-    return None if o is None or o is pd.NA or (isinstance(o, float) and np.isnan(o)) else o
+    return None if pd.api.types.is_scalar(o) and pd.isna(o) else o
 
+# %% ../../nbs/tasks/29_question_answering.ipynb #78b47e64
 def as_answer(
     target, # A tuple `(text, start)`, a dict with `text` and `answer_start`, or an `Answer`
 ): # An `Answer`; the target itself if it is something else
@@ -73,6 +74,15 @@ def AnswerBlock():
     "Return a `TransformBlock` for answers to questions"
     return TransformBlock(type_tfms=[ReadAnswer()])
 
+# %% ../../nbs/tasks/29_question_answering.ipynb #2c3e7e84
+def _misplaced(text, start, context):
+    "Return where the text of an answer is, and what is at its start instead"
+    there = repr(context[start:start+len(text)])
+    if not 0 <= start < len(context): there = f'no text (it has {len(context)} characters)'
+    places = [o.start() for o in re.finditer(re.escape(text), context)]
+    where = f"it occurs at {', '.join(map(str, places[:3]))}" if places else "it does not occur in the context"
+    return f"the answer {text!r:.80} does not start at {start}, where the context has {there:.80}; {where}"
+
 # %% ../../nbs/tasks/29_question_answering.ipynb #30da7aa7
 def answer_problem(
     answer, # A target, as the dataset returns it
@@ -88,14 +98,6 @@ def answer_problem(
         return f"the start of the answer {text!r:.80} is {start!r:.80}, not the index of a character"
     if not text.strip(): return f"the text of the answer is {text!r:.80}, which has no characters but spaces"
     return None if start >= 0 and context[start:start+len(text)]==text else _misplaced(text, start, context)
-
-def _misplaced(text, start, context):
-    "Return where the text of an answer is, and what is at its start instead"
-    there = repr(context[start:start+len(text)])
-    if not 0 <= start < len(context): there = f'no text (it has {len(context)} characters)'
-    places = [o.start() for o in re.finditer(re.escape(text), context)]
-    where = f"it occurs at {', '.join(map(str, places[:3]))}" if places else "it does not occur in the context"
-    return f"the answer {text!r:.80} does not start at {start}, where the context has {there:.80}; {where}"
 
 # %% ../../nbs/tasks/29_question_answering.ipynb #d4f3b45f
 def as_characters(
@@ -185,13 +187,14 @@ def best_spans(
     scores,idxs = scores.topk(min(n, scores.shape[-1]))
     return scores, idxs//length, idxs//length + idxs%length, probs[null].view(*null.shape[:2], 2).prod(-1)
 
-# %% ../../nbs/tasks/29_question_answering.ipynb #40082cb4
+# %% ../../nbs/tasks/29_question_answering.ipynb #bbaf4b32
 def _word(place, words, offsets, context):
     "Return the characters of the word that token `place` is part of; None if the tokenizer does not know words"
     if words[place] < 0: return None
     same = np.flatnonzero((words==words[place]) & context)
     return offsets[same[0]][0],offsets[same[-1]][1]
 
+# %% ../../nbs/tasks/29_question_answering.ipynb #40082cb4
 def _characters(start, end, words, offsets, context, align):
     "Return the characters from token `start` to token `end`"
     first,last = (_word(o, words, offsets, context) for o in (start, end)) if align else (None, None)
@@ -217,6 +220,7 @@ def _window_answers(text, spans, notes, align):
         if a < b: found.setdefault(text[a:b].lower(), answer)['score'] += score
     return found
 
+# %% ../../nbs/tasks/29_question_answering.ipynb #2c9fc3a5
 def _best_answers(windows, null, impossible, top_k):
     "Return the best answers in all windows of a row"
     answers = {}
@@ -309,11 +313,12 @@ class AnswerMetric(Metric):
     @property
     def name(self): return self._name
 
-# %% ../../nbs/tasks/29_question_answering.ipynb #92cb2905
+# %% ../../nbs/tasks/29_question_answering.ipynb #49ac287a
 def exact_match(): # A metric
     "Return the share of answers that are exactly right, in percent"
     return AnswerMetric(answer_exact, 'exact_match')
 
+# %% ../../nbs/tasks/29_question_answering.ipynb #18324b69
 def squad_f1(): # A metric
     "Return the mean F1 of the words of the answers, in percent"
     return AnswerMetric(answer_f1, 'f1')
@@ -347,6 +352,7 @@ class QuestionAnswering(Windowed, Task):
 @patch(cls_method=True)
 def fits(cls:QuestionAnswering, target): return isinstance(target, Answer)
 
+# %% ../../nbs/tasks/29_question_answering.ipynb #e41eadef
 @patch(cls_method=True)
 def fits_columns(cls:QuestionAnswering, texts, labels):
     if texts.shape[1]!=2 or labels.shape[1] > 2: return False
@@ -385,6 +391,7 @@ def set_up(self:QuestionAnswering, block, model=None):
 @patch
 def config_kwargs(self:QuestionAnswering, dls): return dict(num_labels=2)
 
+# %% ../../nbs/tasks/29_question_answering.ipynb #a2b0b0ba
 @patch
 def check_model(self:QuestionAnswering, dls, model):
     "Raise `ValueError` if `model` does not predict a start and an end"
@@ -402,12 +409,14 @@ def facts(self:QuestionAnswering, dataset, block, table=None):
     else: found = any(o==NO_ANSWER for o in read_targets(dataset) if isinstance(o, Answer))
     return dict(handle_impossible_answer=found)
 
+# %% ../../nbs/tasks/29_question_answering.ipynb #28bdb7d6
 @patch
 def _options(self:QuestionAnswering, facts):
     "Return `handle_impossible_answer`, as the user or the data says"
     given = self.handle_impossible_answer
     return dict(handle_impossible_answer=facts.get('handle_impossible_answer', False) if given is None else given)
 
+# %% ../../nbs/tasks/29_question_answering.ipynb #46fe4fb2
 @patch
 def decode_options(self:QuestionAnswering, learn): return self._options(learn.dls.train.facts)
 
@@ -436,8 +445,10 @@ def _no_room(question, block, doc_stride):
     n = len(block.hf_tokenizer(question, add_special_tokens=False, verbose=False)['input_ids'])
     room = block.max_length - block.hf_tokenizer.num_special_tokens_to_add(pair=True) - stride - 1
     return (f"the question has {n} tokens, but max_length={block.max_length} leaves room for {max(0, room)}, as "
-            f"neighbouring windows share {name}={stride} tokens of the context: use a larger max_length or a smaller {name}")
+            f"neighbouring windows share {name}={stride} tokens of the context: use a larger max_length or a smaller "
+            f"{name}")
 
+# %% ../../nbs/tasks/29_question_answering.ipynb #30f06a5a
 @patch
 def _windows(self:QuestionAnswering, pairs, block, doc_stride):
     "Return the windows of each context, with the question"
@@ -450,22 +461,7 @@ def _windows(self:QuestionAnswering, pairs, block, doc_stride):
     if context_first: table.columns['sequence_ids'] = np.where(parts < 0, parts, 1-parts)
     return table
 
-# %% ../../nbs/tasks/29_question_answering.ipynb #54b0700f
-@patch
-def tokenize(self:QuestionAnswering, samples, block,
-    doc_stride:int=None, # Tokens that neighbouring windows share; None for the block's `stride`
-):
-    "Return the windows of each context, with the question; raises `SampleProblems` for a question that leaves no room"
-    if doc_stride is not None: whole_number('doc_stride', doc_stride, 0)
-    xs,*ys = zip(*samples, strict=True)
-    table = self._windows(list(xs), block, doc_stride)
-    table.rows['texts'] = list(xs)
-    if not ys: return table
-    spans = [(-1, -1) if o==NO_ANSWER else (o.start, o.start+len(o.text)) for o in ys[0]]
-    table.rows['answer_chars'] = torch.tensor(spans)
-    self._check_held(table, block)
-    return table
-
+# %% ../../nbs/tasks/29_question_answering.ipynb #c32f5615
 @patch
 def collate(self:QuestionAnswering, table, rows, block, rng=None):
     "Return windows, and the positions of the answer in each, of shape batch x windows x 2"
@@ -483,6 +479,16 @@ def _long_answers(self:QuestionAnswering, table, block):
     spans = zip(table.rows['texts'], table.rows['answer_chars'].clamp(min=0).tolist(), strict=True)
     return [i for i,(o,(a,b)) in enumerate(spans) if len(o[1][a:b].encode('utf-8', 'surrogatepass')) > block.stride]
 
+# %% ../../nbs/tasks/29_question_answering.ipynb #df304cb1
+@patch
+def _not_held(self:QuestionAnswering, table, i, block):
+    "Return how to keep the answer of row `i` in one window"
+    a,b = table.rows['answer_chars'][i].tolist()
+    answer = table.rows['texts'][i][1][a:b]
+    return (f"no window contains the whole answer {answer!r:.80}: with max_length={block.max_length}, neighbouring "
+            f"windows share stride={block.stride} tokens; use a larger stride or a larger max_length")
+
+# %% ../../nbs/tasks/29_question_answering.ipynb #2755c685
 @patch
 def _check_held(self:QuestionAnswering, table, block):
     "Raise `SampleProblems` for answers that no window contains as a whole"
@@ -493,12 +499,21 @@ def _check_held(self:QuestionAnswering, table, block):
     wrong = [i for i,o in zip(long, held, strict=True) if not o]
     if wrong: raise SampleProblems([(i, self._not_held(table, i, block)) for i in wrong])
 
+# %% ../../nbs/tasks/29_question_answering.ipynb #54b0700f
 @patch
-def _not_held(self:QuestionAnswering, table, i, block):
-    a,b = table.rows['answer_chars'][i].tolist()
-    answer = table.rows['texts'][i][1][a:b]
-    return (f"no window contains the whole answer {answer!r:.80}: with max_length={block.max_length}, neighbouring "
-            f"windows share stride={block.stride} tokens; use a larger stride or a larger max_length")
+def tokenize(self:QuestionAnswering, samples, block,
+    doc_stride:int=None, # Tokens that neighbouring windows share; None for the block's `stride`
+):
+    "Return the windows of each context, with the question; raises `SampleProblems` for a question that leaves no room"
+    if doc_stride is not None: whole_number('doc_stride', doc_stride, 0)
+    xs,*ys = zip(*samples, strict=True)
+    table = self._windows(list(xs), block, doc_stride)
+    table.rows['texts'] = list(xs)
+    if not ys: return table
+    spans = [(-1, -1) if o==NO_ANSWER else (o.start, o.start+len(o.text)) for o in ys[0]]
+    table.rows['answer_chars'] = torch.tensor(spans)
+    self._check_held(table, block)
+    return table
 
 # %% ../../nbs/tasks/29_question_answering.ipynb #eef8fda6
 @patch
@@ -553,6 +568,7 @@ def row(self:QuestionAnswering, text, target=None, pred=None):
 @patch
 def is_right(self:QuestionAnswering, target, pred): return bool(answer_exact(target.text, pred.text))
 
+# %% ../../nbs/tasks/29_question_answering.ipynb #cde70db7
 @patch
 def confidence(self:QuestionAnswering, raw):
     # The probability of the most likely start times that of the most likely end, in the best window
@@ -569,6 +585,7 @@ def _decode_row(self:QuestionAnswering, inputs, y, options):
     best = self.read(logits, inputs, **options)[0][0]
     return text,Answer(best['answer'], best['start'] if best['answer'] else -1)
 
+# %% ../../nbs/tasks/29_question_answering.ipynb #c214e9a7
 @patch
 def decode_batch(self:QuestionAnswering, batch, dl, max_n):
     rows,options = as_rows(batch[0], max_n),self._options(dl.facts)

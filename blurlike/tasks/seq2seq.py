@@ -16,7 +16,6 @@ from fastai.data.block import TransformBlock
 from fastai.learner import Metric
 from fastai.torch_basics import ItemTransform, L, patch, to_device
 from fastai.torch_core import get_model
-from torch.nn.functional import pad
 from transformers import AutoModelForSeq2SeqLM, GenerationConfig
 
 from ..core.checks import check_options, import_extra, preview, whole_number
@@ -32,6 +31,7 @@ from ..text.tokens import RowTemplate, TokenTable, bounds_of
 class TextTarget(str):
     "A text that a model should write"
 
+# %% ../../nbs/tasks/30_seq2seq.ipynb #1fcf5153
 class TextTargetize(ItemTransform):
     "Make a target of a text; raises `ValueError` for another value"
     def encodes(self, o):
@@ -81,13 +81,10 @@ class Seq2Seq(Generates, Task):
         self.max_target_length,self.prefix,self.src_lang,self.tgt_lang = max_target_length,prefix,src_lang,tgt_lang
         self.generate_kwargs,self.generate_every = generate_kwargs,generate_every
 
+    def metrics(self): return [ExactMatch(self.generate_every)]
+    def is_right(self, target, pred): return True
+
 # %% ../../nbs/tasks/30_seq2seq.ipynb #086d1e90
-@patch
-def metrics(self:Seq2Seq): return [ExactMatch(self.generate_every)]
-
-@patch
-def is_right(self:Seq2Seq, target, pred): return True
-
 @patch(cls_method=True)
 def fits(cls:Seq2Seq, target): return isinstance(target, TextTarget)
 
@@ -119,7 +116,7 @@ class Translation(Seq2Seq):
 
 # %% ../../nbs/tasks/30_seq2seq.ipynb #14aacf8a
 def _languages(tokenizer):
-    "The language codes of `tokenizer`, with their token ids"
+    "Return the language codes of `tokenizer`, with their token ids"
     codes = getattr(tokenizer, 'lang_code_to_id', None)
     if codes: return dict(codes)
     named = {getattr(tokenizer, o, None) for o in tokenizer.SPECIAL_TOKENS_ATTRIBUTES}
@@ -142,7 +139,7 @@ def _set_languages(task, tokenizer):
 
 # %% ../../nbs/tasks/30_seq2seq.ipynb #0748657a
 def _target_limit(wanted, tokenizer, model):
-    "The number of tokens of a target at most"
+    "Return the number of tokens of a target at most"
     limit = position_limit(model.get_decoder())
     if wanted is None: return min((o for o in (limit, tokenizer_limit(tokenizer)) if o), default=128)
     if limit and wanted > limit:
@@ -224,13 +221,12 @@ def collate(self:Seq2Seq, table, rows, block, rng=None):
 
 # %% ../../nbs/tasks/30_seq2seq.ipynb #ad2452a5
 def _is_empty(x):
-    "Whether text `x` contains no word"
+    "Return whether text `x` contains no word"
     return not x.strip() if isinstance(x, str) else all(map(_is_empty, x))
 
 @patch
 def problem(self:Seq2Seq, sample, block):
-    wrong = block.text_problem(sample[0])
-    if wrong: return wrong
+    if wrong := block.text_problem(sample[0]): return wrong
     if _is_empty(sample[0]): return f"the text is {sample[0]!r:.80}, which is empty"
     if len(sample) > 1 and not sample[1].strip(): return f"the target is {str(sample[1])!r:.80}, which is empty"
 
@@ -251,6 +247,13 @@ def facts(self:Seq2Seq, dataset, block, table=None):
     else: lengths = table.rows['target'].lengths[longest]
     return dict(longest_target=int(lengths.max()))
 
+# %% ../../nbs/tasks/30_seq2seq.ipynb #c5ca462e
+def _set_length(config, n):
+    "Let `generate` write `n` tokens at most"
+    config.update(max_length=n+1, max_new_tokens=None)
+    for o in ('min_length', 'min_new_tokens'):
+        if (getattr(config, o) or 0) > n: setattr(config, o, None)
+
 # %% ../../nbs/tasks/30_seq2seq.ipynb #bd9ced98
 @patch
 def configure(self:Seq2Seq, dls, model):
@@ -264,12 +267,6 @@ def configure(self:Seq2Seq, dls, model):
         first = tokenizer(text_target=['a'])['input_ids'][0][0]==lang
         config.update(**{'forced_bos_token_id' if first else 'decoder_start_token_id': lang})
     config.update(**given)
-
-def _set_length(config, n):
-    "Let `generate` write `n` tokens at most"
-    config.update(max_length=n+1, max_new_tokens=None)
-    for o in ('min_length', 'min_new_tokens'):
-        if (getattr(config, o) or 0) > n: setattr(config, o, None)
 
 # %% ../../nbs/tasks/30_seq2seq.ipynb #c989fb8b
 @patch
@@ -293,18 +290,13 @@ def decoder_inputs(self:Seq2Seq, model, inputs, yb, block):
     return {'labels': yb[0]} if prepare is None else {'decoder_input_ids': prepare(labels=yb[0])}
 
 # %% ../../nbs/tasks/30_seq2seq.ipynb #9dfa1f69
-def _stack(rows, value):
-    "Stack tensors of different lengths, padded on the right"
-    n = max(len(o) for o in rows)
-    return torch.stack([pad(o, (0, n-len(o)), value=value) for o in rows])
-
 @patch
 def join_rows(self:Seq2Seq, rows, block):
     "Return one tensor: targets are padded with -100, and logits with certainty of the padding token"
-    if rows[0].ndim==1: return _stack(rows, -100)
-    n = max(len(o) for o in rows)
-    out = rows[0].new_full((len(rows), n, rows[0].shape[1]), torch.finfo(rows[0].dtype).min)
-    out[:,:,block.hf_tokenizer.pad_token_id] = 0
+    first,n = rows[0],max(map(len, rows))
+    logits = first.ndim > 1
+    out = first.new_full((len(rows), n, *first.shape[1:]), torch.finfo(first.dtype).min if logits else -100)
+    if logits: out[...,block.hf_tokenizer.pad_token_id] = 0
     for i,o in enumerate(rows): out[i,:len(o)] = o
     return out
 
@@ -327,6 +319,7 @@ def decode_ids(self:Seq2Seq,
 class Written(str):
     "A text that a model generated"
 
+# %% ../../nbs/tasks/30_seq2seq.ipynb #d5967975
 @patch
 def generated(self:Seq2Seq, model, inputs, block):
     "Generate a text for each row of `inputs`"
@@ -366,10 +359,11 @@ def generated_texts(
 
 # %% ../../nbs/tasks/30_seq2seq.ipynb #a0d7920c
 def _is_due(learn, every):
-    "Whether this is a validation batch, in an epoch to generate in"
+    "Return whether this is a validation batch, in an epoch to generate in"
     if learn.training or hasattr(learn, 'gather_preds'): return False
     return learn.train_iter==0 or (learn.epoch+1) % every==0 or learn.epoch+1==learn.n_epoch
 
+# %% ../../nbs/tasks/30_seq2seq.ipynb #a34e2b07
 class GenerationMetric(Metric):
     "A score of the texts that the model generates in validation, from 0 to 100; NaN in epochs without any"
     def __init__(self,

@@ -73,6 +73,7 @@ class TensorWordLabels(TensorBase):
     "The labels of a text's words, as numbers"
     inside = None # For each class, the class of the later tokens of a word
 
+# %% ../../nbs/tasks/28_token_classification.ipynb #e619e201
 class WordLabels(L):
     "The labels of a text's words"
 
@@ -155,11 +156,17 @@ class TokenClassification(ClassNames, Windowed, Task):
     ):
         self.label_all_subwords,self.vocab = label_all_subwords,None if vocab is None else list(vocab)
 
-    def set_up(self, block, model=None):
-        "Raise `ValueError` if the tokenizer does not say which token belongs to which word"
-        fast_tokenizer(block.hf_tokenizer, f'task={self.name!r}')
-        if block.is_split_into_words: return
-        raise ValueError(f"is_split_into_words=False is not possible for task={self.name!r}: texts are lists of words.")
+    def get_x(self, text_col): return ListReader(text_col)
+    def get_y(self, label_col): return ListReader(label_col)
+    def target_block(self, names=None): return WordLabelsBlock(names)
+
+# %% ../../nbs/tasks/28_token_classification.ipynb #806ab4e1
+@patch
+def set_up(self:TokenClassification, block, model=None):
+    "Raise `ValueError` if the tokenizer does not say which token belongs to which word"
+    fast_tokenizer(block.hf_tokenizer, f'task={self.name!r}')
+    if block.is_split_into_words: return
+    raise ValueError(f"is_split_into_words=False is not possible for task={self.name!r}: texts are lists of words.")
 
 # %% ../../nbs/tasks/28_token_classification.ipynb #5bf9201d
 def runs_together(
@@ -233,6 +240,7 @@ def tokenize(self:TokenClassification, samples, block):
     if ys: table.rows['labels'] = list(ys[0])
     return table
 
+# %% ../../nbs/tasks/28_token_classification.ipynb #b663bba0
 @patch
 def collate(self:TokenClassification, table, rows, block, rng=None):
     "Return encoded words and the labels of their tokens, of the shape of `input_ids`"
@@ -245,6 +253,7 @@ def collate(self:TokenClassification, table, rows, block, rng=None):
 @patch(cls_method=True)
 def fits(cls:TokenClassification, target): return isinstance(target, TensorWordLabels)
 
+# %% ../../nbs/tasks/28_token_classification.ipynb #6799a5a7
 @patch(cls_method=True)
 def fits_columns(cls:TokenClassification, texts, labels):
     if texts.shape[1]!=1 or labels.shape[1]!=1: return False
@@ -254,13 +263,6 @@ def fits_columns(cls:TokenClassification, texts, labels):
 
 # %% ../../nbs/tasks/28_token_classification.ipynb #60c2043e
 @patch
-def get_x(self:TokenClassification, text_col): return ListReader(text_col)
-@patch
-def get_y(self:TokenClassification, label_col): return ListReader(label_col)
-@patch
-def target_block(self:TokenClassification, names=None): return WordLabelsBlock(names)
-
-@patch
 def y_block(self:TokenClassification, labels):
     "Return a `WordLabelsBlock`; raises `ValueError` for a cell that is not a list of labels"
     df = labels()
@@ -269,13 +271,14 @@ def y_block(self:TokenClassification, labels):
     found = _vocab_of(df[name], df.index.tolist(), f'label_col={name!r}: row')
     return self.target_block(self.vocab or df.attrs.get('names', {}).get(name) or found)
 
-# %% ../../nbs/tasks/28_token_classification.ipynb #54c1d410
+# %% ../../nbs/tasks/28_token_classification.ipynb #ad2d4e44
 def _words_problem(words, block):
     "Return what is wrong with `words`"
     if isinstance(words, str): return f"the text is {words!r:.80}, not a list of words" + _LISTS
     if problem := block.text_problem(words): return problem
     return None if len(words) else "the list of words is empty"
 
+# %% ../../nbs/tasks/28_token_classification.ipynb #54c1d410
 @patch
 def problem(self:TokenClassification, sample, block):
     words = sample[0]
@@ -308,25 +311,27 @@ class WordMetric(Metric):
     @property
     def name(self): return self._name
 
-# %% ../../nbs/tasks/28_token_classification.ipynb #fa42d531
+# %% ../../nbs/tasks/28_token_classification.ipynb #3d0841d9
 def _share_right(targs, preds):
     "Return the share of words with the right label"
     right = [a==b for t,p in zip(targs, preds, strict=True) for a,b in zip(t, p, strict=True)]
     return sum(right)/len(right)
 
+# %% ../../nbs/tasks/28_token_classification.ipynb #fa42d531
 def word_accuracy(): # A metric
     "Return the share of words with the right label"
     return WordMetric(_share_right, 'word_accuracy')
 
 # %% ../../nbs/tasks/28_token_classification.ipynb #ab3544af
-_SCHEMES = ('IOB1', 'IOB2', 'IOE1', 'IOE2', 'IOBES', 'BILOU')
-
 def _entity_score(targs, preds, name, scheme):
     "Return one of the scores in `seqeval.metrics`"
     import seqeval.metrics, seqeval.scheme
     strict = {} if scheme is None else dict(mode='strict', scheme=getattr(seqeval.scheme, scheme))
     in_runs = lambda rows: [[o if o=='O' or split_label(o)[0] else f'I-{o}' for o in row] for row in rows]
     return float(getattr(seqeval.metrics, name)(in_runs(targs), in_runs(preds), zero_division=0, **strict))
+
+# %% ../../nbs/tasks/28_token_classification.ipynb #f794bd78
+_SCHEMES = ('IOB1', 'IOB2', 'IOE1', 'IOE2', 'IOBES', 'BILOU')
 
 def _entity_metric(score, scheme):
     "Return a metric over entities"
@@ -341,12 +346,14 @@ def entity_precision(
     "Return the share of the predicted entities that are right; raises `ImportError` without seqeval"
     return _entity_metric('precision', scheme)
 
+# %% ../../nbs/tasks/28_token_classification.ipynb #02764de2
 def entity_recall(
     scheme:str=None, # As for `entity_precision`
 ): # A metric
     "Return the share of the entities that are found; raises `ImportError` without seqeval"
     return _entity_metric('recall', scheme)
 
+# %% ../../nbs/tasks/28_token_classification.ipynb #83290c80
 def entity_f1(
     scheme:str=None, # As for `entity_precision`
 ): # A metric
@@ -369,6 +376,7 @@ def _ordered(inputs):
     if table.windows is None: batch = {k: v[:,None] for k,v in batch.items()}
     return batch,token_order(batch['sequence_ids'] >= 0, block.stride, block.hf_tokenizer.truncation_side=='left')
 
+# %% ../../nbs/tasks/28_token_classification.ipynb #a0c3ad64
 def _text_tokens(inputs, scores):
     "Yield for each text its tokens, each once, as dicts, and the number of special tokens before them"
     batch,(row,window,pos) = _ordered(inputs)
@@ -465,6 +473,7 @@ def _decode_row(self:TokenClassification, row, y, dl):
     values = word_values([y[None]], ids, dl.hf_block)[0][0]
     return dl.dataset.decode((words, TensorWordLabels(torch.as_tensor(values))), full=True)
 
+# %% ../../nbs/tasks/28_token_classification.ipynb #1936eab4
 @patch
 def decode_batch(self:TokenClassification, batch, dl, max_n):
     rows = as_rows(batch[0], max_n)
@@ -481,6 +490,7 @@ def row(self:TokenClassification, text, target=None, pred=None):
     wrong = [a!=b for a,b in zip(target, pred, strict=True)]
     return dict(target=TaggedWords(text, target), prediction=TaggedWords(text, pred, wrong))
 
+# %% ../../nbs/tasks/28_token_classification.ipynb #8d74e879
 @patch
 def is_right(self:TokenClassification, target, pred): return True # words are marked one by one
 @patch
