@@ -1186,7 +1186,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                    'blurlike/tasks/seq2seq.py'),
                                         'blurlike.tasks.seq2seq._set_length': ( 'tasks/seq2seq.html#_set_length',
                                                                                 'blurlike/tasks/seq2seq.py'),
-                                        'blurlike.tasks.seq2seq._stack': ('tasks/seq2seq.html#_stack', 'blurlike/tasks/seq2seq.py'),
                                         'blurlike.tasks.seq2seq._target_limit': ( 'tasks/seq2seq.html#_target_limit',
                                                                                   'blurlike/tasks/seq2seq.py'),
                                         'blurlike.tasks.seq2seq._until_end': ('tasks/seq2seq.html#_until_end', 'blurlike/tasks/seq2seq.py'),
