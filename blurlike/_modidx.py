@@ -266,6 +266,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                  'blurlike/data/dataloaders.py'),
                                            'blurlike.data.dataloaders._streams': ( 'data/dataloaders.html#_streams',
                                                                                    'blurlike/data/dataloaders.py'),
+                                           'blurlike.data.dataloaders._string_names': ( 'data/dataloaders.html#_string_names',
+                                                                                        'blurlike/data/dataloaders.py'),
                                            'blurlike.data.dataloaders._two_splits': ( 'data/dataloaders.html#_two_splits',
                                                                                       'blurlike/data/dataloaders.py'),
                                            'blurlike.data.dataloaders._valid_name': ( 'data/dataloaders.html#_valid_name',

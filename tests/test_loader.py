@@ -4,16 +4,36 @@ import random
 from collections import Counter
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from conftest import make_objects, make_texts, mentions
 from datasets import ClassLabel, Dataset, DatasetDict
-from fastai.data.all import CategoryBlock, ColReader, ColSplitter, DataBlock, ItemTransform, RegressionBlock
+from fastai.data.all import (
+    CategoryBlock,
+    ColReader,
+    ColSplitter,
+    DataBlock,
+    EndSplitter,
+    IndexSplitter,
+    ItemTransform,
+    L,
+    RandomSplitter,
+    RegressionBlock,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import blurlike.data.loader
-from blurlike.all import HFInputs, HFObjects, HFTextBlock, HFTextDataLoaders, hf_learner, padding_share
+from blurlike.all import (
+    HFInputs,
+    HFObjects,
+    HFTextBlock,
+    HFTextDataLoaders,
+    hf_learner,
+    load_hf_learner,
+    padding_share,
+)
 from blurlike.text.batching import bucketed_order, cut_batches, token_batches
 from blurlike.text.lengths import text_columns
 from blurlike.text.rows import StreamSamples
@@ -220,6 +240,52 @@ def test_custom_splits(source, df, hf):
     else: dls = HFTextDataLoaders.from_dataset(Dataset.from_pandas(df), hf, splits=splits)
     assert [dls.train.do_item(i)[0] for i in range(3)] == df.text[[5, 6, 7]].tolist()
     assert [dls.valid.do_item(i)[0] for i in range(2)] == df.text[[1, 3]].tolist()
+
+
+@pytest.mark.parametrize('splitter', [RandomSplitter(seed=1), IndexSplitter([1, 3]), EndSplitter()])
+def test_splits_by_a_fastai_splitter(splitter, df, hf):
+    expected = [L(o) for o in splitter(df)]
+    for dls in (HFTextDataLoaders.from_df(df, hf, splits=splitter),
+                HFTextDataLoaders.from_dataset(Dataset.from_pandas(df), hf, splits=splitter)):
+        for dl,rows in zip(dls.loaders, expected, strict=True):
+            assert [dl.create_item(i)[0] for i in range(dl.n)] == df.text[rows].tolist()
+
+
+NUMBERED = [dict(text=1, label=0, is_valid=2), dict(text=0, label=2, is_valid=1), dict(text=2, label=1, is_valid=0)]
+
+
+@pytest.mark.parametrize('names', NUMBERED)
+@pytest.mark.parametrize('cut', [False, True])
+def test_columns_named_by_numbers_are_read_by_name(names, cut, df, hf, tmp_path):
+    "In any order, with other columns or without"
+    numbered = df.rename(columns=names)[sorted(names.values())]
+    if not cut: numbered.insert(0, 'other', 'wrong')
+    args = dict(zip(('text_col', 'label_col', 'valid_col'), names.values(), strict=True))
+    dls,same = HFTextDataLoaders.from_df(numbered, hf, **args),HFTextDataLoaders.from_df(df, hf, valid_col='is_valid')
+    for dl,other in zip(dls.loaders, same.loaders, strict=True):
+        assert [dl.create_item(i) for i in range(dl.n)] == [other.create_item(i) for i in range(dl.n)]
+    test = dls.test_dl(numbered, with_labels=True)
+    assert [test.create_item(i)[0] for i in range(3)] == df.text[:3].tolist()
+    hf_learner(dls, hf.model).save_pretrained(tmp_path)
+    loaded = load_hf_learner(tmp_path).dls.test_dl(numbered, with_labels=True)
+    assert [loaded.create_item(i)[0] for i in range(3)] == df.text[:3].tolist()
+
+
+def test_a_csv_file_without_a_header(df, hf, tmp_path):
+    df[['label', 'text']].to_csv(tmp_path/'rows.csv', header=False, index=False)
+    dls = HFTextDataLoaders.from_csv(tmp_path/'rows.csv', hf, csv_kwargs=dict(header=None), text_col=1, label_col=0)
+    assert dls.train.create_item(0)[0] in set(df.text)
+    assert list(dls.vocab) == ['bad', 'good']
+
+
+def test_pairs_and_several_labels_in_numbered_columns(df):
+    rows = pd.DataFrame({1: df.text, 0: df.label, 5: [1, 0]*60, 3: [0, 1]*60, 4: [0, 0]*60})
+    dls = HFTextDataLoaders.from_df(rows, make_objects(num_labels=3), text_col=(1, 0), label_col=[5, 3, 4], seed=0,
+                                    task='multi-label-classification')
+    assert list(dls.vocab) == ['5', '3', '4']
+    i = dls.train_ds.items.index[0]
+    text,targets = dls.train.create_item(0)
+    assert (text, targets.tolist()) == ((df.text[i], df.label[i]), rows.loc[i, [5, 3, 4]].tolist())
 
 
 def test_a_batch_that_goes_between_processes_carries_tensors_alone(dls):

@@ -18,10 +18,10 @@ import torch
 from fastai.data.block import DataBlock
 from fastai.data.core import DataLoaders, Datasets
 from fastai.data.transforms import ColSplitter, GrandparentSplitter, RandomSplitter, get_text_files, parent_label
-from fastai.torch_basics import delegates, get_first, patch
+from fastai.torch_basics import delegates, get_first, is_listy, patch
 from fasttransform import Transform
 
-from ..core.checks import as_names, check_options, columns, fraction, whole_number
+from ..core.checks import as_names, check_options, columns, fraction, preview, whole_number
 from ..core.compat import type_transforms
 from ..core.objects import HFObjects, load_hf_config, load_hf_tokenizer
 from .block import HFTextBlock
@@ -115,8 +115,9 @@ def _random_split(n, valid_pct, seed):
     return idxs[cut:],idxs[:cut]
 
 # %% ../../nbs/data/42_dataloaders.ipynb #a22bdd40
-def _checked_splits(splits, n):
-    "Return two lists of positions; raises `ValueError` if one is empty, they overlap, or a position is not below `n`"
+def _checked_splits(splits, rows):
+    "Return two lists of positions; raises `ValueError` if one is empty, they overlap, or there is no such row"
+    n,splits = len(rows),splits(rows) if callable(splits) else splits
     sets = [{int(i) for i in o} for o in splits]
     if len(sets)!=2 or not all(sets):
         raise ValueError("splits must be two lists of positions, of training rows and of validation rows, and neither "
@@ -133,9 +134,9 @@ def _check_split(is_valid, valid_col):
     if pd.isna(is_valid).any():
         raise ValueError(f"valid_col={valid_col!r}: {pd.isna(is_valid).sum()} of {len(is_valid)} rows are neither "
                          "True nor False.")
-    if any(isinstance(o, str) for o in is_valid):
-        raise ValueError(f"valid_col={valid_col!r} contains strings such as {is_valid[0]!r}; it must contain True and "
-                         "False.")
+    if other := [o for o in pd.unique(is_valid).tolist() if o not in (0, 1)]:
+        raise ValueError(f"valid_col={valid_col!r} contains {preview(other)}; it must contain only True and False. "
+                         f"To validate on one value, add a column: df['is_valid'] = df[{valid_col!r}]=={other[0]!r}.")
     is_valid = is_valid.astype(bool)
     if not is_valid.all() and is_valid.any(): return
     raise ValueError(f"valid_col={valid_col!r} is {bool(is_valid.all())} for all {len(is_valid)} rows, but both "
@@ -189,6 +190,15 @@ def _find_task(task, text_col, label_col, have, head, kwargs, named=_COLUMN_ARGS
     check_options(kwargs, ours | LOADER_OPTIONS | {'dl_kwargs', 'dl_type'} | named, ours | named)
     return get_task(task, **{k: kwargs.pop(k) for k in task_options(cls) if k in kwargs}),text_col,label_col
 
+# %% ../../nbs/data/42_dataloaders.ipynb #d026d6a1
+def _string_names(df, *cols):
+    "Return `df` and the arguments `cols` with names of columns that are strings"
+    names = {o: str(o) for o in df.columns if not isinstance(o, str)}
+    if both := [o for o in names if names[o] in df.columns]:
+        raise ValueError(f"df has a column {both[0]!r} and a column {names[both[0]]!r}: rename one of them.")
+    def named(o): return [named(c) for c in o] if is_listy(o) else names.get(o, o)
+    return df.rename(columns=names),*map(named, cols)
+
 # %% ../../nbs/data/42_dataloaders.ipynb #eb975bea
 class HFTextDataLoaders(DataLoaders):
     "`DataLoaders` of texts for a Hugging Face model"
@@ -202,7 +212,7 @@ class HFTextDataLoaders(DataLoaders):
         task:str|Task=None, # What to train for, such as "sequence-classification"; None to infer it from the targets
         valid_col:str=None, # A column that is True for validation rows
         valid_pct:float=0.2, # Without `valid_col`: the share of rows to validate on, chosen at random
-        splits:tuple=None, # Instead of both: the positions of the training rows, and of the validation rows
+        splits:tuple=None, # Instead of both: positions of the training and of the validation rows, or a fastai splitter
         seed:int=None, # Seed of the random split and of the shuffle
         **kwargs
     ) -> DataLoaders:
@@ -211,13 +221,14 @@ class HFTextDataLoaders(DataLoaders):
             raise ValueError(f"df={df!r:.80} must be a DataFrame; use from_csv for a CSV file, from_dataset for a "
                              "datasets.Dataset.")
         if not len(df): raise ValueError("df is empty.")
+        df,text_col,label_col,valid_col = _string_names(df, text_col, label_col, valid_col)
         columns(df.columns, valid_col=valid_col)
         read,have = lambda cols: df[cols],list(df.columns)
         head = lambda cols: read(cols).head(1000)
         task,text_col,label_col = _find_task(task, text_col, label_col, have, head, kwargs)
         if valid_col is not None: _check_split(df[valid_col].to_numpy(), valid_col)
         splitter = _random_splitter(valid_pct, seed) if valid_col is None else ColSplitter(valid_col)
-        splits = splitter(df) if splits is None else _checked_splits(splits, len(df))
+        splits = splitter(df) if splits is None else _checked_splits(splits, df)
         y_block = None if label_col is None else task.y_block(_labels(read, label_col, splits[0]))
         readers = task.get_x(text_col),task.get_y(label_col)
         return _dataloaders(df, checkpoint, task, *readers, splits, y_block, seed=seed, **kwargs)
@@ -325,7 +336,7 @@ def _dataset_splits(dataset, train, valid, valid_col, valid_pct, splits, seed):
     if isinstance(dataset, dict) and (splits is not None or valid_col is not None):
         raise ValueError(f"{'valid_col' if splits is None else 'splits'} is for a single Dataset: name the splits of "
                          "a DatasetDict with train= and valid=.")
-    if splits is not None and isinstance(dataset, Dataset): return dataset,_checked_splits(splits, len(dataset))
+    if splits is not None and isinstance(dataset, Dataset): return dataset,_checked_splits(splits, dataset)
     if valid_col is None or not isinstance(dataset, Dataset): return _two_splits(dataset, train, valid, valid_pct, seed)
     columns(dataset.column_names, valid_col=valid_col)
     is_valid = np.asarray(dataset[valid_col][:])
@@ -385,7 +396,7 @@ def from_dataset(cls:HFTextDataLoaders,
     valid:str=None, # The split to validate on; None for the first of validation, valid, val, dev, test
     valid_col:str=None, # For a single `Dataset`: a column that is True for validation rows
     valid_pct:float=None, # Share of rows to validate on, chosen at random; None for a split if there is one, else 0.2
-    splits:tuple=None, # For a single `Dataset`: the positions of the training rows, and of the validation rows
+    splits:tuple=None, # For a single `Dataset`: positions of training and of validation rows, or a fastai splitter
     n:int=None, # For a stream: the rows in an epoch; None for all, if the stream knows how many there are
     seed:int=None, # Seed of the random split and of the shuffle
     **kwargs
@@ -434,6 +445,7 @@ def test_dl(self:DataLoaders,
             raise ValueError("test_items is a stream: pass rows, such as Dataset.from_list(list(stream.take(1000)), "
                              "features=stream.features).")
         if isinstance(test_items, Dataset): test_items = DatasetItems(test_items)
+        if isinstance(test_items, pd.DataFrame): test_items, = _string_names(test_items)
         skip = _check_items(self, test_items, with_labels)
         if rm_type_tfms is None: rm_type_tfms = skip
     return self._orig_test_dl(test_items, rm_type_tfms, with_labels, **kwargs)
