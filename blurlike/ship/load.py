@@ -24,7 +24,7 @@ from .hub import find_model
 from .onnx import ONNX_FILES, OnnxModel
 from .save import BLOCK_OPTIONS, SCHEMA
 from ..tasks.base import Task, all_tasks, get_task, infer_task
-from ..tasks.labels import get_vocab
+from ..tasks.labels import get_vocab, output_order
 from ..train.learner import hf_learner
 
 # %% ../../nbs/ship/74_load.ipynb #036e3f57
@@ -141,12 +141,12 @@ def _check_labels(names, dls):
     "Raise `ValueError` if the data has other labels than the model"
     vocab = get_vocab(dls)
     if vocab is None or names is None or any(re.fullmatch(r'LABEL_\d+', str(o)) for o in names): return
-    if len(vocab) != len(names) or {str(o) for o in vocab}=={str(o) for o in names}: return
+    if len(vocab) != len(names) or output_order([*map(str, names)], [*map(str, vocab)]) is not None: return
     raise ValueError(f"The model's labels are {preview(names)}, but the labels of dls are {preview(vocab)}. "
                      "Rename the labels, or train a new model with HFTextDataLoaders and hf_learner.")
 
 # %% ../../nbs/ship/74_load.ipynb #f062fb8d
-@delegates(hf_learner, but=['model', 'config_kwargs', 'model_kwargs'])
+@delegates(hf_learner, but=['model', 'config_kwargs', 'model_kwargs', 'new_head'])
 def load_hf_learner(
     path:str|Path, # A folder, or a name on the Hub
     dls=None, # Data to train on; None for `DataLoaders` without rows

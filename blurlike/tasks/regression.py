@@ -16,7 +16,7 @@ from scipy import stats
 from transformers import AutoModelForSequenceClassification
 
 from .base import Task
-from .labels import check_outputs, first_target, has_fractions, is_list_column, label_names
+from .labels import check_outputs, check_problem_type, first_target, has_fractions, is_list_column, label_names, match_outputs
 from .windows import PooledWindows
 from ..text.rows import columns_of
 
@@ -112,6 +112,12 @@ def config_kwargs(self:Regression, dls):
 def check_model(self:Regression, dls, model):
     kwargs = self.config_kwargs(dls)
     if kwargs: check_outputs(model, n := kwargs['num_labels'], f"the targets are {n} number{'s'*(n>1)} for each text")
+    check_problem_type(getattr(model, 'config', None), 'regression')
+
+@patch
+def configure(self:Regression, dls, model):
+    if kwargs := self.config_kwargs(dls): match_outputs(model, kwargs['label2id'])
+    super(Regression, self).configure(dls, model)
 
 # %% ../../nbs/tasks/27_regression.ipynb #6c175eec
 @patch

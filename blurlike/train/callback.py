@@ -95,11 +95,11 @@ def task(self:HFCallback):
 @patch
 def _check(self:HFCallback):
     "Check that the model fits the data, and configure it; raises `ValueError` if it does not"
-    pair = id(self.dls),id(self.model)
-    if self.task is None or self.checked==pair: return
+    def state(): return id(self.dls),id(self.model),str(getattr(getattr(self.model, 'config', None), 'id2label', None))
+    if self.task is None or self.checked==state(): return
     self.task.check_model(self.dls, self.model)
     self.task.configure(self.dls, self.model)
-    self.checked = pair
+    self.checked = state() # another learner may move the outputs of the same model
 
 # %% ../../nbs/train/62_callback.ipynb #fcc1cd9a
 @patch

@@ -19,9 +19,10 @@ from fastai.torch_basics import L, delegates, patch
 from torch.amp import GradScaler, autocast
 
 from ..core.checks import check_options, fraction
-from ..core.objects import load_hf_config, load_hf_model
+from ..core.objects import load_hf_config, load_hf_model, replace_head
 from ..core.precision import DTYPES, check_precision
 from ..tasks.base import get_block
+from ..tasks.labels import check_problem_type
 from .callback import HFCallback
 from .optimizer import hf_adamw
 from .splitter import hf_splitter
@@ -42,23 +43,30 @@ def build_model(
     dls, # `DataLoaders` whose block was made from a checkpoint
     config_kwargs:dict=None, # Settings of the configuration to change, such as dropout
     model_kwargs:dict=None, # Passed to `from_pretrained`
+    new_head:bool=False, # Whether to replace the checkpoint's head, even if it fits
 ):
     "Return the model of the checkpoint of `dls`, with a head for its labels"
     block = get_block(dls)
-    checkpoint = getattr(block.hf_config, 'name_or_path', '')
+    checkpoint,kwargs = getattr(block.hf_config, 'name_or_path', ''),block.task.config_kwargs(dls)
     if not checkpoint: raise ValueError("model=None needs a checkpoint, and the block's config has none: pass a model.")
-    config = load_hf_config(checkpoint, block.hf_config, block.task.config_kwargs(dls) | (config_kwargs or {}))
-    return load_hf_model(checkpoint, block.task.auto_model, config, model_kwargs)
+    if not new_head and kwargs.get('num_labels')==block.hf_config.num_labels: # a trained head has names of its own
+        check_problem_type(block.hf_config, kwargs.get('problem_type'))
+        kwargs = {k: v for k,v in kwargs.items() if k not in ('id2label', 'label2id')}
+    config = load_hf_config(checkpoint, block.hf_config, kwargs | (config_kwargs or {}))
+    model = load_hf_model(checkpoint, block.task.auto_model, config, model_kwargs)
+    if new_head: model = replace_head(model)
+    block.task.configure(dls, model)
+    return model
 
 # %% ../../nbs/train/63_learner.ipynb #0518aa83
-def _model_for(dls, model, config_kwargs, model_kwargs):
+def _model_for(dls, model, config_kwargs, model_kwargs, new_head):
     "Return `model`, or a new one if it is None"
-    if model is None: return build_model(dls, config_kwargs, model_kwargs)
+    if model is None: return build_model(dls, config_kwargs, model_kwargs, new_head)
     if not isinstance(model, torch.nn.Module):
         raise ValueError(f"model={model!r:.80} is not a model: pass checkpoints to HFTextDataLoaders, not here.")
-    if config_kwargs or model_kwargs:
-        raise ValueError(f"config_kwargs and model_kwargs do not change model={type(model).__name__}(...): "
-                         "use them to build it.")
+    if config_kwargs or model_kwargs or new_head:
+        raise ValueError("config_kwargs, model_kwargs and new_head=True do not change "
+                         f"model={type(model).__name__}(...): use them to build it.")
     return model
 
 # %% ../../nbs/train/63_learner.ipynb #e8462d46
@@ -89,6 +97,7 @@ def hf_learner(
     max_grad_norm:float=1., # Gradients with a larger norm are scaled down to it; None for no clipping
     config_kwargs:dict=None, # Settings of the model's configuration to change, such as dropout
     model_kwargs:dict=None, # Passed to the model's `from_pretrained`
+    new_head:bool=False, # Whether to replace a trained head of the checkpoint, even if it fits
     train_bn:bool=False, # Whether normalization layers of frozen groups are trained
     cbs=None, # More callbacks
     **kwargs
@@ -97,7 +106,7 @@ def hf_learner(
     check_options(kwargs, inspect.signature(hf_learner).parameters)
     task = get_block(dls).task
     check_precision(precision, torch.device(dls.device))
-    model = _model_for(dls, model, config_kwargs, model_kwargs).to(dls.device)
+    model = _model_for(dls, model, config_kwargs, model_kwargs, new_head).to(dls.device)
     if loss_func is None: loss_func = task.loss_func()
     if metrics is None: metrics = task.metrics()
     cbs = default_callbacks(precision, max_grad_norm, cbs)
