@@ -122,7 +122,8 @@ def entities(path, texts):
 
 HOW = {'multi-label-classification': lambda p, t: labels(p, t, top_k=None), 'regression': labels,
        'sequence-classification': labels, 'token-classification': entities, 'question-answering': answers,
-       'multiple-choice': chosen, 'masked-lm': lambda p, t: pipeline('fill-mask', p, device='cpu')(t), 'causal-lm': continued}
+       'multiple-choice': chosen, 'causal-lm': continued,
+       'masked-lm': lambda p, t: pipeline('fill-mask', p, device='cpu')(t)}
 print(json.dumps({k: list(HOW.get(k, texts_written)(*o)) for k,o in json.load(sys.stdin).items()}, default=float))
 """
 

@@ -373,7 +373,8 @@ def test_a_model_with_another_head(rows):
 
 @pytest.mark.parametrize(('text', 'facts'), [
     ('the film', ["'the film'"]), (('the film', 'warm'), ["['warm']"]),
-    (('the film', ['warm', None]), ['choice 1', 'None']), ((3, ['a', 'b']), ['question', '3']), (dict(question='the film'), ['question'])])
+    (('the film', ['warm', None]), ['choice 1', 'None']), ((3, ['a', 'b']), ['question', '3']),
+    (dict(question='the film'), ['question'])])
 def test_texts_that_are_not_questions_with_choices(text, facts, rows):
     learn = make_learner(rows)
     with pytest.raises(ValueError, match=mentions(*facts)): learn.hf_predict(text)
