@@ -3,6 +3,7 @@ from transformers import (
     AutoModel,
     AutoModelForCausalLM,
     AutoModelForMaskedLM,
+    AutoModelForMultipleChoice,
     AutoModelForQuestionAnswering,
     AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
@@ -45,6 +46,7 @@ from blurlike.tasks.causal_lm import CausalLM
 from blurlike.tasks.corpus import TokenAccuracy, TokenPerplexity
 from blurlike.tasks.masked_lm import BertMasking, MaskedLM, Masking, SpanMasking, WholeWordMasking, all_maskings, get_masking
 from blurlike.tasks.multi_label_classification import MultiLabelClassification
+from blurlike.tasks.multiple_choice import ChoiceBlock, MultipleChoice
 from blurlike.tasks.question_answering import (
     NO_ANSWER,
     Answer,

@@ -21,7 +21,8 @@ def models(tmp_path_factory):
     "Saved models, by task"
     res = {}
     for task,arch in (('sequence-classification', 'bert'), ('question-answering', 'bert'),
-                      ('token-classification', 'bert'), ('summarization', 't5'), ('causal-lm', 'gpt2')):
+                      ('token-classification', 'bert'), ('multiple-choice', 'bert'), ('summarization', 't5'),
+                      ('causal-lm', 'gpt2')):
         learn = quiet(make_learner(arch, task))
         res[task] = str(learn.save_pretrained(tmp_path_factory.mktemp('cli')/task)),learn
     return res
@@ -79,6 +80,8 @@ def test_a_closed_pipe_is_not_an_error(models, tmp_path):
     ('question-answering', [{'question': 'the film', 'context': 'the plot dull'}], None),
     ('token-classification', [['the', 'film']], None),
     ('sequence-classification', [['the film', 'the plot']], [('the film', 'the plot')]),
+    ('multiple-choice', [['the film', ['warm', 'dull']], ['the film', 'warm', 'dull', 'sour'],
+                         {'question': 'the film', 'choices': ['warm', 'dull']}], None),
     ('summarization', ['the film warm'], None)])
 def test_lines_of_json_are_inputs_of_the_task(models, task, lines, items, capsys, tmp_path):
     folder,learn = models[task]

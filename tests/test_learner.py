@@ -34,7 +34,8 @@ def trained(learn):
 
 def test_a_learner_learns(trained, df):
     assert trained.validate()[1] > 0.95
-    assert [o['label'] for o in trained.hf_predict(['the film warm the cast lovely', 'the plot dull the score stale'])] == ['good', 'bad']
+    preds = trained.hf_predict(['the film warm the cast lovely', 'the plot dull the score stale'])
+    assert [o['label'] for o in preds] == ['good', 'bad']
 
 
 def test_predict_is_fastais_triple(trained, df):
@@ -161,7 +162,8 @@ def test_freezing_trains_the_head_alone(learn):
 
 
 def test_freezing_works_in_a_plain_learner_with_fastais_optimizer(dls, hf):
-    learn = Learner(dls, hf.model, loss_func=CrossEntropyLossFlat(), opt_func=Adam, cbs=[HFCallback], splitter=hf_splitter)
+    learn = Learner(dls, hf.model, loss_func=CrossEntropyLossFlat(), opt_func=Adam, cbs=[HFCallback],
+                    splitter=hf_splitter)
     learn.freeze()
     assert {n for n,p in hf.model.named_parameters() if p.requires_grad} == {'classifier.weight', 'classifier.bias'}
 
@@ -181,7 +183,8 @@ def test_fused_adamw_in_groups_steps_as_plain_adamw_does():
     a,b = model(),model()
     ours = hf_adamw([list(a[:2].parameters()), list(a[2].parameters())], lr=1e-2, weight_decay=0.1)
     theirs = torch.optim.AdamW([dict(params=[p for p in b.parameters() if p.ndim>1], weight_decay=0.1),
-                                dict(params=[p for p in b.parameters() if p.ndim<2], weight_decay=0.)], lr=1e-2, fused=False)
+                                dict(params=[p for p in b.parameters() if p.ndim<2], weight_decay=0.)],
+                               lr=1e-2, fused=False)
     for _ in range(5):
         x = torch.randn(3, 4)
         for m,o in ((a, ours), (b, theirs)): m(x).square().sum().backward(); o.step(); o.zero_grad()
@@ -267,7 +270,8 @@ def test_moving_the_loaders_moves_the_batches(dls):
 
 
 def test_a_column_of_texts_is_a_list_of_texts(learn, df):
-    assert learn.hf_predict(df.text[:5]) == learn.hf_predict(df.text[:5].to_numpy()) == learn.hf_predict(df.text[:5].tolist())
+    texts = df.text[:5]
+    assert learn.hf_predict(texts) == learn.hf_predict(texts.to_numpy()) == learn.hf_predict(texts.tolist())
 
 
 def test_hf_predict_leaves_the_model_in_the_mode_it_was_in(learn):
@@ -304,8 +308,9 @@ def test_parameter_groups_take_the_steps_of_adamw(dls, hf, lr):
     learn = hf_learner(dls, model)
     learn.create_opt()
     learn.opt.set_hypers(lr=lr, wd=0.1)
-    names = {id(p): n for n,p in model.named_parameters()}
-    theirs = torch.optim.AdamW([pg | dict(params=[dict(alone.named_parameters())[names[id(p)]] for p in pg['params']]) for pg in learn.opt.opt.param_groups])
+    twins = {id(p): q for p,q in zip(model.parameters(), alone.parameters(), strict=True)}
+    theirs = torch.optim.AdamW([pg | dict(params=[twins[id(p)] for p in pg['params']])
+                                for pg in learn.opt.opt.param_groups])
     for i in range(3):
         for m in (model, alone):
             for j,p in enumerate(m.parameters()): p.grad = torch.full_like(p, (-1)**(i+j)*1e-2*(j+1))

@@ -83,7 +83,8 @@ WITHOUT_US = """
 import json, sys
 sys.modules['blurlike'] = sys.modules['fastai'] = sys.modules['fastcore'] = None
 import torch
-from transformers import AutoModelForQuestionAnswering, AutoModelForSeq2SeqLM, AutoTokenizer, pipeline
+from transformers import (AutoModelForMultipleChoice, AutoModelForQuestionAnswering, AutoModelForSeq2SeqLM,
+                          AutoTokenizer, pipeline)
 
 def labels(path, texts, **kwargs): return pipeline('text-classification', path, device='cpu')(texts, **kwargs)
 
@@ -97,6 +98,14 @@ def answers(path, texts):
         start,end = (l[0].masked_fill(outside, -1e4).softmax(0) for l in (out.start_logits, out.end_logits))
         i,j = divmod(int((start[:,None]*end[None]).triu().tril(14).argmax()), len(end))
         yield dict(answer=o['context'][offsets[i][0]:offsets[j][1]])
+
+def chosen(path, texts):
+    model,tokenizer = AutoModelForMultipleChoice.from_pretrained(path).eval(),AutoTokenizer.from_pretrained(path)
+    for question,choices in texts:
+        enc = tokenizer([question]*len(choices), choices, padding=True, return_tensors='pt')
+        with torch.no_grad(): probs = model(**{k: v[None] for k,v in enc.items()}).logits[0].softmax(0).tolist()
+        i = probs.index(max(probs))
+        yield dict(choice=choices[i], index=i, score=probs[i], probs=probs)
 
 def texts_written(path, texts):
     model,tokenizer = AutoModelForSeq2SeqLM.from_pretrained(path).eval(),AutoTokenizer.from_pretrained(path)
@@ -113,7 +122,8 @@ def entities(path, texts):
 
 HOW = {'multi-label-classification': lambda p, t: labels(p, t, top_k=None), 'regression': labels,
        'sequence-classification': labels, 'token-classification': entities, 'question-answering': answers,
-       'masked-lm': lambda p, t: pipeline('fill-mask', p, device='cpu')(t), 'causal-lm': continued}
+       'multiple-choice': chosen, 'causal-lm': continued,
+       'masked-lm': lambda p, t: pipeline('fill-mask', p, device='cpu')(t)}
 print(json.dumps({k: list(HOW.get(k, texts_written)(*o)) for k,o in json.load(sys.stdin).items()}, default=float))
 """
 

@@ -28,6 +28,8 @@ ROWS = {
     'regression': (TEXTS, [.9, .1, .8, .2, .7, .3, .6, .4]),
     'token-classification': (WORDS, [['O' if o=='the' else 'B-THING' for o in words] for words in WORDS]),
     'question-answering': ([('the film', o) for o in TEXTS], ANSWERS),
+    'multiple-choice': ([(' '.join(o[:-1]), [o[-1], 'the cast slow', 'funny'][:2+i%2]) for i,o in enumerate(WORDS)],
+                        [0, 1]*4),
     'summarization': (TEXTS, [' '.join(o[-2:]) for o in WORDS]),
     'translation': (TEXTS, [' '.join(o[1::2]) for o in WORDS]),
     'text2text-generation': (TEXTS, [o[0] for o in WORDS]),

@@ -66,7 +66,8 @@ class Device:
         if self.check_forward: self.check()
 
     def check(self):
-        if self.tokens > self.limit: raise self.error("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes.")
+        if self.tokens <= self.limit: return
+        raise self.error("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes.")
 
 
 class Disturbance(Callback):
@@ -86,12 +87,16 @@ def state(learn):
     "Everything that the next steps of a learner depend on"
     moments = [t for o in learn.opt.opt.state.values() for t in o.values()] if learn.opt else []
     weights = [*learn.model.parameters(), *learn.model.buffers()]
-    tensors = [*weights, *moments, torch.get_rng_state(), *(p.grad for p in learn.model.parameters() if p.grad is not None)]
-    recorder = {k: v for k,v in vars(learn.recorder).items() if k not in ('learn', 'loss', 'smooth_loss', 'start_epoch')}
-    rest = dict(modes=[m.training for m in learn.model.modules()], rng=(random.getstate(), np.random.get_state()[1].tolist()),
-                loader=learn.dls.train.rng.getstate(), dls=id(learn.dls), cbs=[id(o) for o in learn.cbs], names=sorted(vars(learn)),
-                hypers=str(learn.opt.hypers) if learn.opt else None, hooks=len(learn.model._forward_pre_hooks), recorder=str(recorder),
-                smooth=str(vars(learn.recorder.smooth_loss)), runs=deepcopy(learn.hf.runs), iters=vars(learn).get('train_iter'))
+    grads = [p.grad for p in learn.model.parameters() if p.grad is not None]
+    tensors = [*weights, *moments, torch.get_rng_state(), *grads]
+    changing = 'learn', 'loss', 'smooth_loss', 'start_epoch'
+    recorder = {k: v for k,v in vars(learn.recorder).items() if k not in changing}
+    rest = dict(modes=[m.training for m in learn.model.modules()], hooks=len(learn.model._forward_pre_hooks),
+                rng=(random.getstate(), np.random.get_state()[1].tolist()), loader=learn.dls.train.rng.getstate(),
+                dls=id(learn.dls), cbs=[id(o) for o in learn.cbs], names=sorted(vars(learn)),
+                hypers=str(learn.opt.hypers) if learn.opt else None, recorder=str(recorder),
+                smooth=str(vars(learn.recorder.smooth_loss)), runs=deepcopy(learn.hf.runs),
+                iters=vars(learn).get('train_iter'))
     return [t.detach().clone() for t in tensors],rest
 
 
@@ -157,12 +162,13 @@ def test_gradients_and_other_optimizers_are_kept_too(dls, hf):
     with learn.no_bar(), learn.no_logging():
         learn.fit(1, 1e-3)
         for p in learn.model.parameters(): p.grad = torch.ones_like(p)
-        before = [{k: v.clone() if torch.is_tensor(v) else v for k,v in o.items()} for o in learn.opt.state_dict()['state']]
+        before = deepcopy(learn.opt.state_dict()['state'])
         hypers = str(learn.opt.hypers)
         find_batch_size(learn, max_bs=4, show=False)
     assert all((p.grad==1).all() for p in learn.model.parameters())
     after = learn.opt.state_dict()['state']
-    assert all(torch.equal(v, o[k]) if torch.is_tensor(v) else v==o[k] for o,b in zip(after, before, strict=True) for k,v in b.items())
+    for a,b in zip(after, before, strict=True):
+        assert all(torch.equal(v, a[k]) if torch.is_tensor(v) else v==a[k] for k,v in b.items())
     assert str(learn.opt.hypers) == hypers
 
 
@@ -178,7 +184,8 @@ def test_training_continues_as_without_the_search(dls):
     def losses(find):
         torch.manual_seed(0)
         fresh = dls.train.new(seed=1)
-        learn = hf_learner(HFTextDataLoaders(fresh, dls.valid, device='cpu'), make_objects(hidden_dropout_prob=0.1).model)
+        model = make_objects(hidden_dropout_prob=0.1).model
+        learn = hf_learner(HFTextDataLoaders(fresh, dls.valid, device='cpu'), model)
         with learn.no_bar(), learn.no_logging():
             if find: find_batch_size(learn, show=False)
             learn.fit(2, 1e-3)
@@ -203,7 +210,8 @@ def test_the_longest_target_is_in_the_worst_batch(df):
     hf = make_objects('bart', auto_model=AutoModelForSeq2SeqLM)
     texts = make_texts(20).text.sort_values(key=lambda o: o.str.len()).tolist()
     data = df[:20].assign(text=texts[::-1], target=texts) # the longest text has the shortest target
-    dls = HFTextDataLoaders.from_df(data, hf, label_col='target', task='summarization', valid_pct=0.1, bs=4, max_length=64, device='cpu')
+    dls = HFTextDataLoaders.from_df(data, hf, label_col='target', task='summarization', valid_pct=0.1, bs=4,
+                                    max_length=64, device='cpu')
     samples,_ = longest_samples(dls.train, 3)
     rows = [dls.train.do_item(i) for i in range(dls.train.n)]
     assert samples[0][0] == max((o[0] for o in rows), key=lambda o: len(o.split()))
@@ -232,7 +240,7 @@ def test_a_budget_of_tokens_is_found_in_tokens(learn):
 
 
 class SmallMachine:
-    "A CPU with memory for `rows` rows of a million bytes each, and for the optimizer's state, which is there from the first step on"
+    "A CPU with memory for `rows` rows of a million bytes each, and for the optimizer's state after the first step"
     def __init__(self, learn, rows):
         self.grads,self.rows,self.used = sum(p.nbytes for p in learn.model.parameters()),0,10**9
         self.size = 10**9 + 5*10**7 + self.grads + rows*10**6
@@ -309,7 +317,8 @@ def test_an_out_of_memory_error_names_the_batch_and_the_remedies(learn, at, erro
     Device(learn, 100, at, error)
     with pytest.raises(error) as e: learn.fit(1, 1e-3)
     assert type(e.value) is error
-    assert re.search(mentions(8, width, 'bs', 'find_batch_size', 'GradientAccumulation', 'max_length', 'precision', 'bf16'), str(e.value))
+    facts = 8, width, 'bs', 'find_batch_size', 'GradientAccumulation', 'max_length', 'precision', 'bf16'
+    assert re.search(mentions(*facts), str(e.value))
     assert "can't allocate memory" in str(e.value.__cause__)
 
 
@@ -320,13 +329,15 @@ def test_remedies_already_in_use_are_not_suggested(dls, hf):
     assert re.search(mentions('bs', 'find_batch_size', 'max_length'), str(e.value))
     assert not re.search('GradientAccumulation|precision', str(e.value))
     dls.train.batch_tokens = 500
-    with learn.no_bar(), learn.no_logging(), pytest.raises(torch.OutOfMemoryError, match=mentions('batch_tokens', 500)): learn.fit(1)
+    by_tokens = pytest.raises(torch.OutOfMemoryError, match=mentions('batch_tokens', 500))
+    with learn.no_bar(), learn.no_logging(), by_tokens: learn.fit(1)
 
 
 @pytest.mark.parametrize('act', [lambda learn: learn.validate(), lambda learn: learn.get_preds(with_input=True)])
 def test_validation_and_prediction_name_the_batch_too(learn, act):
     Device(learn, 100)
-    with pytest.raises(torch.OutOfMemoryError, match=mentions(8, longest(learn.dls.valid), 'bs', 'max_length')): act(learn)
+    facts = mentions(8, longest(learn.dls.valid), 'bs', 'max_length')
+    with pytest.raises(torch.OutOfMemoryError, match=facts): act(learn)
 
 
 def test_windows_are_counted(df):
@@ -334,7 +345,8 @@ def test_windows_are_counted(df):
     dls = HFTextDataLoaders.from_df(df, hf, valid_col='is_valid', bs=8, max_length=16, windows=True, device='cpu')
     learn = hf_learner(dls, hf.model)
     Device(learn, 100)
-    with learn.no_bar(), learn.no_logging(), pytest.raises(torch.OutOfMemoryError, match=r'\b8 rows\b.*\b\d\d windows\b.*\b16 tokens\b'): learn.fit(1)
+    counts = pytest.raises(torch.OutOfMemoryError, match=r'\b8 rows\b.*\b\d\d windows\b.*\b16 tokens\b')
+    with learn.no_bar(), learn.no_logging(), counts: learn.fit(1)
 
 
 @pytest.mark.parametrize('precision', ['fp32', 'bf16'])
@@ -424,11 +436,13 @@ def spawn():
 
 
 def loaders(df, hf, get_x, **kwargs):
-    block = DataBlock(blocks=(HFTextBlock(*hf), CategoryBlock), get_x=get_x, get_y=ColReader('label'), splitter=ColSplitter(), **kwargs)
+    block = DataBlock(blocks=(HFTextBlock(*hf), CategoryBlock), get_x=get_x, get_y=ColReader('label'),
+                      splitter=ColSplitter(), **kwargs)
     return block.dataloaders(df, bs=8, num_workers=1, device='cpu')
 
 
-@pytest.mark.parametrize('options', [dict(get_x=lambda o: o['text']), dict(get_x=ColReader('text'), item_tfms=[lambda o: o])])
+@pytest.mark.parametrize('options', [dict(get_x=lambda o: o['text']),
+                                     dict(get_x=ColReader('text'), item_tfms=[lambda o: o])])
 def test_a_lambda_for_spawned_workers_raises(df, hf, spawn, options):
     with pytest.raises(ValueError, match=mentions('num_workers=1')): next(iter(loaders(df, hf, **options).train))
 
@@ -448,7 +462,8 @@ def test_forked_workers_accept_lambdas_and_raise_their_own_errors(df, hf):
 
 def test_a_stream_shorter_than_a_pool_is_measured_whole(df, hf):
     stream = datasets.Dataset.from_pandas(df[['text', 'label']]).to_iterable_dataset()
-    learn = hf_learner(HFTextDataLoaders.from_dataset(dict(train=stream.skip(40), valid=stream.take(40)), hf, n=60, bs=8, device='cpu'), hf.model)
+    streams = dict(train=stream.skip(40), valid=stream.take(40))
+    learn = hf_learner(HFTextDataLoaders.from_dataset(streams, hf, n=60, bs=8, device='cpu'), hf.model)
     assert find_batch_size(learn, max_bs=4, memory=10**12, show=False) == 4
 
 

@@ -56,6 +56,7 @@ def typed(task, text):
     "Return the values of the page's boxes for a text"
     if task=='causal-lm': return [text, 5, 0]
     if isinstance(text, dict): return list(text.values())
+    if task=='multiple-choice': return [text[0], '\n'.join(text[1])]
     return [text, 0.4] if task=='multi-label-classification' else [text, 5] if task in WRITERS else [text]
 
 
@@ -64,6 +65,8 @@ def agrees(task, learn, text, shown):
     if isinstance(learn.dls.hf_block.task, Generates):
         return shown == list(learn.hf_generate(text, max_new_tokens=5).values())[0]
     pred = learn.hf_predict(text)
+    if task=='multiple-choice':
+        return shown['choice']==pred['choice'] and shown['probs']==pytest.approx(pred['probs'], abs=1e-4)
     bars = lambda o: {c['label']: c['confidence'] for c in o['confidences']}
     close = lambda a,b: a.keys()==b.keys() and all(math.isclose(a[k], b[k], abs_tol=1e-4) for k in a)
     names = learn.model.config.id2label

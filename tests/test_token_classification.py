@@ -280,8 +280,8 @@ def same_entities(ours, theirs, keys=('entity_group', 'word', 'start', 'end')):
     assert [o['score'] for o in ours] == pytest.approx([float(o['score']) for o in theirs], abs=1e-4)
 
 
-TEXTS = ['the film warm', 'Zoë saw  the   film!', '東京 🎬 film', 'tab\tand\nline', 'the '*15, 'e\u0301t\u0301 naïve café',
-         '🎬🎬 🎬', "don't (dull) [0-9]", '\u200bfilm\u200b']
+TEXTS = ['the film warm', 'Zoë saw  the   film!', '東京 🎬 film', 'tab\tand\nline', 'the '*15,
+         'e\u0301t\u0301 naïve café', '🎬🎬 🎬', "don't (dull) [0-9]", '\u200bfilm\u200b']
 
 
 def predictor(hf, **kwargs):

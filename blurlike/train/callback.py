@@ -117,7 +117,8 @@ def before_batch(self:HFCallback):
     inputs,task = HFInputs(self.xb[0]),self.task
     if isinstance(self.loss_func, HFLoss) and self.yb:
         inputs |= task.labels(self.yb, inputs) if task else {'labels': self.yb[0]}
-    elif isinstance(task, Generates): inputs |= task.decoder_inputs(get_model(self.model), inputs, self.yb, self.dls.hf_block)
+    elif isinstance(task, Generates):
+        inputs |= task.decoder_inputs(get_model(self.model), inputs, self.yb, self.dls.hf_block)
     self.learn.xb = (inputs,)
 
 # %% ../../nbs/train/62_callback.ipynb #fd304062
