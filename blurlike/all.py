@@ -1,4 +1,4 @@
-"What a notebook needs, from one import: `from blurlike.all import *` beside `from fastai.text.all import *`. The rest is in its modules."
+"The names that a notebook needs: `from blurlike.all import *`, after `from fastai.text.all import *`"
 from transformers import (
     AutoModel,
     AutoModelForCausalLM,
@@ -44,7 +44,15 @@ from blurlike.tasks.base import Task, TokenCrossEntropy, all_tasks, get_block, g
 from blurlike.tasks.labels import get_vocab, label_names
 from blurlike.tasks.causal_lm import CausalLM
 from blurlike.tasks.corpus import TokenAccuracy, TokenPerplexity
-from blurlike.tasks.masked_lm import BertMasking, MaskedLM, Masking, SpanMasking, WholeWordMasking, all_maskings, get_masking
+from blurlike.tasks.masked_lm import (
+    BertMasking,
+    MaskedLM,
+    Masking,
+    SpanMasking,
+    WholeWordMasking,
+    all_maskings,
+    get_masking,
+)
 from blurlike.tasks.multi_label_classification import MultiLabelClassification
 from blurlike.tasks.multiple_choice import ChoiceBlock, MultipleChoice
 from blurlike.tasks.question_answering import (
@@ -61,7 +69,17 @@ from blurlike.tasks.question_answering import (
     squad_f1,
 )
 from blurlike.tasks.regression import Regression, pearson, spearman
-from blurlike.tasks.seq2seq import ChrF, ExactMatch, GenerationMetric, Rouge, SacreBLEU, Seq2Seq, Summarization, TextTargetBlock, Translation
+from blurlike.tasks.seq2seq import (
+    ChrF,
+    ExactMatch,
+    GenerationMetric,
+    Rouge,
+    SacreBLEU,
+    Seq2Seq,
+    Summarization,
+    TextTargetBlock,
+    Translation,
+)
 from blurlike.tasks.sequence_classification import SequenceClassification
 from blurlike.tasks.token_classification import (
     TokenClassification,

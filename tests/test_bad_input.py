@@ -54,7 +54,8 @@ def test_an_empty_dataframe(df):
 @pytest.mark.parametrize('values', [range(5), [0., 1., 2.], ['0', '1'], ['train', 'valid'], [0, 0.5]])
 def test_a_valid_col_with_other_values_than_true_and_false(df, values):
     rows = df.assign(fold=[values[i % len(values)] for i in range(len(df))])
-    with pytest.raises(ValueError, match=mentions("valid_col='fold'", repr([*values][-1]))): from_df(rows, valid_col='fold')
+    with pytest.raises(ValueError, match=mentions("valid_col='fold'", repr([*values][-1]))):
+        from_df(rows, valid_col='fold')
     with pytest.raises(ValueError, match=mentions("valid_col='fold'")):
         HFTextDataLoaders.from_dataset(Dataset.from_pandas(rows), make_objects(), valid_col='fold')
 
@@ -66,7 +67,8 @@ def test_a_valid_col_of_true_and_false_in_any_type(df, values):
 
 
 def test_columns_named_by_two_spellings_of_a_number(df):
-    with pytest.raises(ValueError, match=mentions('1', "'1'")): from_df(df.assign(**{'1': 0}).rename(columns={'text': 1}))
+    rows = df.assign(**{'1': 0}).rename(columns={'text': 1})
+    with pytest.raises(ValueError, match=mentions('1', "'1'")): from_df(rows)
 
 
 @pytest.mark.parametrize('arg', ['text_col', 'label_col', 'valid_col'])

@@ -22,7 +22,6 @@ from fastcore.script import call_parse
 from notebooks import ROOT, notebooks
 
 LONGEST,ONE_DEFINITION,USED = 40,.9,.8 # The goals
-ENOUGH = .78 # The share of cells with one definition below which the check fails, until all notebooks reach the goal
 _head = '{:30}{:>6}{:>8}{:>6}{:>9}{:>10}{:>16}{:>8}'
 _row = '{:30}{:>6}{:8.0f}{:6}{:9}{:10.0%}{:16.0%}{:8.0%}'
 _functions = ast.FunctionDef, ast.AsyncFunctionDef
@@ -104,7 +103,7 @@ def main(
     pattern:str='', # Check only notebooks whose path matches this regular expression
     verbose:bool=False, # List the cells that have several definitions or no use
 ):
-    "Print a table of the notebooks' exported cells beside the goals, and exit with 1 if they are far from them"
+    "Print a table of the notebooks' exported cells and the goals, and exit with 1 if they are not reached"
     paths = [o for o in notebooks() if re.search(pattern, str(o.relative_to(ROOT)))]
     cells = {o.stem: exported(o) for o in paths}
     everything = [o for v in cells.values() for o in v]
@@ -121,6 +120,6 @@ def main(
             if what: print(f"{o.notebook} cell {o.number}, {', '.join(o.names)}: {', '.join(what)}")
     long = [o for o in everything if o.lines>LONGEST]
     missed = [f"{o.notebook} cell {o.number} has {o.lines} lines: {', '.join(o.names)}" for o in long]
-    if share(o.one for o in defining)<ENOUGH: missed.append('Too few cells have one definition.')
+    if share(o.one for o in defining)<ONE_DEFINITION: missed.append('Too few cells have one definition.')
     if share(o.used for o in defining)<USED: missed.append('Too few cells are followed by a use.')
     if missed: sys.exit('\n'.join(['', *missed, 'To list the cells: python tools/cells.py --verbose']))

@@ -102,7 +102,8 @@ def target_problem(
     if choice_index(choice, choices) is not None: return None
     if isinstance(choice, str) and choice in choices:
         return f"the target {choice!r:.80} is several of the choices: use its index instead"
-    return f"the target {choice!r:.80} is neither one of the choices {preview(choices)} nor an index below {len(choices)}"
+    return (f"the target {choice!r:.80} is neither one of the choices {preview(choices)} nor an index below "
+            f"{len(choices)}")
 
 # %% ../../nbs/tasks/33_multiple_choice.ipynb #c6c26a00
 class ChoiceLoss(CrossEntropyLossFlat):

@@ -16,7 +16,8 @@ from scipy import stats
 from transformers import AutoModelForSequenceClassification
 
 from .base import Task
-from .labels import check_outputs, check_problem_type, first_target, has_fractions, is_list_column, label_names, match_outputs
+from .labels import (check_outputs, check_problem_type, first_target, has_fractions, is_list_column,
+                                   label_names, match_outputs)
 from .windows import PooledWindows
 from ..text.rows import columns_of
 
