@@ -147,6 +147,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                          'blurlike.core.precision.evaluating': ( 'core/precision.html#evaluating',
                                                                                  'blurlike/core/precision.py'),
                                          'blurlike.core.precision.in_int8': ('core/precision.html#in_int8', 'blurlike/core/precision.py'),
+                                         'blurlike.core.precision.train_in_fp32': ( 'core/precision.html#train_in_fp32',
+                                                                                    'blurlike/core/precision.py'),
                                          'blurlike.core.precision.without_cudnn_attention': ( 'core/precision.html#without_cudnn_attention',
                                                                                               'blurlike/core/precision.py')},
             'blurlike.data.block': { 'blurlike.data.block.HFTextBlock': ('data/block.html#hftextblock', 'blurlike/data/block.py'),

@@ -16,7 +16,7 @@ from .tasks.base import all_tasks
 # %% ../nbs/51_architectures.ipynb #1d8f81f6
 def has_model(
     model_type:str, # Model type of a configuration, such as "bert"
-    task, # A `Task` or a class of tasks
+    task, # A `Task` or a task class
 ) -> bool:
     "Return whether transformers has a model of this type for `task`"
     if model_type in CONFIG_MAPPING: return has_model_class(task.auto_model, CONFIG_MAPPING[model_type])

@@ -31,7 +31,7 @@ def _raise_problems(problems, n):
     "Raise `ValueError` for texts that cannot be used, given their positions and what is wrong with each"
     i,why = problems[0]
     what = "The text cannot be used"
-    if n > 1: what = f"{len(problems)} of {n} texts cannot be used; the first is number {i}"
+    if n > 1: what = f"{len(problems)} of {n} texts cannot be used; the first is texts[{i}]"
     raise ValueError(f"{what}: {str(why).rstrip('.')}.") from (why if isinstance(why, Exception) else None)
 
 # %% ../nbs/50_predict.ipynb #681d35c7
@@ -40,9 +40,9 @@ def as_samples(
     texts, # Several texts, in the form that the block's task takes
     read=None, # A function of a text and the block that returns a sample; None for the task's `sample`
 ) -> list: # The `x` of samples
-    "Return the samples of `texts`; raises `ValueError` for invalid texts, reported together"
+    "Return the samples of `texts`; raise `ValueError` for invalid texts, reported together"
     if hasattr(texts, 'columns') or hasattr(texts, 'column_names') or isinstance(texts, dict):
-        raise ValueError(f"texts={type(texts).__name__}(...) must be a column of texts, or rows as dicts for a task "
+        raise ValueError(f"texts={type(texts).__name__}(...) must be a list or column of texts, or of dicts for a task "
                          "that reads several columns.")
     samples,wrong,texts,read = [],[],list(texts),read or block.task.sample
     for i,o in enumerate(texts):
@@ -55,7 +55,7 @@ def as_samples(
 def text_batches(
     block, # An `HFTextBlock`
     samples:list, # The `x` of samples
-    batch_tokens:int, # Tokens in a batch at most, padding included
+    batch_tokens:int, # Maximum number of tokens in a batch, including padding
     room:int=0, # Further tokens of each row, such as those to generate
     pool:int=10_000, # Samples that are tokenized and sorted together
     **options # Options of the task's `tokenize`
@@ -99,12 +99,12 @@ def _predict(task, block, model, samples, batches, precision, options):
 def hf_predict(self:Learner,
     texts, # A text, or a list or column of texts, in the form that the learner was trained on
     *,
-    batch_tokens:int=4096, # Tokens in a batch at most, padding included
+    batch_tokens:int=4096, # Maximum number of tokens in a batch, including padding
     many:bool=None, # Whether `texts` are several texts; None to infer it
-    precision:str=None, # Of the computation: "fp32", "bf16", "fp16" or "int8"; None for that of the weights
+    precision:str=None, # Precision of the computation: "fp32", "bf16", "fp16" or "int8"; None for the weights' own
     **options # The task's options, such as `threshold`, `top_k` or `aggregation_strategy`
-) -> dict|list[dict]: # For a list a list, in the same order
-    "Predict `texts`; raises `ValueError` for invalid texts"
+) -> dict|list[dict]: # One result, or a list in the same order
+    "Predict `texts`; raise `ValueError` for invalid texts"
     whole_number('batch_tokens', batch_tokens)
     block,model = get_block(self.dls),get_model(self.model)
     task = block.task
@@ -137,7 +137,7 @@ def _lengths_agree(kwargs):
 
 # %% ../nbs/50_predict.ipynb #99d66915
 def _copies_and_room(model, kwargs):
-    "Return the sequences that `generate` returns for a text, those that it keeps, and the tokens that it may generate"
+    "Return how many sequences `generate` returns per text, how many it keeps, and how many tokens it may generate"
     configs = [kwargs, *(vars(o) for o in (kwargs.get('generation_config'), model.generation_config) if o is not None)]
     def ask(*names, default=1): return next((c[n] for c in configs for n in names if c.get(n)), default)
     n = ask('num_return_sequences')
@@ -178,10 +178,10 @@ def hf_generate(self:Learner,
     texts, # A text, or a list or column of texts, in the form that the learner was trained on
     *,
     batch_tokens:int=4096, # Tokens in a batch at most, read or generated, padding and beams included
-    precision:str=None, # Of the computation: "fp32", "bf16", "fp16" or "int8"; None for that of the weights
+    precision:str=None, # Precision of the computation: "fp32", "bf16", "fp16" or "int8"; None for the weights' own
     **generate_kwargs # Passed to the model's `generate`, such as `num_beams`, `max_new_tokens`, `do_sample`
-) -> dict|list: # For a list a list, in the same order; with `num_return_sequences` above 1, a list for each text
-    "Generate texts from `texts`; raises `ValueError` for invalid texts and for a task that does not generate"
+) -> dict|list: # One result, or a list in the same order; a list per text if `num_return_sequences` is above 1
+    "Generate texts from `texts`; raise `ValueError` for invalid texts and for a task that does not generate"
     whole_number('batch_tokens', batch_tokens)
     block,model = get_block(self.dls),get_model(self.model)
     task = block.task
@@ -198,7 +198,7 @@ def hf_generate(self:Learner,
 def show_results(self:Learner,
     ds_idx:int=1, # The loader: 0 for training, 1 for validation
     dl=None, # Another loader
-    max_n:int=9, # Rows at most
+    max_n:int=9, # Maximum number of rows
     shuffle:bool=True, # Whether to show other rows each time
     **kwargs # Such as `trunc_at`
 ):

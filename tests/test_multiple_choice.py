@@ -242,7 +242,7 @@ def test_a_choice_that_leaves_no_room_for_the_question_is_reported(rows):
         from_df(df, max_length=24)
     first = rows.assign(choices=[[LONG, *o] if i==3 else o for i,o in enumerate(rows.choices)])
     with pytest.raises(ValueError, match=mentions('1 of 24', 'row 3', 'choice 0')): from_df(first, max_length=24)
-    with pytest.raises(ValueError, match=mentions('number 1', 'choice 2')):
+    with pytest.raises(ValueError, match=mentions('texts[1]', 'choice 2')):
         make_learner(rows, max_length=24).hf_predict([('the film', 'a', 'b'), ('the film', ['a', 'b', LONG])])
     assert from_df(df, max_length=24, truncation=True)
 
@@ -378,4 +378,4 @@ def test_a_model_with_another_head(rows):
 def test_texts_that_are_not_questions_with_choices(text, facts, rows):
     learn = make_learner(rows)
     with pytest.raises(ValueError, match=mentions(*facts)): learn.hf_predict(text)
-    with pytest.raises(ValueError, match=mentions('number 1', *facts)): learn.hf_predict([('the film', 'a', 'b'), text])
+    with pytest.raises(ValueError, match=mentions('texts[1]', *facts)): learn.hf_predict([('the film', 'a', 'b'), text])

@@ -4,9 +4,12 @@ import re
 import pytest
 import torch
 from conftest import make_objects, mentions
+from fastai.learner import Learner
+from fastai.losses import CrossEntropyLossFlat
+from transformers import AutoModelForSequenceClassification
 
-from blurlike.all import HFTextDataLoaders, hf_learner
-from blurlike.core.precision import best_precision, evaluating, in_int8, without_cudnn_attention
+from blurlike.all import HFCallback, HFTextDataLoaders, hf_adamw, hf_learner
+from blurlike.core.precision import best_precision, evaluating, in_int8, train_in_fp32, without_cudnn_attention
 
 TOLERANCE = dict(fp32=0, bf16=0.02, int8=0.1)
 
@@ -141,3 +144,52 @@ def test_making_the_int8_copy_leaves_the_mode(training, learn):
     learn.model.train(training)
     assert not in_int8(learn.model).training
     assert [o.training for o in learn.model.modules()] == [training]*len(list(learn.model.modules()))
+
+
+# ---- Weights in 16 bits
+
+def plain(dls, model): return Learner(dls, model, CrossEntropyLossFlat(), opt_func=hf_adamw, cbs=HFCallback, lr=5e-5)
+
+def by_hf_learner(dls, model): return hf_learner(dls, model)
+
+def in_bf16(dls, model): return hf_learner(dls, model, precision='bf16')
+
+
+@pytest.mark.parametrize('make', [plain, by_hf_learner, in_bf16])
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
+def test_a_model_in_16_bits_is_trained_as_the_same_model_in_32(make, dtype, df, hf, capsys):
+    models = [make_objects().model.to(dtype).to(o) for o in (dtype, torch.float32)]
+    before = [o.detach().clone().float() for o in models[0].bert.encoder.parameters()]
+    for model in models:
+        dls = HFTextDataLoaders.from_df(df, hf, valid_col='is_valid', bs=8, seed=0, device='cpu')
+        learn = make(dls, model)
+        torch.manual_seed(0)
+        with learn.no_bar(), learn.no_logging(): learn.fit(1, 2e-5)
+    assert all(o.dtype is torch.float32 for o in models[0].parameters())
+    for a,b in zip(*(o.parameters() for o in models), strict=True): assert torch.equal(a, b)
+    moved = [(a != b).float().mean() for a,b in zip(models[0].bert.encoder.parameters(), before, strict=True)]
+    assert min(moved) > 0.9
+    assert re.search(mentions('BertForSequenceClassification', str(dtype)[6:], 'float32'), capsys.readouterr().out)
+
+
+def test_a_model_that_only_predicts_keeps_its_dtype(dls):
+    learn = hf_learner(dls, make_objects().model.bfloat16())
+    with learn.no_bar(), learn.no_logging(): learn.validate()
+    learn.hf_predict('the film')
+    assert learn.model.dtype is torch.bfloat16
+
+
+def test_what_is_saved_after_training_says_that_it_is_float32(dls, tmp_path):
+    learn = hf_learner(dls, make_objects().model.bfloat16())
+    with learn.no_bar(), learn.no_logging(): learn.fit(1)
+    again = AutoModelForSequenceClassification.from_pretrained(learn.save_pretrained(tmp_path/'model'), dtype='auto')
+    assert again.dtype is torch.float32
+
+
+def test_a_frozen_base_of_adapters_stays_in_16_bits():
+    model = make_objects().model.half()
+    model.peft_config = {} # as peft marks its models
+    model.bert.requires_grad_(False)
+    assert train_in_fp32(model) is torch.float16
+    assert {o.dtype for o in model.bert.parameters()} == {torch.float16}
+    assert {o.dtype for o in model.classifier.parameters()} == {torch.float32}

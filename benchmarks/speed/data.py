@@ -95,7 +95,7 @@ def many_rows(
 def save_rows(
     rows:int, # Number of rows
     folder:str, # Folder to write to
-) -> str: # Path of the saved data set
+) -> str: # Path of the saved dataset
     "Save rows for `datasets.load_from_disk`"
     features = Features(text=Value('string'), label=ClassLabel(names=['negative', 'positive']))
     ds = Dataset.from_generator(many_rows, features=features, gen_kwargs=dict(rows=rows), cache_dir=f'{folder}/cache')

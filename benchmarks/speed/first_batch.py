@@ -15,7 +15,7 @@ VALID = 64 # Number of validation rows
 def source_of(
     kind:str, # One of `SOURCES`
     rows:int, # Number of rows
-    folder:str, # Path of the saved data set
+    folder:str, # Path of the saved dataset
 ):
     "Load the rows as a user would"
     ds = load_from_disk(folder)
@@ -58,7 +58,7 @@ class Peak:
 def first_batch(
     kind:str, # One of `SOURCES`
     rows:int, # Number of rows
-    folder:str, # Path of the saved data set
+    folder:str, # Path of the saved dataset
 ) -> dict: # Numbers
     "Measure the seconds until the first batch, and the memory"
     with Peak() as peak:

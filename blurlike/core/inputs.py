@@ -30,7 +30,7 @@ def size(self:HFInputs) -> int:
 # %% ../../nbs/core/03_inputs.ipynb #b106aa5b
 @patch
 def samples(self:HFInputs,
-    max_n:int=None, # Rows at most; None for all
+    max_n:int=None, # Maximum number of rows; None for all
 ) -> list: # `HFInputs` without the batch dimension
     "Return the rows one by one"
     return [type(self)({k: v[i] for k,v in self.items()}) for i in range(self.size)[:max_n]]
@@ -99,7 +99,7 @@ def _parts(row):
 def decode_texts(
     inputs:dict, # A batch with `input_ids`
     tokenizer, # The tokenizer that made it
-    max_n:int=None, # Rows at most; None for all
+    max_n:int=None, # Maximum number of rows; None for all
     skip_special_tokens:bool=True, # Whether to leave out special tokens such as `[CLS]`
 ) -> list: # For each row a text, or a tuple of two for a pair
     "Decode the texts of `inputs`; an ellipsis joins the windows of a text"
@@ -128,7 +128,7 @@ class HFRows(L):
 # %% ../../nbs/core/03_inputs.ipynb #c8d490e7
 def as_rows(
     inputs, # `HFInputs`, another dict of tensors, or `HFRows`
-    max_n:int=None, # Rows at most; None for all
+    max_n:int=None, # Maximum number of rows; None for all
 ) -> list: # `HFInputs` without the batch dimension
     "Return the rows of a batch or of several batches"
     return HFInputs(inputs).samples(max_n) if isinstance(inputs, dict) else list(inputs[:max_n])

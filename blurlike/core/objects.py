@@ -29,21 +29,21 @@ if TYPE_CHECKING: from transformers import PreTrainedModel # takes seconds to im
 
 # %% ../../nbs/core/02_objects.ipynb #2f68973e
 def _why(e):
-    "Return the reason of a failed download or load, in one line"
+    "Return the reason for a failed download or load, in one line"
     own_code = 'trust_remote_code' in str(e)
     return "it contains its own Python code, which runs only with trust_remote_code=True" if own_code else first_line(e)
 
 # %% ../../nbs/core/02_objects.ipynb #88328456
 @contextmanager
 def _reaching(checkpoint, what):
-    "Replace an error in loading `what` from `checkpoint` by one that names both"
+    "Replace an error in loading `what` from `checkpoint` with one that names both"
     try: yield
     except (OSError, ValueError, SafetensorError) as e:
         argument = f"checkpoint={str(checkpoint)!r}"
         missing = isinstance(e, OSError) or 'Unrecognized model' in str(e)
         if not missing: raise ValueError(f"{argument}: cannot load its {what}: {_why(e)}") from e
-        hint = ("the folder contains none that can be read" if Path(checkpoint).is_dir() else
-                "it is neither a local folder nor a model on the Hub or in the local cache")
+        hint = ("the folder contains none that transformers can read" if Path(checkpoint).is_dir() else
+                "it is not a local folder, and could not be loaded from the Hub or the local cache")
         raise OSError(f"{argument} has no {what}: {hint} ({_why(e)}).") from e
 
 # %% ../../nbs/core/02_objects.ipynb #b8774721
@@ -99,13 +99,13 @@ def in_body(
 
 # %% ../../nbs/core/02_objects.ipynb #44a530ab
 def _check_body(model, mismatched):
-    "Raise `ValueError` if weights of the body have another shape in the checkpoint"
+    "Raise `ValueError` if weights of the body have a different shape in the checkpoint"
     body = [o for o in mismatched if in_body(o[0], model)]
     if not body: return
     key,theirs,ours = body[0]
     more = f", and {len(body)-1} more differ" if len(body) > 1 else ''
     raise ValueError(f"The checkpoint does not fit the configuration: `{key}` has shape {tuple(theirs)} in the "
-                     f"checkpoint and {tuple(ours)} in the configuration{more}. Only a head may have another size.")
+                     f"checkpoint and {tuple(ours)} in the configuration{more}. Only a head may have a different size.")
 
 # %% ../../nbs/core/02_objects.ipynb #2736854e
 def _new_modules(missing, mismatched):
@@ -130,7 +130,7 @@ def _weights_line(model, new, unused, mismatched):
 
 # %% ../../nbs/core/02_objects.ipynb #28d1595f
 def _remove_quantization(model):
-    "Remove the mark of a quantized model from `model`, whose weights have been dequantized"
+    "Remove the quantization config of `model`, whose weights have been dequantized"
     if quantizer := getattr(model, 'hf_quantizer', None): quantizer.remove_quantization_config(model)
 
 # %% ../../nbs/core/02_objects.ipynb #74cc1e88
@@ -187,7 +187,7 @@ def get_hf_objects(
     tokenizer_kwargs:dict=None, # Passed to `AutoTokenizer.from_pretrained`
     model_kwargs:dict=None, # Passed to the model's `from_pretrained`
 ) -> HFObjects: # `(arch, config, tokenizer, model)`; the config is `model.config`
-    "Load configuration, tokenizer and model of `checkpoint`; raise `OSError` if one of them is missing"
+    "Load the configuration, tokenizer and model of `checkpoint`; raise `OSError` if one of them is missing"
     config = load_hf_config(checkpoint, config, config_kwargs)
     tokenizer = load_hf_tokenizer(checkpoint, config, tokenizer_kwargs)
     model = load_hf_model(checkpoint, model_cls, config, model_kwargs)
@@ -251,8 +251,8 @@ def _tensor_sizes(model, floating):
 # %% ../../nbs/core/02_objects.ipynb #09d162ec
 def position_limit(
     model:nn.Module, # A model or a skeleton
-) -> int|None: # Tokens, special tokens included; None if the model has no table of positions
-    "Return how many tokens the model's tables of absolute positions can hold"
+) -> int|None: # Tokens, special tokens included; None if the model has no absolute position embeddings
+    "Return the maximum number of tokens that the model's absolute position embeddings support"
     tables = [*_module_sizes(model), *_tensor_sizes(model, True)]
     return min([*tables, *_tensor_sizes(model, False)]) if tables else None
 

@@ -48,7 +48,7 @@ def resolve_max_length(
     model:'PreTrainedModel', # A model or a skeleton; its table of positions may set a limit
     multiple:int=None, # The length must be a multiple of this
 ) -> int|None: # Tokens; None where there is no limit
-    "Return the length to truncate and pad to; raises `ValueError` if it is not possible"
+    "Return the length to truncate and pad to; raise `ValueError` if it is not possible"
     limit = position_limit(model)
     if max_length is not None:
         _check_max_length(max_length, limit, tokenizer, model, multiple)
@@ -318,7 +318,7 @@ def settled(self:HFTextBlock,
 @patch
 def decode(self:HFTextBlock,
     inputs, # `HFInputs`, or `HFRows`
-    max_n:int=None, # Rows at most; None for all
+    max_n:int=None, # Maximum number of rows; None for all
 ) -> list: # For each row a text, or a tuple of two for a pair
     "Decode the texts of `inputs`, as the model reads them"
     if isinstance(inputs, dict): return decode_texts(inputs, self.hf_tokenizer, max_n)

@@ -46,7 +46,7 @@ def make_block(
     "Return the block for `checkpoint`, without loading its weights"
     if isinstance(checkpoint, HFObjects):
         if config_kwargs or tokenizer_kwargs:
-            raise ValueError("config_kwargs and tokenizer_kwargs must be None for HFObjects, which are loaded already.")
+            raise ValueError("HFObjects are already loaded: pass config_kwargs and tokenizer_kwargs to get_hf_objects.")
         return HFTextBlock(*checkpoint, **kwargs)
     if not isinstance(checkpoint, (str, Path)):
         raise ValueError(f"checkpoint={checkpoint!r:.80} must be a name on the Hub, a folder, or the result of "
@@ -73,8 +73,8 @@ def _dataloaders(
     val_bs:int=None, # Rows in a validation batch; None for `bs`
     num_workers:int=0, # Processes that prepare batches
     batch_tokens:int=None, # Tokens in a batch, padding included, instead of `bs`
-    pool:int=100, # Training batches that are sorted by length together; 1 leaves them to chance
-    precompute_lengths:bool=None, # Whether to read all rows at once; None for all but more than 100,000 training rows
+    pool:int=100, # Number of training batches whose rows are sorted by length together; 1 does not sort
+    precompute_lengths:bool=None, # Whether to tokenize all rows up front; None does so for up to 100,000 training rows
     device=None, # The device of the batches; None for the GPU if there is one
     drop_last:bool=False, # Whether to leave out the last, partial training batch
     config_kwargs:dict=None, # Settings of the model's configuration to change, such as dropout
@@ -97,7 +97,7 @@ _LOADER_ARGS = set(inspect.signature(_dataloaders).parameters) - {'checkpoint', 
 
 # %% ../../nbs/data/42_dataloaders.ipynb #a3e06dc0
 def _checked_pct(valid_pct):
-    "Return the share of rows to validate on, 0.2 for None; raises `ValueError` if it is not between 0 and 1"
+    "Return the share of rows to validate on, 0.2 for None; raise `ValueError` if it is not between 0 and 1"
     valid_pct = 0.2 if valid_pct is None else valid_pct
     fraction('valid_pct', valid_pct)
     return valid_pct
@@ -116,16 +116,16 @@ def _random_split(n, valid_pct, seed):
 
 # %% ../../nbs/data/42_dataloaders.ipynb #a22bdd40
 def _checked_splits(splits, rows):
-    "Return two lists of positions; raises `ValueError` if one is empty, they overlap, or there is no such row"
+    "Return two lists of positions; raise `ValueError` if one is empty, they overlap, or a position is out of range"
     n,splits = len(rows),splits(rows) if callable(splits) else splits
     sets = [{int(i) for i in o} for o in splits]
     if len(sets)!=2 or not all(sets):
-        raise ValueError("splits must be two lists of positions, of training rows and of validation rows, and neither "
-                         "empty.")
+        raise ValueError("splits must be two lists of row positions, for training and validation, "
+                         "neither of them empty.")
     outside = [i for o in sets for i in o if not 0 <= i < n]
     if outside: raise ValueError(f"splits: {outside[0]} is not the position of a row; there are {n} rows.")
     if both := sets[0] & sets[1]:
-        raise ValueError(f"splits: {len(both)} rows are in both lists, the first is {min(both)}.")
+        raise ValueError(f"splits: {len(both)} rows are in both lists; the first is {min(both)}.")
     return [list(map(int, o)) for o in splits]
 
 # %% ../../nbs/data/42_dataloaders.ipynb #9d294702
@@ -161,7 +161,7 @@ def _labels(read, label_col, train):
 
 # %% ../../nbs/data/42_dataloaders.ipynb #34e420b7
 def _infer_task_of(label_col, texts, labels):
-    "Return the class of tasks that the columns are for; raises `ValueError` if it is not clear"
+    "Return the task class that fits the columns; raise `ValueError` if there is not exactly one"
     task = infer_task(lambda o: o.fits_columns(texts, labels))
     if task is None:
         raise ValueError(f"label_col={label_col!r} fits several tasks, or none: pass task=, one of "
@@ -212,11 +212,11 @@ class HFTextDataLoaders(DataLoaders):
         task:str|Task=None, # What to train for, such as "sequence-classification"; None to infer it from the targets
         valid_col:str=None, # A column that is True for validation rows
         valid_pct:float=0.2, # Without `valid_col`: the share of rows to validate on, chosen at random
-        splits:tuple=None, # Instead of both: positions of the training and of the validation rows, or a fastai splitter
+        splits:tuple=None, # Instead of `valid_col` and `valid_pct`: row positions of both splits, or a fastai splitter
         seed:int=None, # Seed of the random split and of the shuffle
         **kwargs
     ) -> DataLoaders:
-        "Create from the columns of a DataFrame; raises `ValueError` for rows or columns that cannot be used"
+        "Create from the columns of a DataFrame; raise `ValueError` for rows or columns that cannot be used"
         if not isinstance(df, pd.DataFrame):
             raise ValueError(f"df={df!r:.80} must be a DataFrame; use from_csv for a CSV file, from_dataset for a "
                              "datasets.Dataset.")
@@ -262,7 +262,7 @@ def from_folder(cls:HFTextDataLoaders,
     seed:int=None, # Seed of the random split and of the shuffle
     **kwargs
 ) -> DataLoaders:
-    "Create from text files in one folder for each label; raises `ValueError` if there are none"
+    "Create from text files in one folder for each label; raise `ValueError` if there are none"
     path = Path(path)
     two = valid_pct is None and (path/train).is_dir() and (path/valid).is_dir()
     files = get_text_files(path, folders=[train, valid] if two else None)
@@ -371,7 +371,7 @@ def _from_stream(cls, train, valid, checkpoint, n, kwargs):
     "Return `DataLoaders` that train on the stream `train`"
     from datasets import Dataset, DatasetDict
     if n is None: n = getattr((train.info.splits or {}).get(str(train.split)), 'num_examples', None)
-    whole_number('n', n, hint="It is the number of rows of the stream in an epoch.")
+    whole_number('n', n, hint="Pass the number of rows to read from the stream in each epoch.")
     if unfit := {'batch_tokens', 'precompute_lengths'} & {k for k,v in kwargs.items() if v is not None}:
         raise ValueError(f"{unfit.pop()} needs the lengths of all rows, which a stream does not have: pass bs.")
     head = DatasetDict(train=_rows_of(train, 1000), valid=valid if isinstance(valid, Dataset) else _rows_of(valid))
@@ -379,7 +379,7 @@ def _from_stream(cls, train, valid, checkpoint, n, kwargs):
     task = dls.hf_block.task
     if isinstance(task, Corpus):
         raise ValueError(f"task={task.name!r} needs all texts at once, which a stream does not have: pass a Dataset, "
-                         "such as one of the rows of stream.take(100_000).")
+                         "such as Dataset.from_list(list(stream.take(100_000)), features=stream.features).")
     dls.loaders[0] = dls.train.new(StreamSamples(_NamedStream(train), dls.train_ds, int(n)))
     return dls
 
@@ -401,7 +401,7 @@ def from_dataset(cls:HFTextDataLoaders,
     seed:int=None, # Seed of the random split and of the shuffle
     **kwargs
 ) -> DataLoaders:
-    "Create from a `Dataset` or a dict of them, without a copy; raises `ValueError` for unusable rows or columns"
+    "Create from a `Dataset` or a dict of them, without a copy; raise `ValueError` for unusable rows or columns"
     if (streams := _streams(dataset, train, valid)) is not None:
         for k,v in dict(valid_col=valid_col, valid_pct=valid_pct, splits=splits).items():
             if v is not None:
@@ -421,7 +421,7 @@ def from_dataset(cls:HFTextDataLoaders,
 _ROWS = (dict, pd.Series)
 
 def _check_items(dls, items, with_labels):
-    "Return the number of transforms to skip; raises `ValueError` for new rows that cannot be read"
+    "Return the number of transforms to skip; raise `ValueError` for new rows that cannot be read"
     if hasattr(items, '__len__') and not len(items): raise ValueError("test_items is empty.")
     seen = next((tl.types[:1] for tl in getattr(dls.valid_ds, 'tls', [])), [])
     if not any(o in _ROWS for o in seen) or not isinstance(row := get_first(items), _ROWS): return None
@@ -438,7 +438,7 @@ def test_dl(self:DataLoaders,
     with_labels:bool=False, # Whether the rows have targets
     **kwargs
 ):
-    "Return a loader of new rows; raises `ValueError` for a stream, for no rows, and for rows without the columns"
+    "Return a loader of new rows; raise `ValueError` for a stream, for no rows, and for rows without the columns"
     if isinstance(self.train, HFDataLoader):
         from datasets import Dataset, IterableDataset # takes half a second to import
         if isinstance(test_items, IterableDataset):

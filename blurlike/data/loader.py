@@ -59,9 +59,9 @@ class HFDataLoader(TfmdDL):
         num_workers:int=0, # Processes that prepare batches; rarely useful with a fast tokenizer
         seed:int=None, # Seed of the shuffle, which fixes the batches of all epochs
         sort:bool=True, # Whether rows that are not shuffled are sorted by length
-        pool:int=100, # Batches of shuffled rows that are sorted by length together; 1 leaves them to chance
+        pool:int=100, # Number of batches whose rows are sorted by length together; 1 does not sort
         batch_tokens:int=None, # Tokens in a batch, padding included, instead of `bs`; target tokens are not counted
-        precompute_lengths:bool=None, # Whether to read all rows at once; None for up to 100,000 rows to shuffle
+        precompute_lengths:bool=None, # Whether to tokenize all rows up front; None if at most 100,000 are shuffled
         table:TokenTable=None, # The encoded rows, where they exist already
         facts:dict=None, # What the training targets say, where that is known already
         **kwargs
@@ -119,7 +119,7 @@ def _read_item(self:HFDataLoader):
 # %% ../../nbs/data/40_loader.ipynb #eac2f0a4
 @patch
 def _tables(self:HFDataLoader, rows):
-    "Yield tables of `rows`, a thousand rows in each; raises `WrongRows`"
+    "Yield tables of `rows`, a thousand rows in each; raise `WrongRows`"
     wrong,done = [],0
     for samples in read_rows(self.dataset, lambda o: self.task.problem(o, self.hf_block), rows, self._read_item()):
         try: table = self.task.tokenize(samples, self.hf_block)
@@ -141,7 +141,7 @@ def _tokenize_all(self:HFDataLoader):
 # %% ../../nbs/data/40_loader.ipynb #29f19098
 @patch
 def _fits(self:HFDataLoader, precompute_lengths):
-    "Whether to make a table of all rows; raises `ValueError` for options that need one where there is none"
+    "Whether to make a table of all rows; raise `ValueError` for options that need one where there is none"
     stream,workers = isinstance(self.dataset, StreamSamples) or not self.indexed,self.fake_l.num_workers
     few = not stream and (self.batch_tokens is not None or not self.shuffle or self.n <= PRECOMPUTED_ROWS)
     if stream and self.indexed and workers:
@@ -290,14 +290,14 @@ def _as_inputs(self:HFDataLoader, b):
 # %% ../../nbs/data/40_loader.ipynb #f906fe8c
 @contextmanager
 def _starting_workers(num_workers):
-    "Start worker processes without the tokenizer's threads; raises `ValueError` if they cannot get the loader"
+    "Start worker processes without the tokenizer's threads; raise `ValueError` if the loader cannot be pickled"
     name,method = 'TOKENIZERS_PARALLELISM',multiprocessing.get_start_method()
     unset = num_workers and name not in os.environ
     if unset: os.environ[name] = 'false'
     try: yield
     except (AttributeError, TypeError, pickle.PicklingError) as e:
         if not num_workers or method=='fork': raise
-        raise ValueError(f"num_workers={num_workers}: the loader cannot be sent to a process that {method} starts "
+        raise ValueError(f"num_workers={num_workers}: the loader cannot be pickled for worker processes ({method}) "
                          f"({first_line(e)}). Define functions at the top level of a module, or use num_workers=0."
                         ) from e
     finally:
@@ -315,7 +315,7 @@ def __iter__(self:HFDataLoader):
 # %% ../../nbs/data/40_loader.ipynb #a974bf28
 @patch
 def one_batch(self:HFDataLoader):
-    "Return a batch to look at: of a shuffled loader, any batch but not the longest; the epochs to come do not change"
+    "Return a batch for inspection, at random if the loader shuffles; later epochs do not change"
     dl = copy(self)
     dl.fake_l = copy(self.fake_l)
     dl.fake_l.d,dl.fake_l.dataset = dl,dl.fake_l
@@ -334,8 +334,8 @@ def new(self:HFDataLoader,
     same = dataset is None or dataset is self.dataset
     if 'shuffled' in kwargs: kwargs['shuffle'] = kwargs.pop('shuffled') # the name in fastai's `tta`
     if same and self.batch_tokens and 'batch_tokens' not in kwargs and kwargs.get('bs', self.bs) != self.bs:
-        raise ValueError(f"bs={kwargs['bs']}: this loader measures batches in tokens; pass batch_tokens=, or "
-                         "batch_tokens=None too.")
+        raise ValueError(f"bs={kwargs['bs']}: this loader measures batches in tokens; pass batch_tokens= "
+                         "instead, or add batch_tokens=None.")
     if kwargs.get('hf_block') is getattr(self.hf_block, 'origin', self.hf_block): kwargs.pop('hf_block', None)
     kept = dict(hf_block=self.hf_block, seed=self.seed, pool=self.pool, batch_tokens=self.batch_tokens,
                 facts=self.facts, sort=self.sort and 'process' not in kwargs)

@@ -70,7 +70,7 @@ def chat_tokens(
     messages:list[dict], # With `role` and `content`, as OpenAI and transformers have them
     tokenizer, # A fast tokenizer with a chat template
 ) -> Tokens: # With `counts`, 1 where the loss counts
-    "Return the tokens of a chat, whose answers count; raises `ValueError` if there are none or they cannot be found"
+    "Return the tokens of a chat, whose answers count; raise `ValueError` if there are none or they cannot be found"
     if not any(o.get('role')=='assistant' for o in messages):
         raise ValueError("no message has the role 'assistant', so there is no answer to learn")
     fast_tokenizer(tokenizer, 'a chat')
@@ -181,7 +181,7 @@ def answer_row(self:CausalLM,
     sample:tuple, # `(prompt, completion)`, `((prompt, completion),)` or `(messages,)`
     block, # The `HFTextBlock`
 ) -> Tokens: # With `counts`, 1 where the loss counts
-    "Return a row with an answer; raises `ValueError` if there is none, or truncation leaves nothing of it"
+    "Return a row with an answer; raise `ValueError` if there is none, or truncation leaves nothing of it"
     parts = sample[0] if isinstance(sample[0], tuple) and len(sample)==1 else sample
     res = self._chat_row(parts, block) if is_chat(parts[0]) else self._completion_row(parts, block)
     if not truncated(res, block.length_limit, block.hf_tokenizer).columns['counts'][1:].any():
@@ -275,7 +275,7 @@ def _text_tokens(self:CausalLM, text, block):
 # %% ../../nbs/tasks/31_causal_lm.ipynb #24cbab2c
 @patch
 def sample(self:CausalLM, text, block):
-    "Return what `hf_predict` scores; raises `ValueError` if there is nothing to score"
+    "Return what `hf_predict` scores; raise `ValueError` if there is nothing to score"
     has_answer = isinstance(text, tuple) or is_chat(text)
     res = self.answer_row((text,), block) if has_answer else self._text_tokens(text, block)
     if len(res) < 2:
@@ -305,7 +305,7 @@ def _chat_prompt(self:CausalLM, messages, block):
 # %% ../../nbs/tasks/31_causal_lm.ipynb #983c785b
 @patch
 def prompt(self:CausalLM, text, block):
-    "Return the tokens to continue; raises `ValueError` if `text` is neither a text nor a chat, or is too long"
+    "Return the tokens to continue; raise `ValueError` if `text` is neither a text nor a chat, or is too long"
     if self.chat and isinstance(text, str): text = [dict(role='user', content=text)]
     res = self._chat_prompt(text, block) if is_chat(text) else self._text_tokens(text, block)
     if not len(res): raise ValueError(f"the text {text!r:.80} has no token to continue")

@@ -97,7 +97,7 @@ def resolve_block_size(
     block, # The `HFTextBlock`, which may have a limit
     room:int=0, # The number of special tokens in a block
 ) -> int: # Tokens of text in a block
-    "Return the number of tokens of text in a block; raises `ValueError` if the size is not possible"
+    "Return the number of tokens of text in a block; raise `ValueError` if the size is not possible"
     if size is None: size = min(block.max_length or 512, 512)
     if block.max_length and size > block.max_length:
         raise ValueError(f"block_size={size} must be at most max_length={block.max_length}.")
@@ -208,7 +208,7 @@ def runs(self:TokenCells,
 def token_cells(
     batch:tuple, # Inputs, and targets or predictions, on the CPU
     tokenizer, # The tokenizer
-    max_n:int, # Rows at most
+    max_n:int, # Maximum number of rows
 ) -> list[tuple]: # For each row one or two `TokenCells`
     "Return the rows of `batch` without padding"
     inputs = as_rows(batch[0], max_n)
@@ -227,7 +227,7 @@ class Corpus:
         block, # The `HFTextBlock`
         facts:dict, # From `facts`
     ) -> TokenTable:
-        "Return the rows to train on; raises `ValueError` for samples that cannot be used"
+        "Return the rows to train on; raise `ValueError` for samples that cannot be used"
         raise NotImplementedError(f"{type(self).__name__} needs a method `encode_corpus`.")
 
     def prepare(self,

@@ -17,7 +17,7 @@ class Generates:
         text, # One of the texts of `hf_generate`
         block, # The `HFTextBlock`
     ): # The `x` of a sample
-        "Return the sample of a prompt; raises `ValueError` if it cannot be used"
+        "Return the sample of a prompt; raise `ValueError` if it cannot be used"
         return self.sample(text, block)
 
     def collate_prompts(self,

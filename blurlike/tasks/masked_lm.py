@@ -111,7 +111,7 @@ def all_maskings() -> dict: # Names and classes
 def get_masking(
     masking:str|type, # The name of a masking, or its class
 ) -> type:
-    "Return a class of maskings; raises `ValueError` if there is none of this name"
+    "Return a class of maskings; raise `ValueError` if there is none of this name"
     if isinstance(masking, type) and issubclass(masking, Masking) and masking.name: return masking
     one_of('masking', masking, sorted(all_maskings()))
     return all_maskings()[masking]
@@ -147,7 +147,7 @@ def example(self:MaskedLM, block): return f'This is an example {block.hf_tokeniz
 def strategy(self:MaskedLM,
     block, # The `HFTextBlock`
 ) -> Masking:
-    "Return what masks tokens; raises `ValueError` for a tokenizer without a mask token"
+    "Return what masks tokens; raise `ValueError` for a tokenizer without a mask token"
     tokenizer = block.hf_tokenizer
     if tokenizer.mask_token is None:
         raise ValueError(f"task={self.name!r} needs a mask token, which {type(tokenizer).__name__} does not have: "
@@ -214,7 +214,7 @@ def row(self:MaskedLM, text, target=None, pred=None):
 # %% ../../nbs/tasks/32_masked_lm.ipynb #3dbcf87f
 @patch
 def sample(self:MaskedLM, text, block):
-    "Return the text; raises `ValueError` if it contains no mask"
+    "Return the text; raise `ValueError` if it contains no mask"
     if problem := block.text_problem(text): raise ValueError(problem)
     self.strategy(block)
     mask = block.hf_tokenizer.mask_token

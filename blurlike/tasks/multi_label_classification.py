@@ -182,7 +182,7 @@ def choose_threshold(self:Learner,
     dl=None, # The rows to try them on; None for the validation set
     plot:bool=True, # Whether to plot F1 over the thresholds
 ) -> float:
-    "Find the threshold with the best F1 and set it; raises `ValueError` if the task has none"
+    "Find the threshold with the best F1 and set it; raise `ValueError` if the task has none"
     task = get_block(self.dls).task
     if not hasattr(task, 'threshold'): raise ValueError(f"task={task.name!r} has no threshold.")
     grid = np.arange(1, 20)/20 if grid is None else grid

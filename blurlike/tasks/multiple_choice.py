@@ -135,15 +135,15 @@ def fits(cls:MultipleChoice, target): return isinstance(target, ChoiceTarget)
 # %% ../../nbs/tasks/33_multiple_choice.ipynb #8812b9d2
 @patch
 def get_x(self:MultipleChoice, text_col):
-    "Return a reader of questions and choices; raises `ValueError` for a single column"
+    "Return a reader of questions and choices; raise `ValueError` for a single column"
     if is_listy(text_col) and len(text_col) > 1: return ChoicesReader(list(text_col))
-    raise ValueError(f"text_col={text_col!r} must be a column of questions and one of lists of choices, or several of "
-                     "single choices.")
+    raise ValueError(f"text_col={text_col!r} must name a column of questions, and either one column of lists of "
+                     "choices or several columns with one choice each.")
 
 # %% ../../nbs/tasks/33_multiple_choice.ipynb #552eb36e
 @patch
 def y_block(self:MultipleChoice, labels):
-    "Return a `ChoiceBlock`; raises `ValueError` for several columns and for missing targets"
+    "Return a `ChoiceBlock`; raise `ValueError` for several columns and for missing targets"
     names = list(labels().columns)
     if len(names)==1: return self.target_block()
     raise ValueError(f"label_col={names} must be one column, with the index or the text of the right choice.")
@@ -172,7 +172,7 @@ def choice_table(
     questions:list, # Tuples of a question and a list of choices
     block, # The `HFTextBlock`
 ) -> tuple: # A `TokenTable` with a window for each choice, and the number of tokens that truncation removed from each
-    "Tokenize each choice with its question; raises `SampleProblems` for a choice that leaves no room for the question"
+    "Tokenize each choice with its question; raise `SampleProblems` for a choice that leaves no room for the question"
     bounds = bounds_of([len(choices) for _,choices in questions])
     try: table = block.tokenize([(q, o) for q,choices in questions for o in choices])
     except SampleProblems as e: raise SampleProblems(_by_row(e.problems, bounds)) from e

@@ -363,14 +363,14 @@ def fits_columns(cls:QuestionAnswering, texts, labels):
 # %% ../../nbs/tasks/29_question_answering.ipynb #80edec23
 @patch
 def get_x(self:QuestionAnswering, text_col):
-    "Return a reader of questions and contexts; raises `ValueError` for more or fewer columns than two"
+    "Return a reader of questions and contexts; raise `ValueError` for more or fewer columns than two"
     if is_listy(text_col) and len(text_col)==2: return super(QuestionAnswering, self).get_x(text_col)
     raise ValueError(f"text_col={text_col!r} must be two columns, one of questions and one of contexts.")
 
 # %% ../../nbs/tasks/29_question_answering.ipynb #b58af778
 @patch
 def y_block(self:QuestionAnswering, labels):
-    "Return an `AnswerBlock`; raises `ValueError` for more than two columns"
+    "Return an `AnswerBlock`; raise `ValueError` for more than two columns"
     names = list(labels(missing=True).columns)
     if len(names) <= 2: return self.target_block()
     raise ValueError(f"label_col={names} must be two columns, the text of an answer and its start, "
@@ -504,7 +504,7 @@ def _check_held(self:QuestionAnswering, table, block):
 def tokenize(self:QuestionAnswering, samples, block,
     doc_stride:int=None, # Tokens that neighbouring windows share; None for the block's `stride`
 ):
-    "Return the windows of each context, with the question; raises `SampleProblems` for a question that leaves no room"
+    "Return the windows of each context, with the question; raise `SampleProblems` for a question that leaves no room"
     if doc_stride is not None: whole_number('doc_stride', doc_stride, 0)
     xs,*ys = zip(*samples, strict=True)
     table = self._windows(list(xs), block, doc_stride)

@@ -33,7 +33,7 @@ class TextTarget(str):
 
 # %% ../../nbs/tasks/30_seq2seq.ipynb #1fcf5153
 class TextTargetize(ItemTransform):
-    "Make a target of a text; raises `ValueError` for another value"
+    "Make a target of a text; raise `ValueError` for another value"
     def encodes(self, o):
         if not isinstance(o, str): raise ValueError(f"the target is {o!r:.80}, not a string")
         return TextTarget(o)
@@ -91,7 +91,7 @@ def fits(cls:Seq2Seq, target): return isinstance(target, TextTarget)
 # %% ../../nbs/tasks/30_seq2seq.ipynb #2b9de95b
 @patch
 def y_block(self:Seq2Seq, labels):
-    "Return a `TextTargetBlock`; raises `ValueError` for several columns"
+    "Return a `TextTargetBlock`; raise `ValueError` for several columns"
     df = labels()
     if df.shape[1] > 1: raise ValueError(f"label_col={list(df.columns)} must be one column of targets.")
     return self.target_block()
@@ -124,7 +124,7 @@ def _languages(tokenizer):
 
 # %% ../../nbs/tasks/30_seq2seq.ipynb #76fd9a83
 def _set_languages(task, tokenizer):
-    "Set the languages of texts and targets; raises `ValueError` for an unknown one"
+    "Set the languages of texts and targets; raise `ValueError` for an unknown one"
     for arg in ('src_lang', 'tgt_lang'):
         lang = getattr(task, arg)
         if lang is None: continue
@@ -162,7 +162,7 @@ def text_model(self:Seq2Seq, model):
 # %% ../../nbs/tasks/30_seq2seq.ipynb #78f15a6a
 @patch
 def set_up(self:Seq2Seq, block, model=None):
-    "Set the tokenizer's languages and return a `TargetSetup`; raises `ValueError` for a model that cannot do the task"
+    "Set the tokenizer's languages and return a `TargetSetup`; raise `ValueError` for a model that cannot do the task"
     if model is None: model = model_skeleton(block.hf_config, self.auto_model)
     if not (model.config.is_encoder_decoder and model.can_generate()):
         raise ValueError(f"hf_model={type(model).__name__}(...) does not generate a text from a text: "

@@ -62,7 +62,7 @@ def _labels_problem(cell):
 
 # %% ../../nbs/tasks/28_token_classification.ipynb #c8bbdc52
 def _vocab_of(column, names=None, what='row'):
-    "Return the labels in `column`; raises `ValueError` for the first cell that is not a list of labels"
+    "Return the labels in `column`; raise `ValueError` for the first cell that is not a list of labels"
     cells = [as_list(o) for o in column]
     for i,o in enumerate(cells):
         if problem := _labels_problem(o): raise ValueError(f"{what} {i if names is None else names[i]!r} {problem}.")
@@ -203,7 +203,7 @@ def text_table(self:TokenClassification,
     texts:list, # Lists of words, or strings
     block, # The `HFTextBlock` that encodes the texts
 ) -> TokenTable: # With the columns `word_ids`, `offsets` and `sequence_ids`
-    "Encode `texts`, with at least one token for each word; raises `ValueError` for a mix of strings and lists"
+    "Encode `texts`, with at least one token for each word; raise `ValueError` for a mix of strings and lists"
     if len({isinstance(o, str) for o in texts}) > 1:
         raise ValueError("texts must be strings or lists of words, not both: predict them in two calls.")
     samples,tok,columns = _spaced(texts, block.hf_tokenizer),block.hf_tokenizer,('word_ids', 'offsets', 'sequence_ids')
@@ -264,7 +264,7 @@ def fits_columns(cls:TokenClassification, texts, labels):
 # %% ../../nbs/tasks/28_token_classification.ipynb #60c2043e
 @patch
 def y_block(self:TokenClassification, labels):
-    "Return a `WordLabelsBlock`; raises `ValueError` for a cell that is not a list of labels"
+    "Return a `WordLabelsBlock`; raise `ValueError` for a cell that is not a list of labels"
     df = labels()
     if df.shape[1]!=1: raise ValueError(f"label_col={list(df.columns)} must be one column, of lists of labels.")
     name = df.columns[0]
@@ -343,21 +343,21 @@ def _entity_metric(score, scheme):
 def entity_precision(
     scheme:str=None, # A scheme of seqeval, such as "IOB2", that entities must follow; None for the rules of CoNLL
 ): # A metric
-    "Return the share of the predicted entities that are right; raises `ImportError` without seqeval"
+    "Return the share of the predicted entities that are right; raise `ImportError` without seqeval"
     return _entity_metric('precision', scheme)
 
 # %% ../../nbs/tasks/28_token_classification.ipynb #02764de2
 def entity_recall(
     scheme:str=None, # As for `entity_precision`
 ): # A metric
-    "Return the share of the entities that are found; raises `ImportError` without seqeval"
+    "Return the share of the entities that are found; raise `ImportError` without seqeval"
     return _entity_metric('recall', scheme)
 
 # %% ../../nbs/tasks/28_token_classification.ipynb #83290c80
 def entity_f1(
     scheme:str=None, # As for `entity_precision`
 ): # A metric
-    "Return the harmonic mean of precision and recall over entities; raises `ImportError` without seqeval"
+    "Return the harmonic mean of precision and recall over entities; raise `ImportError` without seqeval"
     return _entity_metric('f1', scheme)
 
 # %% ../../nbs/tasks/28_token_classification.ipynb #19f42707
@@ -445,7 +445,7 @@ def decode(self:TokenClassification, logits, config, inputs=None, samples=None,
 # %% ../../nbs/tasks/28_token_classification.ipynb #c80a6fa2
 @patch
 def is_one(self:TokenClassification, texts, block):
-    "Return whether `texts` is a single text; raises `ValueError` for a list that looks like several strings"
+    "Return whether `texts` is a single text; raise `ValueError` for a list that looks like several strings"
     if isinstance(texts, str) or not is_iter(texts): return True
     if not is_listy(texts) or not len(texts) or not all(isinstance(o, str) for o in texts): return False
     if odd := next((o for o in texts if len(o.split()) > 1), None):
@@ -502,7 +502,7 @@ def word_labels(self:Learner,
     ds_idx:int=1, # 0 for the training set, 1 for the validation set
     dl=None, # Another loader with targets; None for that of `ds_idx`
 ) -> tuple[list, list]: # Targets and predictions, a list of labels for each text
-    "Return the label of each word and the most likely one; raises `ValueError` for another task"
+    "Return the label of each word and the most likely one; raise `ValueError` for another task"
     block,names = get_block(self.dls),np.array(get_vocab(self.dls), dtype=object)
     if 'word_ids' not in block.task.columns or not block.is_split_into_words:
         raise ValueError(f"task={block.task.name!r} has no labels of words.")

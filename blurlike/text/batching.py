@@ -11,7 +11,7 @@ import numpy as np
 # %% ../../nbs/text/12_batching.ipynb #83f8cb08
 def cut_batches(
     lengths, # The token length of each row, in order
-    batch_tokens:int, # Tokens in a batch at most, padding included; a longer row is a batch of its own
+    batch_tokens:int, # Maximum number of tokens in a batch, including padding; a longer row is a batch of its own
     equal:bool=False, # Whether all rows of a batch must have the same length
 ) -> list[slice]: # The rows of each batch
     "Cut rows into batches of at most `batch_tokens`, without reordering them"
@@ -26,7 +26,7 @@ def cut_batches(
 # %% ../../nbs/text/12_batching.ipynb #20bc6ad1
 def token_batches(
     lengths, # The token length of each row
-    batch_tokens:int=4096, # Tokens in a batch at most, padding included; a longer row is a batch of its own
+    batch_tokens:int=4096, # Maximum number of tokens in a batch, including padding; a longer row is a batch of its own
     equal:bool=False, # Whether all rows of a batch must have the same length
 ) -> list[np.ndarray]: # The rows of each batch, longest first
     "Sort rows by length and cut them into batches of at most `batch_tokens`"

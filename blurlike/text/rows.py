@@ -170,7 +170,7 @@ class StreamRows:
     def restart(self): self._rows,self._at,self._pool = None,0,{}
 
     def read_ahead(self, rows):
-        "Read the rows of the range `rows`; raises `ValueError` if the stream ends before"
+        "Read the rows of the range `rows`; raise `ValueError` if the stream ends before"
         if self._rows is None or rows[0] < self._at:
             self.restart()
             self._rows = iter(self.stream)
@@ -300,7 +300,7 @@ def read_rows(
     read=None, # A function of a position that returns a sample; None for the fastest
     chunk:int=1000, # Samples in a list
 ): # Yields lists of samples
-    "Read samples in chunks; raises `WrongRows` at the end if there are rows that cannot be used"
+    "Read samples in chunks; raise `WrongRows` at the end if there are rows that cannot be used"
     wrong,rows,read = [],range(len(dataset)) if rows is None else rows,read or sample_reader(dataset)
     vocab = getattr(dataset, 'vocab', None)
     def one(i):

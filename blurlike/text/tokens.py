@@ -211,7 +211,7 @@ def truncated_lengths(
     room:int, # Tokens that a row has room for, special tokens not counted
     truncation:str|bool=True, # As for a tokenizer
 ) -> np.ndarray: # Of the same shape
-    "Return the lengths after truncation; raises `SampleProblems` if nothing would be left of a text"
+    "Return the lengths after truncation; raise `SampleProblems` if nothing would be left of a text"
     if truncation in (False, 'do_not_truncate'): return lengths
     if lengths.shape[1]==1: return lengths.clip(max=room)
     if truncation in (True, 'longest_first'): res = _longest_first(lengths, room)

@@ -24,17 +24,18 @@ from fastai.torch_basics import L, getcallable, patch
 from fastai.torch_core import get_model
 from transformers.utils import ModelOutput
 
+from ..core.checks import print_once
 from ..core.compat import autocast_depth, end_cleanup, remove_capture_hooks
 from ..core.inputs import HFInputs, HFRows
 from ..core.objects import forward_kwargs
-from ..core.precision import without_cudnn_attention
+from ..core.precision import train_in_fp32, without_cudnn_attention
 from ..tasks.generation import Generates
 
 # %% ../../nbs/train/62_callback.ipynb #13e39cce
 class HFLoss:
     "The loss that the model computes from its labels"
     def __init__(self,
-        loss_func=None, # The loss for activations, decisions and losses per row; None for the task's
+        loss_func=None, # The loss for activations, decoded predictions and losses per row; None for the task's
         reduction:str='mean', # fastai sets "none" for a loss per row
     ):
         self.loss_func,self.reduction,self.model_loss = loss_func,reduction,None
@@ -62,7 +63,7 @@ def activation(self:HFLoss,
 def decodes(self:HFLoss,
     x, # Probabilities
 ):
-    "Return decisions"
+    "Return decoded predictions"
     return getcallable(self.loss_func, 'decodes')(x)
 
 # %% ../../nbs/train/62_callback.ipynb #8f848e9f
@@ -94,7 +95,7 @@ def task(self:HFCallback):
 # %% ../../nbs/train/62_callback.ipynb #3ef5832e
 @patch
 def _check(self:HFCallback):
-    "Check that the model fits the data, and configure it; raises `ValueError` if it does not"
+    "Check that the model fits the data, and configure it; raise `ValueError` if it does not"
     def state(): return id(self.dls),id(self.model),str(getattr(getattr(self.model, 'config', None), 'id2label', None))
     if self.task is None or self.checked==state(): return
     self.task.check_model(self.dls, self.model)
@@ -124,7 +125,7 @@ def before_batch(self:HFCallback):
 # %% ../../nbs/train/62_callback.ipynb #fd304062
 @patch
 def after_pred(self:HFCallback):
-    "Replace the model's output by its logits"
+    "Replace the model's output with its logits"
     if not isinstance(self.pred, ModelOutput): return
     self.learn.hf_outputs = outputs = self.pred
     if isinstance(self.loss_func, HFLoss): self.loss_func.model_loss = outputs.get('loss')
@@ -152,9 +153,13 @@ def after_validate(self:HFCallback):
 # %% ../../nbs/train/62_callback.ipynb #347f1b7a
 @patch
 def before_train(self:HFCallback):
-    "Raise `ValueError` if there are no rows to train on"
+    "Raise `ValueError` if there are no rows to train on, and convert weights in 16 bits to float32"
     if getattr(self.dl, 'n', None)==0:
         raise ValueError("There are no rows to train on: use load_hf_learner(..., dls=...) or set learn.dls.")
+    model = get_model(self.model)
+    if dtype := train_in_fp32(model):
+        was = str(dtype).removeprefix('torch.')
+        print_once(f"Converted {type(model).__name__} from {was} to float32 for training.")
 
 @patch
 def before_validate(self:HFCallback):
@@ -234,7 +239,7 @@ def all_batches(self:HFCallback):
     except _CANCELS: raise
     except BaseException as e:
         full = is_out_of_memory(e)
-        message = f"Out of memory in a batch of {batch_shape(learn)[1]}: set {remedies(learn)}." if full else ''
+        message = f"Out of memory in a batch of {batch_shape(learn)[1]}: use {remedies(learn)}." if full else ''
         self.clean_up(depth)
         if not full: raise
         clear_frames(e.__traceback__)

@@ -65,8 +65,8 @@ def _model_for(dls, model, config_kwargs, model_kwargs, new_head):
     if not isinstance(model, torch.nn.Module):
         raise ValueError(f"model={model!r:.80} is not a model: pass checkpoints to HFTextDataLoaders, not here.")
     if config_kwargs or model_kwargs or new_head:
-        raise ValueError("config_kwargs, model_kwargs and new_head=True do not change "
-                         f"model={type(model).__name__}(...): use them to build it.")
+        raise ValueError("config_kwargs, model_kwargs and new_head=True do not apply to "
+                         f"model={type(model).__name__}(...): pass them when you build it.")
     return model
 
 # %% ../../nbs/train/63_learner.ipynb #e8462d46
@@ -74,8 +74,8 @@ def default_callbacks(
     precision:str, # "fp32", "bf16" or "fp16"
     max_grad_norm:float, # The norm to clip gradients to; None or 0 for no clipping
     cbs=None, # The user's callbacks
-) -> list: # In front of the user's
-    "Return the callbacks of a `hf_learner`"
+) -> list: # The defaults, then the user's
+    "Return the callbacks of `hf_learner`"
     defaults = [HFCallback()]
     if precision!='fp32': defaults.append(HFMixedPrecision(precision))
     if max_grad_norm: defaults.append(GradientClip(max_grad_norm))
