@@ -126,6 +126,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                        'blurlike.core.objects.position_limit': ( 'core/objects.html#position_limit',
                                                                                  'blurlike/core/objects.py'),
                                        'blurlike.core.objects.replace_head': ('core/objects.html#replace_head', 'blurlike/core/objects.py'),
+                                       'blurlike.core.objects.runs_own_code': ( 'core/objects.html#runs_own_code',
+                                                                                'blurlike/core/objects.py'),
                                        'blurlike.core.objects.set_pad_token': ( 'core/objects.html#set_pad_token',
                                                                                 'blurlike/core/objects.py'),
                                        'blurlike.core.objects.tokenizer_limit': ( 'core/objects.html#tokenizer_limit',

@@ -112,7 +112,7 @@ def _options(
     res = {}
     for o in option.split(',') if option else []:
         name,eq,value = o.partition('=')
-        if not eq: raise ValueError(f"option={o!r} must be name=value, such as top_k=3.")
+        if not eq: raise ValueError(f"option={o!r} must be name=value, such as precision=int8.")
         try: res[name] = json.loads(value)
         except ValueError: res[name] = value
     return res
@@ -146,7 +146,7 @@ def predict(
     file:str=None, # A file with one text per line; standard input by default
     jsonl:bool=False, # Parse each line as JSON
     generate:bool=False, # Generate text instead of scoring
-    option:str=None, # Options such as top_k=3, precision=bf16 or max_new_tokens=40, separated by commas
+    option:str=None, # Options such as precision=int8, or top_k=3 for tasks that have it, separated by commas
     chunk:int=512, # Lines to predict at a time
 ):
     "Predict each line of a file, and write one line of JSON for each"

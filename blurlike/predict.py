@@ -44,6 +44,7 @@ def as_samples(
     if hasattr(texts, 'columns') or hasattr(texts, 'column_names') or isinstance(texts, dict):
         raise ValueError(f"texts={type(texts).__name__}(...) must be a list or column of texts, or of dicts for a task "
                          "that reads several columns.")
+    if isinstance(texts, str): raise ValueError(f"texts={texts!r:.80} is one text: leave out many=True.")
     samples,wrong,texts,read = [],[],list(texts),read or block.task.sample
     for i,o in enumerate(texts):
         try: samples.append(read(o, block))

@@ -15,6 +15,7 @@ from blurlike.all import (
     HFTextDataLoaders,
     get_hf_objects,
     hf_learner,
+    load_hf_learner,
     minilm_checkpoint,
     plot_token_lengths,
     set_pad_token,
@@ -64,6 +65,33 @@ def test_a_valid_col_with_other_values_than_true_and_false(df, values):
 def test_a_valid_col_of_true_and_false_in_any_type(df, values):
     dls = from_df(df.assign(fold=[values[i % 4 > 0] for i in range(len(df))]), valid_col='fold')
     assert dls.valid_ds.items.index.tolist() == list(range(0, len(df), 4))
+
+
+def test_a_csv_file_with_more_cells_than_the_header_has(tmp_path):
+    "pandas takes the first cells for the index"
+    (tmp_path/'rows.csv').write_text('text,label\n' + 'dull, so bad,no\nwarm, so good,yes\n'*8)
+    with pytest.raises(ValueError, match=mentions(f"csv='{tmp_path/'rows.csv'}'", "'dull'")):
+        HFTextDataLoaders.from_csv(tmp_path/'rows.csv', make_objects())
+
+
+def test_one_text_is_not_many(learn):
+    with pytest.raises(ValueError, match=mentions("texts='the film'", 'many=True')):
+        learn.hf_predict('the film', many=True)
+
+
+def test_new_rows_of_a_loaded_learner_need_its_columns(df, learn, tmp_path):
+    for o in (learn, load_hf_learner(learn.save_pretrained(tmp_path/'model'))):
+        with pytest.raises(ValueError, match=mentions("text_col='text'", "'review'")):
+            o.dls.test_dl(df.rename(columns={'text': 'review'}))
+
+
+def test_data_without_one_of_the_models_classes_names_the_remedy(df, tmp_path):
+    hf = make_objects(num_labels=3)
+    learn = hf_learner(from_df(df, hf, task='sequence-classification', vocab=['bad', 'good', 'so-so']), hf.model)
+    folder = learn.save_pretrained(tmp_path/'model')
+    with pytest.raises(ValueError, match=mentions("'so-so'", "vocab=['bad', 'good', 'so-so']")):
+        load_hf_learner(folder, dls=from_df(df, folder))
+    load_hf_learner(folder, dls=from_df(df, folder, vocab=['bad', 'good', 'so-so'], task='sequence-classification'))
 
 
 def test_columns_named_by_two_spellings_of_a_number(df):

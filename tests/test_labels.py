@@ -144,6 +144,12 @@ def test_the_outputs_of_any_architecture_move(arch):
     assert learn.hf_predict(DF.text[0])['probs'] == pytest.approx(before[::-1], abs=1e-6)
 
 
+def test_moved_outputs_are_said(capsys):
+    hf = make_objects(**label_names(LABELS[ONE]))
+    hf_learner(reversed_dls(ONE, hf), hf.model)
+    assert re.search(mentions('BertForSequenceClassification', "'good', 'bad'"), capsys.readouterr().out)
+
+
 def test_a_datablock_in_another_order():
     hf = make_objects(**label_names(['good', 'bad']))
     block = HFTextBlock(*hf, max_length=64)

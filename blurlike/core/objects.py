@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['load_hf_config', 'set_pad_token', 'load_hf_tokenizer', 'in_body', 'load_hf_model', 'replace_head', 'HFObjects',
-           'get_hf_objects', 'model_skeleton', 'is_hf_model', 'forward_args', 'forward_kwargs', 'position_limit',
-           'tokenizer_limit']
+           'get_hf_objects', 'runs_own_code', 'model_skeleton', 'is_hf_model', 'forward_args', 'forward_kwargs',
+           'position_limit', 'tokenizer_limit']
 
 # %% ../../nbs/core/02_objects.ipynb #46135eba
 import inspect, re, sys
@@ -51,11 +51,13 @@ def load_hf_config(
     checkpoint:str|Path, # A model name on the Hub or a local folder
     config:PreTrainedConfig=None, # Copied and used in place of the checkpoint's configuration
     config_kwargs:dict=None, # Settings to change, such as `num_labels`
+    trust_remote_code:bool=False, # Whether Python code of the checkpoint may run
 ) -> PreTrainedConfig:
     "Load the configuration of `checkpoint`; raise `OSError` if it has none"
     config_kwargs = config_kwargs or {}
     if config is None:
-        with _reaching(checkpoint, 'config.json'): return AutoConfig.from_pretrained(checkpoint, **config_kwargs)
+        kwargs = dict(trust_remote_code=trust_remote_code) | config_kwargs
+        with _reaching(checkpoint, 'config.json'): return AutoConfig.from_pretrained(checkpoint, **kwargs)
     config = deepcopy(config)
     for k,v in config_kwargs.items(): setattr(config, k, v)
     return config
@@ -82,10 +84,11 @@ def load_hf_tokenizer(
     checkpoint:str|Path, # A model name on the Hub or a local folder
     config:PreTrainedConfig, # The model's configuration; gets the id of the padding token
     tokenizer_kwargs:dict=None, # Passed to `AutoTokenizer.from_pretrained`
+    trust_remote_code:bool=False, # Whether Python code of the checkpoint may run
 ) -> PreTrainedTokenizerBase: # With a padding token
     "Load the tokenizer of `checkpoint`; raise `OSError` if it has none"
-    with _reaching(checkpoint, 'tokenizer'):
-        tokenizer = AutoTokenizer.from_pretrained(checkpoint, **(tokenizer_kwargs or {}))
+    kwargs = dict(trust_remote_code=trust_remote_code) | (tokenizer_kwargs or {})
+    with _reaching(checkpoint, 'tokenizer'): tokenizer = AutoTokenizer.from_pretrained(checkpoint, **kwargs)
     set_pad_token(tokenizer, config)
     return tokenizer
 
@@ -140,9 +143,11 @@ def load_hf_model(
     config:PreTrainedConfig=None, # The model's configuration; None for the checkpoint's
     model_kwargs:dict=None, # Passed to `from_pretrained`, such as `dtype` or `attn_implementation`
     whole:bool=False, # Whether to raise `ValueError` if any weights are missing from the checkpoint
+    trust_remote_code:bool=False, # Whether Python code of the checkpoint may run
 ) -> 'PreTrainedModel': # In float32
     "Load the model of `checkpoint`; raise `OSError` if there is none, `ValueError` if its weights do not fit `config`"
-    kwargs = dict(dtype=torch.float32, ignore_mismatched_sizes=True) | (model_kwargs or {})
+    kwargs = dict(dtype=torch.float32, ignore_mismatched_sizes=True, trust_remote_code=trust_remote_code)
+    kwargs |= model_kwargs or {}
     if 'gguf_file' in kwargs: kwargs.setdefault('quantization_config', GgufConfig(dequantize=True))
     full = hf_logging.get_verbosity() < hf_logging.WARNING # show transformers' own table
     with _reaching(checkpoint, f'{model_cls.__name__} weights'), nullcontext() if full else quiet_load_report():
@@ -186,12 +191,21 @@ def get_hf_objects(
     config_kwargs:dict=None, # Settings of the configuration to change, such as `num_labels`
     tokenizer_kwargs:dict=None, # Passed to `AutoTokenizer.from_pretrained`
     model_kwargs:dict=None, # Passed to the model's `from_pretrained`
+    trust_remote_code:bool=False, # Whether Python code of the checkpoint may run
 ) -> HFObjects: # `(arch, config, tokenizer, model)`; the config is `model.config`
     "Load the configuration, tokenizer and model of `checkpoint`; raise `OSError` if one of them is missing"
-    config = load_hf_config(checkpoint, config, config_kwargs)
-    tokenizer = load_hf_tokenizer(checkpoint, config, tokenizer_kwargs)
-    model = load_hf_model(checkpoint, model_cls, config, model_kwargs)
+    trust = dict(trust_remote_code=trust_remote_code)
+    config = load_hf_config(checkpoint, config, config_kwargs, **trust)
+    tokenizer = load_hf_tokenizer(checkpoint, config, tokenizer_kwargs, **trust)
+    model = load_hf_model(checkpoint, model_cls, config, model_kwargs, **trust)
     return HFObjects(config.model_type, model.config, tokenizer, model)
+
+# %% ../../nbs/core/02_objects.ipynb #ddeb210d
+def runs_own_code(
+    config:PreTrainedConfig, # A model's configuration
+) -> bool:
+    "Return whether `config` was made by Python code of its checkpoint"
+    return type(config).__module__.startswith('transformers_modules') # where transformers puts such code
 
 # %% ../../nbs/core/02_objects.ipynb #7ab5d370
 def model_skeleton(
@@ -200,7 +214,8 @@ def model_skeleton(
 ) -> 'PreTrainedModel': # A model without weights, on the `meta` device
     "Build the model of `config` without weights; raise `ValueError` if `model_cls` does not support its architecture"
     try:
-        with torch.device('meta'): return model_cls.from_config(deepcopy(config))
+        trust = runs_own_code(config)
+        with torch.device('meta'): return model_cls.from_config(deepcopy(config), trust_remote_code=trust)
     except ValueError as e:
         if 'Unrecognized configuration class' not in str(e): raise
         raise ValueError(f"{model_cls.__name__} does not support model_type={config.model_type!r}: "

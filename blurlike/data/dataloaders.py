@@ -41,6 +41,7 @@ def make_block(
     checkpoint, # A name on the Hub, a local folder, or `HFObjects`
     config_kwargs:dict=None, # Settings of the configuration to change
     tokenizer_kwargs:dict=None, # Passed to `AutoTokenizer.from_pretrained`
+    trust_remote_code:bool=False, # Whether Python code of the checkpoint may run
     **kwargs # Passed to `HFTextBlock`
 ) -> HFTextBlock:
     "Return the block for `checkpoint`, without loading its weights"
@@ -51,8 +52,10 @@ def make_block(
     if not isinstance(checkpoint, (str, Path)):
         raise ValueError(f"checkpoint={checkpoint!r:.80} must be a name on the Hub, a folder, or the result of "
                          "get_hf_objects.")
-    config = load_hf_config(checkpoint, config_kwargs=config_kwargs)
-    return HFTextBlock(config.model_type, config, load_hf_tokenizer(checkpoint, config, tokenizer_kwargs), **kwargs)
+    trust = dict(trust_remote_code=trust_remote_code)
+    config = load_hf_config(checkpoint, config_kwargs=config_kwargs, **trust)
+    tokenizer = load_hf_tokenizer(checkpoint, config, tokenizer_kwargs, **trust)
+    return HFTextBlock(config.model_type, config, tokenizer, **kwargs)
 
 # %% ../../nbs/data/42_dataloaders.ipynb #0569ee3c
 class _TextDataBlock(DataBlock):
@@ -79,6 +82,7 @@ def _dataloaders(
     drop_last:bool=False, # Whether to leave out the last, partial training batch
     config_kwargs:dict=None, # Settings of the model's configuration to change, such as dropout
     tokenizer_kwargs:dict=None, # Passed to `AutoTokenizer.from_pretrained`
+    trust_remote_code:bool=False, # Whether Python code of the checkpoint may run
     **kwargs
 ):
     "Create `DataLoaders` from rows, readers of a row, and splits"
@@ -86,7 +90,8 @@ def _dataloaders(
         if batch_tokens is not None and v is not None:
             raise ValueError(f"{k}={v} and batch_tokens={batch_tokens} both set the size of a batch: pass one of them.")
     block_kwargs = {k: kwargs.pop(k) for k in _BLOCK_ARGS & set(kwargs)}
-    block = make_block(checkpoint, config_kwargs, tokenizer_kwargs, task=task, **block_kwargs)
+    loading = dict(config_kwargs=config_kwargs, tokenizer_kwargs=tokenizer_kwargs, trust_remote_code=trust_remote_code)
+    block = make_block(checkpoint, task=task, **loading, **block_kwargs)
     targets = dict(blocks=(block,)) if y_block is None else dict(blocks=(block, y_block), get_y=get_y)
     dblock = _TextDataBlock(**targets, get_x=get_x, splitter=lambda _: splits)
     return dblock.dataloaders(source, path=path, bs=16 if bs is None else bs, val_bs=val_bs, num_workers=num_workers,
@@ -134,9 +139,11 @@ def _check_split(is_valid, valid_col):
     if pd.isna(is_valid).any():
         raise ValueError(f"valid_col={valid_col!r}: {pd.isna(is_valid).sum()} of {len(is_valid)} rows are neither "
                          "True nor False.")
-    if other := [o for o in pd.unique(is_valid).tolist() if o not in (0, 1)]:
-        raise ValueError(f"valid_col={valid_col!r} contains {preview(other)}; it must contain only True and False. "
-                         f"To validate on one value, add a column: df['is_valid'] = df[{valid_col!r}]=={other[0]!r}.")
+    values = pd.unique(is_valid).tolist()
+    if not {0, 1}.issuperset(values):
+        raise ValueError(f"valid_col={valid_col!r} contains {preview(values)}; it must contain only True and False. "
+                         "Add a column that is True for validation rows, as in "
+                         f"df['is_valid'] = df[{valid_col!r}]==VALUE.")
     is_valid = is_valid.astype(bool)
     if not is_valid.all() and is_valid.any(): return
     raise ValueError(f"valid_col={valid_col!r} is {bool(is_valid.all())} for all {len(is_valid)} rows, but both "
@@ -243,7 +250,11 @@ def from_csv(cls:HFTextDataLoaders,
     **kwargs
 ) -> DataLoaders:
     "Create from the columns of a CSV file"
-    return cls.from_df(pd.read_csv(csv, **(csv_kwargs or {})), checkpoint, **kwargs)
+    df = pd.read_csv(csv, **(csv_kwargs or {}))
+    if 'index_col' not in (csv_kwargs or {}) and not isinstance(df.index, pd.RangeIndex):
+        raise ValueError(f"csv={str(csv)!r}: rows have more cells than the header, such as {df.index[0]!r} before the "
+                         "first column. Quote texts that contain the separator.")
+    return cls.from_df(df, checkpoint, **kwargs)
 
 # %% ../../nbs/data/42_dataloaders.ipynb #057f0ea6
 class ReadText(Transform):
@@ -424,6 +435,7 @@ def _check_items(dls, items, with_labels):
     "Return the number of transforms to skip; raise `ValueError` for new rows that cannot be read"
     if hasattr(items, '__len__') and not len(items): raise ValueError("test_items is empty.")
     seen = next((tl.types[:1] for tl in getattr(dls.valid_ds, 'tls', [])), [])
+    seen = [o for types in seen for o in (types if isinstance(types, tuple) else (types,))]
     if not any(o in _ROWS for o in seen) or not isinstance(row := get_first(items), _ROWS): return None
     wanted = {k: v for k,v in columns_of(dls.valid_ds).items() if with_labels or k=='text_col'}
     columns(row.keys(), **wanted)

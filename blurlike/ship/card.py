@@ -84,7 +84,7 @@ def _training(learn, int8=False):
 # %% ../../nbs/ship/70_card.ipynb #910eae80
 _TRANSFORMERS = """from transformers import pipeline
 
-pipe = pipeline("{tag}", model="PATH")
+pipe = pipeline("{tag}", model="PATH"{options})
 pipe({call})"""
 
 _BLURLIKE = """from blurlike.all import load_hf_learner
@@ -108,7 +108,8 @@ def _snippets(facts):
     ex,library,method,more = facts.example,facts.library,'hf_predict',''
     if facts.generates: method,more = 'hf_generate',', max_new_tokens=20'
     texts = ex.values() if isinstance(ex, dict) else L(ex)
-    names = dict(tag=facts.tag, method=method, call=f'{ex!r}{more}', texts=', '.join(map(repr, texts)))
+    options = ', truncation=True' if facts.tag=='text-classification' else '' # other pipelines do it by themselves
+    names = dict(tag=facts.tag, options=options, method=method, call=f'{ex!r}{more}', texts=', '.join(map(repr, texts)))
     codes = {'transformers': _TRANSFORMERS} if library=='transformers' and facts.tag in SUPPORTED_TASKS else {}
     codes |= {'blurlike': _BLURLIKE} | ({'onnxruntime': _ONNX} if library=='onnx' else {})
     return {k: v.format(**names) for k,v in codes.items()}

@@ -154,7 +154,7 @@ def load_hf_learner(
     revision:str=None, # On the Hub: a branch, a tag or a commit; None for the main branch
     token:str|bool=None, # On the Hub: an access token; None for the token you are logged in with
     device=None, # The device to predict and train on; None for the GPU if there is one
-    trust_remote_code:bool=False, # Whether Python code in the folder may run
+    trust_remote_code:bool=False, # Whether Python code of the model may run
     text_col=None, # The column or columns of the texts in new rows; None for those used in training
     label_col=None, # The column or columns of the targets in new rows; None for those used in training
     onnx:str=None, # A file for onnxruntime, such as "onnx/model.onnx"; None uses one only if there are no weights
@@ -164,12 +164,12 @@ def load_hf_learner(
     folder,onnx = _find_files(path, revision, token, onnx)
     _check_files(folder, onnx)
     trust = dict(trust_remote_code=trust_remote_code)
-    config = load_hf_config(folder, config_kwargs=trust)
+    config = load_hf_config(folder, **trust)
     saved = _settings(folder, config, task)
-    tokenizer = load_hf_tokenizer(folder, config, trust)
+    tokenizer = load_hf_tokenizer(folder, config, **trust)
     _check_vocabulary(folder, tokenizer)
     if onnx: model = OnnxModel(onnx, config)
-    else: model = load_hf_model(folder, saved.task.auto_model, config, dict(use_safetensors=True, **trust), whole=True)
+    else: model = load_hf_model(folder, saved.task.auto_model, config, dict(use_safetensors=True), whole=True, **trust)
     if dls is None:
         skeleton = None if onnx else model
         block = HFTextBlock(config.model_type, config, tokenizer, skeleton, task=saved.task, **saved.block)

@@ -110,14 +110,16 @@ def match_outputs(
     model, # A model; its head is changed in place
     names, # The names of the data's classes, in order
 ):
-    "Put the outputs of a trained head into the order of `names`; print a line if the names differ"
+    "Put the outputs of a trained head into the order of `names`; print a line if order or names differ"
     had,names = output_names(getattr(model, 'config', None)),[str(o) for o in names]
     if had is None or had==names: return
     if (order := output_order(had, names)) is None:
         print_once(f"The head of {type(model).__name__} was trained for {preview(had)}. Train it for {preview(names)} "
                    "before use.")
         return
-    if order!=list(range(len(order))): move_outputs(model, order)
+    if order!=list(range(len(order))):
+        move_outputs(model, order)
+        print_once(f"The outputs of {type(model).__name__} are now in the order of the data: {preview(names)}.")
     if sorted(had)!=sorted(names):
         print_once(f"The model's classes {preview(had[i] for i in order)} are called {preview(names)} in the data.")
 
@@ -169,6 +171,9 @@ def check_model(self:ClassNames, dls, model):
     if not kwargs: return
     names,n = kwargs['label2id'],kwargs['num_labels']
     if n < 2: raise ValueError(f"The data has only one label ({preview(names)}): there is nothing to classify.")
+    had = output_names(getattr(model, 'config', None)) or []
+    if rest := [o for o in had if o not in names] if set(names) < set(had) else []:
+        raise ValueError(f"The data has no rows of the model's labels {preview(rest)}: pass vocab={had} to keep them.")
     check_outputs(model, n, f"the data has {n} labels ({preview(names)})")
     check_problem_type(getattr(model, 'config', None), self.problem_type)
 

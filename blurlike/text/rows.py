@@ -267,8 +267,9 @@ def row_name(
 # %% ../../nbs/text/10_rows.ipynb #b3dac247
 def _reason(e, vocab):
     "The reason for which a row could not be read; for an unknown label, with the known ones"
-    why = str(e.args[0] if e.args else e)
-    return f"{why}, which has {preview(vocab, 20)}" if vocab and 'not included in the training dataset' in why else why
+    why,unknown = str(e.args[0] if e.args else e),'not included in the training dataset' in str(e)
+    if isinstance(e, KeyError) and not unknown: return f"there is no column {e.args[0]!r}"
+    return f"{why}, which has {preview(vocab, 20)}" if vocab and unknown else why
 
 # %% ../../nbs/text/10_rows.ipynb #3b24f5d2
 class WrongRows(ValueError):

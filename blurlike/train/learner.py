@@ -19,7 +19,7 @@ from fastai.torch_basics import L, delegates, patch
 from torch.amp import GradScaler, autocast
 
 from ..core.checks import check_options, fraction
-from ..core.objects import load_hf_config, load_hf_model, replace_head
+from ..core.objects import load_hf_config, load_hf_model, replace_head, runs_own_code
 from ..core.precision import DTYPES, check_precision
 from ..tasks.base import get_block
 from ..tasks.labels import check_problem_type
@@ -53,7 +53,8 @@ def build_model(
         check_problem_type(block.hf_config, kwargs.get('problem_type'))
         kwargs = {k: v for k,v in kwargs.items() if k not in ('id2label', 'label2id')}
     config = load_hf_config(checkpoint, block.hf_config, kwargs | (config_kwargs or {}))
-    model = load_hf_model(checkpoint, block.task.auto_model, config, model_kwargs)
+    trust = runs_own_code(config)
+    model = load_hf_model(checkpoint, block.task.auto_model, config, model_kwargs, trust_remote_code=trust)
     if new_head: model = replace_head(model)
     block.task.configure(dls, model)
     return model
