@@ -17,7 +17,7 @@ from pathlib import Path
 
 from fastcore.script import anno_parser
 
-from .core.checks import columns, suggest, whole_number
+from .core.checks import check_header, columns, first_line, suggest, whole_number
 
 # %% ../nbs/80_cli.ipynb #d0628d15
 def _check_file(
@@ -30,12 +30,16 @@ def _check_file(
 # %% ../nbs/80_cli.ipynb #5465750d
 def _is_list(cell): return isinstance(cell, str) and cell[:1]=='[' and cell[-1:]==']'
 
-def _as_list(
-    cell:str, # A list in JSON's or Python's notation
-) -> list:
-    "Parse a cell that is written as a list"
-    try: return json.loads(cell)
-    except ValueError: return literal_eval(cell)
+def _as_lists(
+    column, # Cells
+) -> list|None: # None if one of the cells is something else
+    "Parse cells that are lists in JSON's or Python's notation"
+    def parsed(cell):
+        try: return json.loads(cell)
+        except ValueError: return literal_eval(cell)
+    if not all(map(_is_list, column)): return None
+    try: return [parsed(o) for o in column] or None
+    except (ValueError, SyntaxError): return None
 
 # %% ../nbs/80_cli.ipynb #3dba7940
 _READERS = {'.csv': ('read_csv', {}), '.tsv': ('read_csv', dict(sep='\t')), '.jsonl': ('read_json', dict(lines=True)),
@@ -44,15 +48,20 @@ _READERS = {'.csv': ('read_csv', {}), '.tsv': ('read_csv', dict(sep='\t')), '.js
 def read_table(
     path:str|Path, # A `.csv`, `.tsv`, `.jsonl`, `.json` (one object per line) or `.parquet` file
 ): # A DataFrame
-    "Read the rows of a file"
+    "Read the rows of a file; raise `ValueError` if it has none, or cannot be read"
     suffix = Path(path).suffix.lower()
     if suffix not in _READERS: raise ValueError(f"data={str(path)!r} must be one of {', '.join(_READERS)}.")
     _check_file('data', path)
     import pandas as pd
     reader,kwargs = _READERS[suffix]
-    df = getattr(pd, reader)(path, **kwargs)
+    try: df = getattr(pd, reader)(path, **kwargs)
+    except ValueError as e:
+        hint = ' Save it in UTF-8.' if isinstance(e, UnicodeError) else ''
+        raise ValueError(f"data={str(path)!r} cannot be read: {first_line(e)}.{hint}") from e
+    if not len(df): raise ValueError(f"data={str(path)!r} has no rows.")
+    check_header('data', path, df)
     for c in df:
-        if len(df) and df[c].map(_is_list).all(): df[c] = df[c].map(_as_list)
+        if lists := _as_lists(df[c]): df[c] = lists
     return df
 
 # %% ../nbs/80_cli.ipynb #4becd14c
@@ -60,7 +69,7 @@ def _columns(
     names:str, # Names of columns, separated by commas; None for none
 ): # A name, a list of names, or None
     "Parse an argument that names columns"
-    return names.split(',') if names and ',' in names else names
+    return [o.strip() for o in names.split(',')] if names and ',' in names else names
 
 # %% ../nbs/80_cli.ipynb #6b6170f6
 def _quiet():

@@ -173,6 +173,21 @@ def test_exit_codes_and_one_line_errors(args, code, facts, models, tmp_path, mon
     if code==0: assert 'blurlike' in out
 
 
+@pytest.mark.parametrize('texts', [['[laughs] a [b]', '[x] y [z]'], ['[a', 'b]'], ["[__import__('os')]", '[1]']])
+def test_texts_in_brackets_stay_texts(texts, tmp_path):
+    pd.DataFrame(dict(text=texts)).to_csv(tmp_path/'rows.csv', index=False)
+    assert read_table(tmp_path/'rows.csv').text.tolist() == texts
+
+
+@pytest.mark.parametrize(('content', 'fact'), [(b'', 'rows.csv'), (b'text,label\n', 'rows.csv'),
+                                               ('text,label\nzo\xeb,x\n'.encode('latin-1'), 'UTF-8'),
+                                               (b'text,label\ndull, so bad,no\n', "'dull'")])
+def test_files_that_cannot_be_read_are_named(content, fact, tmp_path):
+    (tmp_path/'rows.csv').write_bytes(content)
+    with pytest.raises(ValueError, match=mentions(f"data='{tmp_path/'rows.csv'}'", fact)):
+        read_table(tmp_path/'rows.csv')
+
+
 def test_help_has_an_example_and_does_not_wait_for_torch():
     done = subprocess.run([sys.executable, '-X', 'importtime', '-m', 'blurlike', 'predict', '--help'],
                           capture_output=True, text=True)

@@ -21,7 +21,7 @@ from fastai.data.transforms import ColSplitter, GrandparentSplitter, RandomSplit
 from fastai.torch_basics import delegates, get_first, is_listy, patch
 from fasttransform import Transform
 
-from ..core.checks import as_names, check_options, columns, fraction, preview, whole_number
+from ..core.checks import as_names, check_header, check_options, columns, fraction, preview, whole_number
 from ..core.compat import type_transforms
 from ..core.objects import HFObjects, load_hf_config, load_hf_tokenizer
 from .block import HFTextBlock
@@ -251,9 +251,7 @@ def from_csv(cls:HFTextDataLoaders,
 ) -> DataLoaders:
     "Create from the columns of a CSV file"
     df = pd.read_csv(csv, **(csv_kwargs or {}))
-    if 'index_col' not in (csv_kwargs or {}) and not isinstance(df.index, pd.RangeIndex):
-        raise ValueError(f"csv={str(csv)!r}: rows have more cells than the header, such as {df.index[0]!r} before the "
-                         "first column. Quote texts that contain the separator.")
+    if 'index_col' not in (csv_kwargs or {}): check_header('csv', csv, df)
     return cls.from_df(df, checkpoint, **kwargs)
 
 # %% ../../nbs/data/42_dataloaders.ipynb #057f0ea6
