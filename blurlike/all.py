@@ -1,5 +1,6 @@
 "The names that a notebook needs: `from blurlike.all import *`, after `from fastai.text.all import *`"
 from transformers import (
+    AutoConfig,
     AutoModel,
     AutoModelForCausalLM,
     AutoModelForMaskedLM,
@@ -8,6 +9,7 @@ from transformers import (
     AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
+    AutoTokenizer,
 )
 
 import blurlike.ship.card # learn.model_card

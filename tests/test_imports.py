@@ -51,7 +51,8 @@ Learner.fit_one_cycle, Learner.fine_tune, Learner.lr_find, Learner.summary
 
 def test_blurlike_all_has_the_names_of_the_walkthrough():
     names = '''HFTextDataLoaders hf_learner get_hf_objects HFTextBlock HFCallback HFLoss hf_splitter HFDataLoader
-               HFInputs token_lengths plot_token_lengths AutoModelForSequenceClassification pipeline'''.split()
+               HFInputs token_lengths plot_token_lengths AutoModelForSequenceClassification AutoConfig AutoTokenizer
+               pipeline'''.split()
     assert [n for n in names if not hasattr(ours, n)] == []
 
 
