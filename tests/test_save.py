@@ -12,8 +12,8 @@ import gguf
 import numpy as np
 import pytest
 import torch
-from conftest import make_config, mentions
-from transformers import AutoModelForCausalLM
+from conftest import make_config, make_objects, mentions
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from blurlike.all import HFObjects, HFTextDataLoaders, hf_learner, load_hf_model
 from blurlike.ship.save import atomic_folder
@@ -224,3 +224,14 @@ def test_a_model_from_a_gguf_file_trains_and_is_saved(df, tmp_path):
     assert not torch.equal(model.lm_head.weight, before)
     saved = AutoModelForCausalLM.from_pretrained(learn.save_pretrained(tmp_path/'model'))
     assert torch.equal(saved.lm_head.weight, model.lm_head.weight)
+
+
+@pytest.mark.parametrize('side', ['left', 'right'])
+@pytest.mark.parametrize('arch', ['mistral', 'llama', 'bert', 'gpt2'])
+def test_the_sides_of_the_tokenizer_are_saved(arch, side, df, tmp_path):
+    "`AutoTokenizer` may choose another class for the architecture, with other sides"
+    hf = make_objects(arch)
+    hf.tokenizer.padding_side,hf.tokenizer.truncation_side = side,'left'
+    learn = hf_learner(HFTextDataLoaders.from_df(df, hf, valid_col='is_valid', bs=8, device='cpu'), hf.model)
+    loaded = AutoTokenizer.from_pretrained(learn.save_pretrained(tmp_path/'model'))
+    assert (loaded.padding_side, loaded.truncation_side) == (side, 'left')

@@ -123,9 +123,11 @@ def preparation(
 
 # %% ../../nbs/ship/71_save.ipynb #9994a62b
 def _tokenizer_to_save(block):
-    "Return a copy of the block's tokenizer with the block's length limit"
+    "Return a copy of the block's tokenizer with the block's length limit, which saves its sides too"
     tokenizer = deepcopy(block.hf_tokenizer)
     if block.length_limit: tokenizer.model_max_length = block.length_limit
+    # sides that are the default of its class are not saved, and `AutoTokenizer` may choose another class
+    tokenizer.init_kwargs |= {o: getattr(tokenizer, o) for o in ('padding_side', 'truncation_side')}
     return tokenizer
 
 # %% ../../nbs/ship/71_save.ipynb #33e5bb33
