@@ -50,7 +50,7 @@ def read_table(
 ): # A DataFrame
     "Read the rows of a file; raise `ValueError` if it has none, or cannot be read"
     suffix = Path(path).suffix.lower()
-    if suffix not in _READERS: raise ValueError(f"data={str(path)!r} must be one of {', '.join(_READERS)}.")
+    if suffix not in _READERS: raise ValueError(f"data={str(path)!r} must end in one of {', '.join(_READERS)}.")
     _check_file('data', path)
     import pandas as pd
     reader,kwargs = _READERS[suffix]
@@ -155,10 +155,10 @@ def predict(
     file:str=None, # A file with one text per line; standard input by default
     jsonl:bool=False, # Parse each line as JSON
     generate:bool=False, # Generate text instead of scoring
-    option:str=None, # Options such as precision=int8, or top_k=3 for tasks that have it, separated by commas
+    option:str=None, # Prediction options, separated by commas, such as precision=int8 or (for some tasks) top_k=3
     chunk:int=512, # Lines to predict at a time
 ):
-    "Predict each line of a file, and write one line of JSON for each"
+    "Run the model on each line of a file, and write each prediction as a line of JSON"
     whole_number('chunk', chunk)
     if file: _check_file('file', file)
     options = _options(option)

@@ -45,7 +45,7 @@ def _check_max_length(max_length, limit, tokenizer, model, multiple):
 def resolve_max_length(
     max_length:int|None, # As the user set it; None for the limit of model and tokenizer
     tokenizer:PreTrainedTokenizerBase, # May have a limit
-    model:'PreTrainedModel', # A model or a skeleton; its table of positions may set a limit
+    model:'PreTrainedModel', # A model or a skeleton; its position embeddings may set a limit
     multiple:int=None, # The length must be a multiple of this
 ) -> int|None: # Tokens; None where there is no limit
     "Return the length to truncate and pad to; raise `ValueError` if it is not possible"
@@ -108,7 +108,7 @@ class HFTextBlock(TransformBlock):
         hf_config:PreTrainedConfig, # The model's configuration
         hf_tokenizer:PreTrainedTokenizerBase, # The tokenizer
         hf_model:'PreTrainedModel'=None, # The model, inspected and not kept; None for a skeleton built from `hf_config`
-        max_length:int=None, # Tokens in a row, special tokens included; None for the model's limit
+        max_length:int=None, # Maximum tokens per row, including special tokens; None for the model's limit
         padding:bool|str=True, # True or "longest", "max_length", False
         truncation:bool|str=None, # True or "longest_first", "only_first", "only_second", False; None for the task's
         is_split_into_words:bool=None, # Whether a text is a list of words; None for the task's default
@@ -186,7 +186,7 @@ def __setstate__(self:HFTextBlock, state):
 # %% ../../nbs/data/41_block.ipynb #6cdd91c5
 @patch(as_prop=True)
 def length_limit(self:HFTextBlock) -> int|None: # Tokens; None where nothing is truncated
-    "The number of tokens of a row at most, or of one of its windows"
+    "The maximum number of tokens in a row, or in each of its windows"
     return None if self.truncation in (False, 'do_not_truncate') else self.max_length
 
 # %% ../../nbs/data/41_block.ipynb #02b9f52f
@@ -253,7 +253,7 @@ def tokenize(self:HFTextBlock,
 def _check_unpadded(batch, padding):
     "Raise `ValueError` if rows have different lengths"
     if batch.for_model()['attention_mask'].all(): return
-    raise ValueError(f"padding={padding!r} leaves the rows of a batch at different lengths, which are not one tensor: "
+    raise ValueError(f"padding={padding!r} leaves rows of different lengths, which cannot be stacked into one tensor: "
                      "use padding=True.")
 
 # %% ../../nbs/data/41_block.ipynb #bd12dd39
@@ -305,7 +305,7 @@ def padded(self:HFTextBlock,
 def settled(self:HFTextBlock,
     dataset, # Samples `(text,)` or `(text, target)`
 ) -> HFTextBlock:
-    "Return a block with the task that the targets of `dataset` are for; the block itself if it has a task"
+    "Return a copy with the task inferred from the targets of `dataset`, or the block itself if its task is set"
     if self.task_is_settled: return self
     sample = dataset[0] if len(dataset) else ()
     if not isinstance(sample, tuple) or len(sample) < 2: return self

@@ -70,7 +70,7 @@ def _onnx_file(folder, name):
     "Return the ONNX file called `name`; raise `FileNotFoundError` that lists the files there are"
     if (folder/name).is_file(): return folder/name
     there = preview((o.relative_to(folder).as_posix() for o in sorted(folder.rglob('*.onnx'))), 20)
-    raise FileNotFoundError(f"onnx={str(name)!r} is not a file in {folder}. ONNX files there: {there or 'none'}.")
+    raise FileNotFoundError(f"onnx={str(name)!r} is not a file in {folder}. Available ONNX files: {there or 'none'}.")
 
 # %% ../../nbs/ship/74_load.ipynb #1bc5ba67
 def _find_files(path, revision, token, onnx):
@@ -138,7 +138,7 @@ def empty_dls(
 
 # %% ../../nbs/ship/74_load.ipynb #9e03513b
 def _check_labels(names, dls):
-    "Raise `ValueError` if the data has other labels than the model"
+    "Raise `ValueError` if the labels of the data differ from the model's"
     vocab = get_vocab(dls)
     if vocab is None or names is None or any(re.fullmatch(r'LABEL_\d+', str(o)) for o in names): return
     if len(vocab) != len(names) or output_order([*map(str, names)], [*map(str, vocab)]) is not None: return

@@ -35,7 +35,7 @@ class MultiLabelClassification(PooledWindows, ClassNames, Task):
 
     def __init__(self,
         threshold:float=0.5, # A label is predicted if its probability is above this
-        pooling:str='mean', # How the logits of a text's windows become one: "mean" or "max"
+        pooling:str='mean', # How to pool the logits of a text's windows: "mean" or "max"
         vocab:list=None, # The classes, in order; None for those of the training rows, or the columns
     ):
         super().__init__(pooling)

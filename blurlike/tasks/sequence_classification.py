@@ -26,7 +26,7 @@ class SequenceClassification(PooledWindows, ClassNames, Task):
     loss_func = CrossEntropyLossFlat
 
     def __init__(self,
-        pooling:str='mean', # How the logits of a text's windows become one: "mean" or "max"
+        pooling:str='mean', # How to pool the logits of a text's windows: "mean" or "max"
         vocab:list=None, # The classes, in order; None for those of the training rows
     ):
         super().__init__(pooling)

@@ -35,7 +35,7 @@ class Windowed:
 class PooledWindows(Windowed):
     "For tasks with one answer for each text: the logits of its windows are pooled"
     def __init__(self,
-        pooling:str='mean', # How the logits of a text's windows become one: "mean" or "max"
+        pooling:str='mean', # How to pool the logits of a text's windows: "mean" or "max"
     ):
         one_of('pooling', pooling, ('mean', 'max'))
         self.pooling = pooling

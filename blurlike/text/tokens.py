@@ -65,7 +65,7 @@ def column(self:TokenTable,
 
 # %% ../../nbs/text/11_tokens.ipynb #137e2b01
 def _joined(parts):
-    "Join what belongs to rows, whatever it is"
+    "Join row data: tables, targets, tensors, arrays or lists"
     first = parts[0]
     if hasattr(first, 'concat'): return type(first).concat(parts)
     if isinstance(first, Tensor): return torch.cat(parts)
@@ -227,7 +227,7 @@ def truncated_lengths(
 
 def _no_room(n, room, truncation):
     "What is wrong with a pair of which one text has `n` tokens, and fills the row"
-    return (f"one text has {n} tokens, which leave no room for the other among {room}, and truncation={truncation!r} "
+    return (f"one text has {n} tokens, leaving no room for the other (limit {room}), and truncation={truncation!r} "
             "does not shorten it: use truncation='longest_first' or a larger max_length")
 
 # %% ../../nbs/text/11_tokens.ipynb #c052b9f6
@@ -236,7 +236,7 @@ def window_spans(
     room, # Tokens of a text in one window, a number or one for each text
     stride:int=0, # Tokens that neighbouring windows share
     left:bool=False, # Whether windows begin at the end of a text
-) -> tuple: # The number of windows of each text, and of each window its start and length
+) -> tuple: # The number of windows per text, and the start and length of each window
     "Return where the windows of each text are"
     room = np.broadcast_to(room, lengths.shape)
     counts = 1 + np.maximum(0, -(-(lengths - room)//np.maximum(1, room - stride)))
