@@ -59,7 +59,7 @@ def read_table(
         hint = ' Save it in UTF-8.' if isinstance(e, UnicodeError) else ''
         raise ValueError(f"data={str(path)!r} cannot be read: {first_line(e)}.{hint}") from e
     if not len(df): raise ValueError(f"data={str(path)!r} has no rows.")
-    check_header('data', path, df)
+    if reader=='read_csv': check_header('data', path, df)
     for c in df:
         if lists := _as_lists(df[c]): df[c] = lists
     return df

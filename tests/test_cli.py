@@ -188,6 +188,11 @@ def test_files_that_cannot_be_read_are_named(content, fact, tmp_path):
         read_table(tmp_path/'rows.csv')
 
 
+def test_a_parquet_file_may_have_any_index(tmp_path):
+    pd.DataFrame(dict(text=['a', 'b', 'c'])).iloc[[2, 0, 1]].to_parquet(tmp_path/'rows.parquet')
+    assert read_table(tmp_path/'rows.parquet').text.tolist() == ['c', 'a', 'b']
+
+
 def test_help_has_an_example_and_does_not_wait_for_torch():
     done = subprocess.run([sys.executable, '-X', 'importtime', '-m', 'blurlike', 'predict', '--help'],
                           capture_output=True, text=True)
