@@ -228,7 +228,7 @@ def read_targets(
     dataset, # fastai's `Datasets`, or another sequence of samples
     chunk:int=1000, # Rows that are read together
 ): # Yields targets
-    "Read the targets of `dataset`, of a stream those of its first rows; skips those that cannot be read"
+    "Yield the targets of `dataset`, or of a stream's first rows, without those that cannot be read"
     dataset = getattr(dataset, 'datasets', dataset)
     read,last = sample_reader(dataset),-1
     if isinstance(read, SampleReader): read = sample_reader(Datasets(tls=dataset.tls[1:], n_inp=0))

@@ -52,7 +52,7 @@ def with_room(
 
 # %% ../../nbs/train/64_memory.ipynb #c691a51b
 def _first_samples(dl):
-    "Return a function of a position that returns a sample, and the `TokenTable` of all rows, or of a stream's first"
+    "Return a function that reads a sample, and the `TokenTable` of all rows, or of a stream's first pool"
     if dl.table is not None: return dl.do_item,dl.table
     samples = map(dl.after_item, islice(dl.dataset, dl.pool*(dl.bs or 1)))
     pool = [o for o in samples if o is not None]
