@@ -371,12 +371,15 @@ def test_the_tokens_of_a_word_join_to_the_word(arch):
 def test_one_text_one_list_of_words_or_many_of_either(words_learn):
     words,text = ['the', 'film', 'warm'],'the film warm'
     one = words_learn.hf_predict(words)
-    assert words_learn.hf_predict([words, words]) == [one, one]
+    def same(a, b): # a batch of two rounds otherwise than a batch of one
+        return [[{k: v if isinstance(v, (int, str)) else pytest.approx(v, abs=1e-5) for k,v in o.items()} for o in row]
+                for row in a] == b
+    assert same(words_learn.hf_predict([words, words]), [one, one])
     assert words_learn.hf_predict(tuple(words)) == one
     assert words_learn.hf_predict([np.array(words)]) == [one]
     assert [set(o) for o in one[:1]] == [{'entity_group', 'score', 'word', 'start', 'end', 'start_word', 'end_word'}]
     raw = words_learn.hf_predict(text)
-    assert words_learn.hf_predict(pd.Series([text, text])) == [raw, raw]
+    assert same(words_learn.hf_predict(pd.Series([text, text])), [raw, raw])
     assert words_learn.hf_predict(['the'], many=True) == [words_learn.hf_predict('the')]
     assert words_learn.hf_predict('') == []
     assert words_learn.hf_predict([]) == []
