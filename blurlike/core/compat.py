@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['end_cleanup', 'item_pipeline', 'type_transforms', 'epoch_indices', 'set_input_count', 'has_model_class',
-           'model_classes', 'quiet_load_report', 'remove_capture_hooks', 'entity_pipeline', 'fill_mask',
-           'has_native_arithmetic', 'has_int8_dot_products', 'int8_linear', 'autocast_depth']
+           'model_classes', 'quiet_load_report', 'remove_capture_hooks', 'idle_settings', 'entity_pipeline',
+           'fill_mask', 'has_native_arithmetic', 'has_int8_dot_products', 'int8_linear', 'autocast_depth']
 
 # %% ../../nbs/core/01_compat.ipynb #09eaaece
 import logging
+import re
 from contextlib import contextmanager
 from functools import cache
 from types import SimpleNamespace
@@ -89,6 +90,13 @@ def remove_capture_hooks(
         for k,h in list(m._forward_hooks.items()):
             if getattr(h, '__module__', '')=='transformers.utils.output_capturing': del m._forward_hooks[k]
         vars(m).pop('_output_capturing_hooks_installed', None)
+
+# %% ../../nbs/core/01_compat.ipynb #159a13cf
+def idle_settings(
+    e:ValueError, # Raised by `GenerationConfig.save_pretrained`
+) -> list[str]: # Empty if a setting is invalid
+    "Return the names of the settings that have no effect"
+    return re.findall(r'^- `(\w+)`: ', str(e), re.MULTILINE)
 
 # %% ../../nbs/core/01_compat.ipynb #f94d05e5
 def entity_pipeline(

@@ -7,7 +7,6 @@ __all__ = ['empty_dls', 'load_hf_learner']
 
 # %% ../../nbs/ship/74_load.ipynb #a4ec5d21
 import json
-import re
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -24,7 +23,7 @@ from .hub import find_model
 from .onnx import ONNX_FILES, OnnxModel
 from .save import BLOCK_OPTIONS, SCHEMA
 from ..tasks.base import Task, all_tasks, get_task, infer_task
-from ..tasks.labels import get_vocab, output_order
+from ..tasks.labels import get_vocab, output_names, output_order
 from ..train.learner import hf_learner
 
 # %% ../../nbs/ship/74_load.ipynb #036e3f57
@@ -137,11 +136,11 @@ def empty_dls(
     return Datasets(tls=tls, n_inp=1).dataloaders(dl_type=block.dl_type, device=device, **block.dls_kwargs)
 
 # %% ../../nbs/ship/74_load.ipynb #9e03513b
-def _check_labels(names, dls):
+def _check_labels(config, dls):
     "Raise `ValueError` if the labels of the data differ from the model's"
-    vocab = get_vocab(dls)
-    if vocab is None or names is None or any(re.fullmatch(r'LABEL_\d+', str(o)) for o in names): return
-    if len(vocab) != len(names) or output_order([*map(str, names)], [*map(str, vocab)]) is not None: return
+    vocab,names = get_vocab(dls),output_names(config)
+    if vocab is None or names is None or len(vocab) != len(names): return
+    if output_order(names, [*map(str, vocab)]) is not None: return
     raise ValueError(f"The model's labels are {preview(names)}, but the labels of dls are {preview(vocab)}. "
                      "Rename the labels, or train a new model with HFTextDataLoaders and hf_learner.")
 
@@ -175,7 +174,7 @@ def load_hf_learner(
         block = HFTextBlock(config.model_type, config, tokenizer, skeleton, task=saved.task, **saved.block)
         columns = {k: v for k,v in dict(text_col=text_col, label_col=label_col).items() if v is not None}
         dls = empty_dls(block, saved.names, device=device, **saved.columns | columns)
-    elif saved.task.has_labels: _check_labels(saved.names, dls)
+    elif saved.task.has_labels: _check_labels(config, dls)
     learn = hf_learner(dls if device is None else dls.to(device), model, **kwargs)
     learn.hf.runs = saved.runs
     return learn

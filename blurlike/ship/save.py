@@ -25,6 +25,7 @@ from huggingface_hub import ModelCard
 import blurlike
 from .card import is_generated, training_runs
 from ..tasks.base import get_block
+from ..tasks.generation import drop_idle_settings
 from ..tasks.labels import get_vocab
 from ..text.rows import columns_of
 
@@ -150,8 +151,10 @@ def save_pretrained(self:Learner,
 ) -> Path: # The folder
     "Save model, tokenizer, label names and model card as a folder that `from_pretrained` and `pipeline` load"
     path = Path(path).expanduser()
+    model = get_model(self.model)
+    drop_idle_settings(model)
     with atomic_folder(path) as new:
-        get_model(self.model).save_pretrained(new, **kwargs)
+        model.save_pretrained(new, **kwargs)
         keep_weights(folder_to_replace(path), new)
         _tokenizer_to_save(get_block(self.dls)).save_pretrained(new)
         info = preparation(self.dls) | dict(runs=training_runs(self))

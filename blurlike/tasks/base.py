@@ -19,6 +19,7 @@ from ..core.checks import check_options, suggest
 from ..core.compat import model_classes
 from ..text.rows import reader
 from ..text.tokens import Targets, TokenTable
+from .labels import match_outputs
 
 # %% ../../nbs/tasks/20_base.ipynb #9c121f73
 class Task:
@@ -209,9 +210,11 @@ def configure(self:Task,
     dls, # The `DataLoaders` to train with
     model, # The model to train, which fits the data
 ):
-    "Write what the data says into the model's configuration"
+    "Put the model's outputs into the order of the data's labels, and complete its configuration"
     if getattr(model, 'config', None) is None: return
-    for k,v in self.config_kwargs(dls).items():
+    kwargs = self.config_kwargs(dls)
+    if 'label2id' in kwargs: match_outputs(model, kwargs['label2id'])
+    for k,v in kwargs.items():
         if k!='num_labels': setattr(model.config, k, v)
 
 # %% ../../nbs/tasks/20_base.ipynb #0b241d74

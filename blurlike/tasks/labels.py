@@ -177,12 +177,6 @@ def check_model(self:ClassNames, dls, model):
     check_outputs(model, n, f"the data has {n} labels ({preview(names)})")
     check_problem_type(getattr(model, 'config', None), self.problem_type)
 
-# %% ../../nbs/tasks/21_labels.ipynb #f3ed8aee
-@patch
-def configure(self:ClassNames, dls, model):
-    if kwargs := self.config_kwargs(dls): match_outputs(model, kwargs['label2id'])
-    super(ClassNames, self).configure(dls, model)
-
 # %% ../../nbs/tasks/21_labels.ipynb #b19bfdad
 @patch
 def class_pairs(self:ClassNames, learn, dl):

@@ -17,7 +17,7 @@ from transformers import AutoModelForSequenceClassification
 
 from .base import Task
 from .labels import (check_outputs, check_problem_type, first_target, has_fractions, is_list_column,
-                                   label_names, match_outputs)
+                                   label_names)
 from .windows import PooledWindows
 from ..text.rows import columns_of
 
@@ -114,11 +114,6 @@ def check_model(self:Regression, dls, model):
     kwargs = self.config_kwargs(dls)
     if kwargs: check_outputs(model, n := kwargs['num_labels'], f"the targets are {n} number{'s'*(n>1)} for each text")
     check_problem_type(getattr(model, 'config', None), 'regression')
-
-@patch
-def configure(self:Regression, dls, model):
-    if kwargs := self.config_kwargs(dls): match_outputs(model, kwargs['label2id'])
-    super(Regression, self).configure(dls, model)
 
 # %% ../../nbs/tasks/27_regression.ipynb #6c175eec
 @patch

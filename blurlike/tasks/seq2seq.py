@@ -250,7 +250,7 @@ def facts(self:Seq2Seq, dataset, block, table=None):
 # %% ../../nbs/tasks/30_seq2seq.ipynb #c5ca462e
 def _set_length(config, n):
     "Let `generate` write `n` tokens at most"
-    config.update(max_length=n+1, max_new_tokens=None)
+    config.max_length,config.max_new_tokens = n+1,None
     for o in ('min_length', 'min_new_tokens'):
         if (getattr(config, o) or 0) > n: setattr(config, o, None)
 
@@ -261,12 +261,13 @@ def configure(self:Seq2Seq, dls, model):
     tokenizer,config,given = dls.hf_block.hf_tokenizer,model.generation_config,self.generate_kwargs or {}
     n = self.max_target_length or dls.train.facts.get('longest_target')
     if n and not {'max_length', 'max_new_tokens'} & set(given): _set_length(config, n)
-    if config.pad_token_id is None: config.pad_token_id = tokenizer.pad_token_id
+    if config.pad_token_id is None or config.pad_token_id < 0: config.pad_token_id = tokenizer.pad_token_id
     if self.tgt_lang is not None:
         lang = _languages(tokenizer)[self.tgt_lang]
         first = tokenizer(text_target=['a'])['input_ids'][0][0]==lang
-        config.update(**{'forced_bos_token_id' if first else 'decoder_start_token_id': lang})
-    config.update(**given)
+        setattr(config, 'forced_bos_token_id' if first else 'decoder_start_token_id', lang)
+    for k,v in given.items(): setattr(config, k, v)
+    super(Seq2Seq, self).configure(dls, model)
 
 # %% ../../nbs/tasks/30_seq2seq.ipynb #c989fb8b
 @patch
