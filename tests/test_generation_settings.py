@@ -27,8 +27,8 @@ def learner(saved, generate_kwargs=None, plain=False):
 
 
 @pytest.mark.parametrize('plain', [False, True], ids=['hf_learner', 'Learner'])
-@pytest.mark.parametrize('saved,given', [(BEAMS, dict(num_beams=1)), (SAMPLING, None), (SAMPLING | BEAMS, None),
-                                         (dict(output_scores=True), None), (dict(pad_token_id=-1), None)])
+@pytest.mark.parametrize(('saved', 'given'), [(BEAMS, dict(num_beams=1)), (SAMPLING, None), (SAMPLING | BEAMS, None),
+                                              (dict(output_scores=True), None), (dict(pad_token_id=-1), None)])
 def test_settings_without_effect_are_removed_when_the_learner_is_made(saved, given, plain, tmp_path, capsys):
     learn = learner(saved, given, plain)
     line = capsys.readouterr().out
