@@ -18,7 +18,7 @@ from fastai.torch_core import get_model
 from transformers import GenerationConfig
 
 from .core.checks import check_options, whole_number
-from .core.inputs import HFInputs, with_progress
+from .core.inputs import HFInputs, can_redraw, with_progress
 from .core.objects import forward_args, forward_kwargs, position_limit
 from .core.precision import evaluating
 from .tasks.base import get_block
@@ -59,16 +59,17 @@ def text_batches(
     batch_tokens:int, # Maximum number of tokens in a batch, including padding
     room:int=0, # Further tokens of each row, such as those to generate
     pool:int=10_000, # Samples that are tokenized and sorted together
+    progress:bool=True, # Whether to show a progress bar if there are many batches
     **options # Options of the task's `tokenize`
 ): # Yields positions of samples, the `TokenTable` they are in, and their rows there
-    "Tokenize samples and yield batches of similar length, with a progress bar if there are many"
+    "Tokenize samples and yield batches of similar length"
     starts,equal = range(0, len(samples), pool),'attention_mask' not in block.input_names
-    bar = master_bar(starts) if len(starts) > 1 else None
+    bar = master_bar(starts) if len(starts) > 1 and progress and can_redraw() else None
     for start in starts if bar is None else bar:
         try: table = block.task.tokenize([(o,) for o in samples[start:start+pool]], block, **options)
         except SampleProblems as e: _raise_problems([(start+i, why) for i,why in e.problems], len(samples))
         batches = token_batches(table.lengths + room, batch_tokens, equal)
-        for rows in with_progress(batches, 10, bar): yield start + rows,table,rows
+        for rows in with_progress(batches, 10, bar) if progress else batches: yield start + rows,table,rows
 
 # %% ../nbs/50_predict.ipynb #7de30b6b
 _parameters = cache(lambda function: list(inspect.signature(function).parameters))
@@ -115,7 +116,8 @@ def hf_predict(self:Learner,
     check_options(options, ['batch_tokens', 'precision', 'many', *ours, *theirs])
     one = not many and (many is False or task.is_one(texts, block))
     samples = as_samples(block, [texts] if one else texts)
-    batches = text_batches(block, samples, batch_tokens, **{k: v for k,v in options.items() if k in ours})
+    batches = text_batches(block, samples, batch_tokens, progress=hasattr(self, 'progress'),
+                           **{k: v for k,v in options.items() if k in ours})
     options = task.decode_options(self) | {k: v for k,v in options.items() if k in theirs}
     preds = _predict(task, block, model, samples, batches, precision, options)
     return preds[0] if one else preds
@@ -160,11 +162,11 @@ def _within_limit(model, kwargs):
     return kwargs | dict(stopping_criteria=[*(kwargs.get('stopping_criteria') or []), stop])
 
 # %% ../nbs/50_predict.ipynb #44d8815c
-def _generate(task, block, model, samples, batch_tokens, precision, kwargs):
+def _generate(task, block, model, samples, batch_tokens, precision, kwargs, progress=True):
     "Return the generated texts for `samples`, in their order"
     device,preds = next(model.parameters()).device,[None]*len(samples)
     n,copies,room = _copies_and_room(model, kwargs)
-    batches = text_batches(block, samples, batch_tokens//copies, room)
+    batches = text_batches(block, samples, batch_tokens//copies, room, progress=progress)
     with evaluating(model, precision) as model, closing(batches):
         for idxs,table,rows in batches:
             inputs = task.collate_prompts(table, rows, block)
@@ -191,7 +193,7 @@ def hf_generate(self:Learner,
     check_options(generate_kwargs, generate_options(model))
     one,kwargs = task.is_one(texts, block),_within_limit(model, _lengths_agree(generate_kwargs))
     samples = as_samples(block, [texts] if one else texts, task.prompt)
-    preds = _generate(task, block, model, samples, batch_tokens, precision, kwargs)
+    preds = _generate(task, block, model, samples, batch_tokens, precision, kwargs, hasattr(self, 'progress'))
     return preds[0] if one else preds
 
 # %% ../nbs/50_predict.ipynb #4e7252c5

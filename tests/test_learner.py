@@ -1,5 +1,6 @@
 "A fastai Learner that trains a Hugging Face model supports everything that a fastai Learner does."
 import pickle
+import sys
 from copy import deepcopy
 
 import numpy as np
@@ -317,3 +318,31 @@ def test_parameter_groups_take_the_steps_of_adamw(dls, hf, lr):
         learn.opt.step()
         theirs.step()
     assert all(torch.equal(a, b) for a,b in zip(model.parameters(), alone.parameters(), strict=True))
+
+
+def _printed(learn, df, capsys):
+    "What training, validation and prediction print"
+    texts,printed = df.text.tolist()*4,[]
+    for f in (lambda: learn.fit(2), learn.validate, lambda: learn.hf_predict(texts, batch_tokens=100)):
+        capsys.readouterr()
+        f()
+        printed.append(''.join(capsys.readouterr()))
+    return printed
+
+
+def test_a_file_gets_a_line_an_epoch_and_no_bars(learn, df, capsys):
+    learn = hf_learner(learn.dls, learn.model)
+    training,*rest = _printed(learn, df, capsys)
+    lines = training.splitlines()
+    assert [o.split('  ')[0] for o in lines] == ['epoch 0', 'epoch 1']
+    assert all(f'  {name} ' in o for o in lines for name in ('train_loss', 'valid_loss', 'accuracy', 'time'))
+    assert [o for o in (training, *rest) if '\r' in o] == [] and rest == ['', '']
+    with learn.no_logging(): assert _printed(learn, df, capsys) == ['', '', '']
+
+
+def test_bars_are_for_terminals_and_no_bar_turns_them_off(learn, df, capsys, monkeypatch):
+    learn = hf_learner(learn.dls, learn.model)
+    monkeypatch.setattr(sys.stdout, 'isatty', lambda: True)
+    assert all('\r' in o for o in _printed(learn, df, capsys))
+    with learn.no_bar(): assert not any('\r' in o for o in _printed(learn, df, capsys))
+    assert all('\r' in o for o in _printed(learn, df, capsys))

@@ -26,7 +26,7 @@ from transformers.utils import ModelOutput
 
 from ..core.checks import print_once
 from ..core.compat import autocast_depth, end_cleanup, remove_capture_hooks
-from ..core.inputs import HFInputs, HFRows
+from ..core.inputs import HFInputs, HFRows, can_redraw
 from ..core.objects import forward_kwargs
 from ..core.precision import train_in_fp32, without_cudnn_attention
 from ..tasks.generation import Generates
@@ -164,6 +164,7 @@ def before_train(self:HFCallback):
 @patch
 def before_validate(self:HFCallback):
     "Raise `ValueError` if there are no rows to validate on"
+    self._hide_bar()
     if getattr(self.dl, 'n', None)==0 and getattr(self.dls.train, 'n', None)==0:
         raise ValueError("There are no rows to validate on: pass dl=learn.dls.test_dl(df, with_labels=True).")
 
@@ -245,6 +246,17 @@ def all_batches(self:HFCallback):
         clear_frames(e.__traceback__)
         raise type(e)(message) from e
 
+# %% ../../nbs/train/62_callback.ipynb #1853594e
+@patch
+def _log(self:HFCallback, numbers):
+    "Print the numbers of an epoch with their names"
+    cells = (f'{o:.4f}' if isinstance(o, float) else o for o in numbers)
+    print('  '.join(f'{k} {v}' for k,v in zip(self.recorder.metric_names, cells, strict=False)))
+@patch
+def _hide_bar(self:HFCallback):
+    "Turn fastai's progress bar off, until the end of `fit`, where it would fill a file"
+    if hasattr(self.learn, 'progress') and not can_redraw(): self.learn.progress.run = False
+
 # %% ../../nbs/train/62_callback.ipynb #31c5be74
 @patch
 def before_fit(self:HFCallback):
@@ -255,6 +267,8 @@ def before_fit(self:HFCallback):
     hook = partial(inputs_by_name, forward_kwargs(model) | self.kwargs)
     self.hook = model.register_forward_pre_hook(hook, with_kwargs=True)
     self.learn.all_batches = self.all_batches
+    self._hide_bar()
+    if self.learn.logger is print and not can_redraw(): self.learn.logger = self._log
 
 # %% ../../nbs/train/62_callback.ipynb #b86c20a6
 def last_run(
@@ -272,6 +286,7 @@ def last_run(
 # %% ../../nbs/train/62_callback.ipynb #37804d56
 @patch
 def after_fit(self:HFCallback):
-    "Leave the model as it was, and record the run"
+    "Leave model and learner as they were, and record the run"
     self._unhook()
+    if self.learn.logger==self._log: self.learn.logger = print
     if not hasattr(self.learn, 'lr_finder') and (run := last_run(self.learn)): self.runs.append(run)
