@@ -336,7 +336,8 @@ def test_a_file_gets_a_line_an_epoch_and_no_bars(learn, df, capsys):
     lines = training.splitlines()
     assert [o.split('  ')[0] for o in lines] == ['epoch 0', 'epoch 1']
     assert all(f'  {name} ' in o for o in lines for name in ('train_loss', 'valid_loss', 'accuracy', 'time'))
-    assert [o for o in (training, *rest) if '\r' in o] == [] and rest == ['', '']
+    assert '\r' not in training
+    assert rest == ['', '']
     with learn.no_logging(): assert _printed(learn, df, capsys) == ['', '', '']
 
 
