@@ -16,6 +16,7 @@ from fastai.test_utils import synth_learner
 from torch import nn
 from torch.ao.quantization import per_channel_dynamic_qconfig, quantize_dynamic
 from transformers import (
+    AutoModel,
     AutoModelForCausalLM,
     AutoModelForMaskedLM,
     AutoModelForSequenceClassification,
@@ -27,6 +28,7 @@ from transformers import (
     TokenClassificationPipeline,
 )
 from transformers.pipelines.token_classification import AggregationStrategy
+from transformers.utils import logging as hf_logging
 
 from blurlike.core.compat import (
     autocast_depth,
@@ -174,6 +176,20 @@ def test_the_load_report_is_hidden_and_nothing_else(tmp_path, caplog, monkeypatc
         logging.getLogger('transformers.modeling_utils').warning('another message')
     assert 'another message' in caplog.text
     assert not logging.getLogger('transformers.modeling_utils').filters
+
+
+def test_loading_prints_neither_a_bar_nor_that_a_new_head_is_corrupted(tmp_path, caplog, capsys, monkeypatch):
+    encoder = AutoModel.from_config(make_config('bert')[0])
+    encoder.save_pretrained(tmp_path)
+    monkeypatch.setattr(logging.getLogger('transformers'), 'propagate', True)
+    capsys.readouterr()
+    AutoModelForMaskedLM.from_pretrained(tmp_path)
+    assert 'corrupted' in caplog.text
+    assert 'Loading weights' in capsys.readouterr().err
+    caplog.clear()
+    with quiet_load_report(): AutoModelForMaskedLM.from_pretrained(tmp_path)
+    assert caplog.text + capsys.readouterr().err == ''
+    assert hf_logging.is_progress_bar_enabled()
 
 
 def test_capture_hooks_are_removed_and_others_stay():

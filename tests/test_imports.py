@@ -1,9 +1,11 @@
 "Importing blurlike changes no global state and hides no name of fastai."
+import inspect
 import json
 import subprocess
 import sys
 
 import fastai.text.all as fastai_all
+import pytest
 
 import blurlike.all as ours
 
@@ -68,3 +70,27 @@ print([o for o in {slow!r} if o in sys.modules and o not in there])
 """
     run = subprocess.run([sys.executable, '-W', 'ignore', '-c', code], capture_output=True, text=True)
     assert run.stdout.strip()=='[]', run.stderr
+
+
+NOTEBOOK = """
+import sys
+from types import SimpleNamespace
+sys.modules['ipywidgets'] = None
+kernel = SimpleNamespace(config={'IPKernelApp': {}})
+import IPython
+IPython.get_ipython = lambda: kernel # as in a notebook without ipywidgets
+"""
+
+
+@pytest.mark.parametrize('first', ['', NOTEBOOK], ids=['script', 'notebook'])
+def test_importing_prints_nothing(first):
+    run = subprocess.run([sys.executable, '-c', first + 'from blurlike.all import *'], capture_output=True, text=True,
+                         check=True)
+    assert run.stdout + run.stderr == ''
+
+
+def test_a_star_import_brings_no_modules_of_other_libraries():
+    names = {}
+    exec('from blurlike.all import *', names)
+    modules = {k for k,v in names.items() if inspect.ismodule(v)}
+    assert modules <= {'blurlike', '__builtins__'}

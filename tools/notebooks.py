@@ -20,8 +20,9 @@ def notebooks(
 def is_noise(
     output, # An output of a cell
 ) -> bool:
-    "Return whether `output` is logging, a widget, which needs a running kernel, or HTML without text or images"
-    if output.output_type=='stream': return output.name=='stderr'
+    "Return whether `output` is a widget, which needs a running kernel, or HTML without text or images"
+    # a module's notebook imports fastai before blurlike, which hides this warning of fastai's
+    if output.output_type=='stream': return output.name=='stderr' and '`torch.jit.script` is deprecated' in output.text
     data = output.get('data', {})
     if 'application/vnd.jupyter.widget-view+json' in data: return True
     if 'text/html' not in data: return False

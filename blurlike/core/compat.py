@@ -16,6 +16,7 @@ from types import SimpleNamespace
 
 import torch
 from torch import nn
+from transformers.utils import logging as hf_logging
 
 # %% ../../nbs/core/01_compat.ipynb #051fedf5
 def end_cleanup(
@@ -71,15 +72,18 @@ def model_classes(
     return tuple(found) if isinstance(found, (list, tuple)) else (found,)
 
 # %% ../../nbs/core/01_compat.ipynb #d7c8d009
-def _is_not_load_report(record): return 'LOAD REPORT' not in record.getMessage()
+def _is_not_load_report(record): return not re.search('LOAD REPORT|checkpoint seem corrupted', record.getMessage())
 
 @contextmanager
 def quiet_load_report():
-    "Hide the report of newly initialized weights that transformers logs, and nothing else"
-    logger = logging.getLogger('transformers.modeling_utils')
+    "Hide the progress bar of loading, and what transformers logs about newly initialized weights, and nothing else"
+    logger,bars = logging.getLogger('transformers.modeling_utils'),hf_logging._tqdm_active
     logger.addFilter(_is_not_load_report)
+    hf_logging._tqdm_active = False # `disable_progress_bar` also hides the bars of downloads
     try: yield
-    finally: logger.removeFilter(_is_not_load_report)
+    finally:
+        logger.removeFilter(_is_not_load_report)
+        hf_logging._tqdm_active = bars
 
 # %% ../../nbs/core/01_compat.ipynb #f48bb8fc
 def remove_capture_hooks(
