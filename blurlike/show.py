@@ -163,7 +163,6 @@ def show_batch(
     ctxs=None, # Returned unchanged
     max_n=9, # Maximum number of rows
     trunc_at=150, # Maximum number of characters of a cell; None for no limit
-    **kwargs
 ):
     "Show samples in a table"
     SampleTable([x.hf_block.task.row(*o) for o in samples[:max_n]], trunc_at=trunc_at).show()
@@ -185,7 +184,6 @@ def show_results(
     ctxs=None, # Returned unchanged
     max_n=9, # Maximum number of rows
     trunc_at=150, # Maximum number of characters of a cell; None for no limit
-    **kwargs
 ):
     "Show samples with their predictions in a table"
     rows,wrong = _with_predictions(x.hf_block.task, samples[:max_n], outs[:max_n])
@@ -202,7 +200,6 @@ def plot_top_losses(
     raws, # Probabilities for each sample
     losses, # Loss of each sample
     trunc_at=150, # Maximum number of characters of a cell; None for no limit
-    **kwargs
 ):
     "Show samples with their predictions, probabilities and losses in a table"
     task = x.hf_block.task

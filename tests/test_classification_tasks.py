@@ -401,3 +401,14 @@ def test_a_failed_prediction_leaves_no_tokens_behind(learn, df):
     with pytest.raises(RuntimeError, match='no'), patch.object(learn.model, 'forward', fail):
         learn.hf_predict(df.text.tolist())
     assert state() == before
+
+
+def test_pairs_are_tuples_or_the_dicts_of_a_pipeline(pairs, hf):
+    learn = hf_learner(from_df(pairs, hf, text_col=('text', 'other')), hf.model)
+    pairs = [('the film', 'the plot'), ('the cast', 'the score')]
+    dicts = [dict(text=a, text_pair=b) for a,b in pairs]
+    assert learn.hf_predict(dicts) == learn.hf_predict(pairs)
+    assert learn.hf_predict(dicts[0]) == learn.hf_predict(pairs[0])
+    for o in (dict(text='the film', text_b='the plot'), dict(text_a='the film')):
+        for texts in (o, [o]):
+            with pytest.raises(ValueError, match=mentions(repr(list(o)[-1]))): learn.hf_predict(texts)

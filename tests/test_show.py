@@ -1,9 +1,10 @@
 "Tables of texts, and fastai's own interpretation of other data."
 import importlib
+from functools import partial
 
 import pandas as pd
 import pytest
-from fastai.interpret import ClassificationInterpretation
+from fastai.interpret import ClassificationInterpretation, Interpretation
 from fastai.tabular.all import CategoryBlock, Normalize, TabularDataLoaders, tabular_learner
 from sklearn import metrics as skm
 
@@ -54,3 +55,10 @@ def test_any_cell_is_cut_formatted_and_escaped():
     assert '<mark>warm</mark>' in html
     assert '&lt;u&gt; …' in html
     assert all(o in repr(table) for o in ('✗ <b> fi…', '»warm«', '<u> …'))
+
+
+@pytest.mark.parametrize('option', ['trun_at', 'max_m'])
+def test_misspelt_options_of_tables_are_refused(option, learn):
+    losses = Interpretation.from_learner(learn).plot_top_losses
+    for show in (learn.dls.show_batch, learn.show_results, partial(losses, 2)):
+        with pytest.raises(TypeError, match=option): show(**{option: 5})

@@ -15,7 +15,7 @@ from fastai.data.transforms import ColReader
 from fastai.losses import CrossEntropyLossFlat
 from fastai.torch_basics import L, batch_to_samples, is_iter, is_listy, patch
 
-from ..core.checks import check_options, suggest
+from ..core.checks import check_options, preview, suggest
 from ..core.compat import model_classes
 from ..text.rows import reader
 from ..text.tokens import Targets, TokenTable
@@ -260,7 +260,7 @@ def is_one(self:Task,
     block, # The `HFTextBlock`
 ) -> bool:
     "Return whether `texts` is a single text"
-    if isinstance(texts, (str, tuple)) or not is_iter(texts): return True
+    if isinstance(texts, (str, tuple, dict)) or not is_iter(texts): return True
     return block.is_split_into_words and block.text_problem(texts) is None
 
 # %% ../../nbs/tasks/20_base.ipynb #3095df09
@@ -270,6 +270,10 @@ def sample(self:Task,
     block, # The `HFTextBlock`
 ): # The `x` of a sample
     "Return the sample of a text; raise `ValueError` if it cannot be used"
+    if isinstance(text, dict):
+        if set(text) not in ({'text'}, {'text', 'text_pair'}):
+            raise ValueError(f"the text has the keys {preview(text)}; a dict needs 'text', and 'text_pair' for pairs")
+        text = (text['text'], text['text_pair']) if 'text_pair' in text else text['text']
     if problem := block.text_problem(text): raise ValueError(problem)
     return text
 
