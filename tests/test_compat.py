@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import make_config, make_objects
+from fastai.callback.core import Callback, CancelStepException
 from fastai.data.all import CategoryBlock, ColReader, DataBlock, DataLoader, Datasets, TfmdDL, TransformBlock
 from fastai.interpret import Interpretation
 from fastai.optimizer import OptimWrapper
@@ -45,6 +46,7 @@ from blurlike.core.compat import (
     quiet_load_report,
     remove_capture_hooks,
     set_input_count,
+    take_step,
     type_transforms,
 )
 
@@ -64,6 +66,22 @@ def test_end_cleanup_releases_the_batch(synth):
     synth.xb = synth.yb = (1,)
     end_cleanup(synth)
     assert (synth.dl, synth.pred, synth.loss, synth.xb, synth.yb) == (None, None, None, (None,), (None,))
+
+
+@pytest.mark.parametrize('cancels', [False, True])
+def test_a_step_has_its_events_and_resets_gradients(synth, cancels):
+    class Note(Callback):
+        def before_step(self):
+            self.events = ['before']
+            if cancels: raise CancelStepException
+        def after_step(self): self.events.append('after')
+    synth.add_cb(Note())
+    synth.create_opt()
+    synth.model.a.grad,before = torch.ones(1),synth.model.a.item()
+    take_step(synth)
+    assert synth.note.events == ['before', 'after']
+    assert (synth.model.a.item()==before) == cancels
+    assert not synth.model.a.grad.any()
 
 
 def test_an_item_passes_through_the_pipeline_of_its_column(df):

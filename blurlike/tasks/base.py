@@ -4,16 +4,20 @@
 
 # %% auto #0
 __all__ = ['Task', 'task_options', 'named_subclasses', 'all_tasks', 'task_class', 'get_task', 'infer_task', 'get_block',
-           'TokenCrossEntropy']
+           'mean_loss', 'loss_of_targets', 'losses_by_row', 'TokenCrossEntropy', 'ignored_target', 'TargetLoss',
+           'target_weight', 'loss_to']
 
 # %% ../../nbs/tasks/20_base.ipynb #e2351198
 import inspect
 import pkgutil
+from functools import partial
 from importlib import import_module
 
+import torch
 from fastai.data.transforms import ColReader
 from fastai.losses import CrossEntropyLossFlat
-from fastai.torch_basics import L, batch_to_samples, is_iter, is_listy, patch
+from fastai.torch_basics import GetAttr, L, batch_to_samples, find_bs, is_iter, is_listy, patch
+from torch import Tensor, nn
 
 from ..core.checks import check_options, preview, suggest
 from ..core.compat import model_classes
@@ -394,6 +398,40 @@ def get_block(
                          "a DataBlock with one.")
     return block
 
+# %% ../../nbs/tasks/20_base.ipynb #3630ba17
+def mean_loss(
+    loss_func, # A loss with a `reduction`, or a function that takes one
+):
+    "Return a function that computes the mean of `loss_func`, whatever its `reduction`"
+    if not hasattr(loss_func, 'reduction'): return partial(loss_func, reduction='mean')
+    def mean(*args):
+        loss_func.reduction,old = 'mean',loss_func.reduction
+        try: return loss_func(*args)
+        finally: loss_func.reduction = old
+    return mean
+
+# %% ../../nbs/tasks/20_base.ipynb #e8c16fcd
+def loss_of_targets(
+    loss_func, # A function of logits, targets x classes, and targets
+    pred, # Logits, batch x ... x classes
+    targ, # Targets, batch x ...
+    ignore_index:int=-100, # The value that marks a position without a target
+): # 0 where there are no targets
+    "Return the loss of the positions that have a target"
+    real = targ != ignore_index
+    pred,targ = pred[real],targ[real]
+    return loss_func(pred, targ) if len(targ) else pred.sum()
+
+def losses_by_row(
+    loss_func, # As for `mean_loss`
+    pred, # As for `loss_of_targets`
+    targ, # As for `loss_of_targets`
+    ignore_index:int=-100, # As for `loss_of_targets`
+): # One number for each row
+    "Return the mean loss over the targets of each row"
+    mean = mean_loss(loss_func)
+    return torch.stack([loss_of_targets(mean, *o, ignore_index) for o in zip(pred, targ, strict=True)])
+
 # %% ../../nbs/tasks/20_base.ipynb #7b637e94
 class TokenCrossEntropy(CrossEntropyLossFlat):
     "Cross-entropy over the tokens that have a target"
@@ -409,15 +447,61 @@ class TokenCrossEntropy(CrossEntropyLossFlat):
         targ, # Targets, batch x ...
     ): # A number; with the reduction "none", one for each row
         "Return the mean over targets"
-        counts = targ != self.func.ignore_index
-        if self.reduction=='none':
-            losses = super().__call__(pred, targ).view(targ.shape)
-            return losses.flatten(1).sum(1) / counts.flatten(1).sum(1).clamp(min=1)
-        n = counts.sum()
-        if not n: return pred.sum()*0
-        if n < targ.numel()/2: pred,targ = pred[counts],targ[counts] # a softmax over a vocabulary is expensive
-        return super().__call__(pred, targ)
+        if self.reduction=='none': return losses_by_row(self, pred, targ, self.func.ignore_index)
+        n = (targ != self.func.ignore_index).sum()
+        if n and n >= targ.numel()/2: return super().__call__(pred, targ)
+        # a softmax over a vocabulary is expensive
+        return loss_of_targets(super().__call__, pred, targ, self.func.ignore_index)
 
     # Rows of different lengths come as a list
     def activation(self, x): return L(map(self.activation, x)) if is_listy(x) else super().activation(x)
     def decodes(self, x): return L(map(self.decodes, x)) if is_listy(x) else super().decodes(x)
+
+# %% ../../nbs/tasks/20_base.ipynb #3d328d4f
+def ignored_target(
+    loss_func, # A loss
+) -> int:
+    "Return the value that marks a position without a target"
+    return getattr(getattr(loss_func, 'func', loss_func), 'ignore_index', -100)
+
+# %% ../../nbs/tasks/20_base.ipynb #cc021423
+class TargetLoss(GetAttr):
+    "Any loss, over the positions that have a target"
+    _default = 'loss_func'
+    def __init__(self,
+        loss_func, # A loss
+    ): self.loss_func = loss_func
+
+    def __call__(self, pred, *targs):
+        "Return the loss; with the reduction \"none\", one for each row"
+        loss_func,targ = self.loss_func,targs[0]
+        if not isinstance(pred, Tensor) or targ.is_floating_point() or targ.ndim < 2 or pred.shape[:-1]!=targ.shape:
+            return loss_func(pred, *targs)
+        reduction = getattr(loss_func, 'reduction', getattr(loss_func, 'keywords', {}).get('reduction'))
+        of_targets = losses_by_row if reduction=='none' else loss_of_targets
+        return of_targets(loss_func, pred, targ, ignored_target(loss_func))
+
+# %% ../../nbs/tasks/20_base.ipynb #df8663b9
+def target_weight(
+    loss_func, # A loss
+    targs:tuple, # The targets of a batch
+) -> float:
+    "Return what the mean of `loss_func` divides the sum of the losses by"
+    targ = targs[0]
+    if not isinstance(targ, Tensor) or targ.is_floating_point(): return find_bs(targs)
+    func = getattr(loss_func, 'func', loss_func)
+    real = targ[targ != ignored_target(loss_func)]
+    weighted = isinstance(func, nn.CrossEntropyLoss) and func.weight is not None
+    return func.weight[real].sum().item() if weighted else len(real)
+
+# %% ../../nbs/tasks/20_base.ipynb #77a67687
+def loss_to(
+    loss_func, # A loss
+    device:torch.device, # Where the logits will be
+):
+    "Move the tensors of `loss_func`, such as class weights, to `device`"
+    if isinstance(loss_func, nn.Module): loss_func.to(device)
+    state = getattr(loss_func, 'keywords', getattr(loss_func, '__dict__', {})) # of a `partial`, or of an object
+    state |= {k: v.to(device) for k,v in state.items() if isinstance(v, Tensor)}
+    for o in ('func', 'loss_func'):
+        if hasattr(loss_func, o): loss_to(getattr(loss_func, o), device)
