@@ -477,7 +477,7 @@ def test_windows_are_those_of_the_tokenizer(texts, stride, side):
 
 
 @pytest.mark.parametrize('options', [
-    dict(), dict(padding='max_length'), dict(pad_to_multiple_of=8), dict(tok_kwargs=dict(padding_side='left')),
+    dict(), dict(padding='max_length'), dict(pad_to_multiple_of=8),
     dict(tok_kwargs=dict(add_special_tokens=False)), dict(tok_kwargs=dict(return_special_tokens_mask=True)),
     dict(tok_kwargs=dict(return_length=True)), dict(padding=False)])
 @pytest.mark.parametrize('pairs', [False, True])

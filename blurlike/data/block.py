@@ -18,7 +18,7 @@ from fastai.data.block import TransformBlock
 from fastai.torch_basics import is_listy, patch
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
-from ..core.checks import check_options, fast_tokenizer, one_of, whole_number
+from ..core.checks import check_options, fast_tokenizer, one_of, print_once, whole_number
 from ..core.inputs import HFInputs, decode_texts
 from ..core.objects import forward_args, model_skeleton, position_limit, set_pad_token, tokenizer_limit
 from .loader import HFDataLoader
@@ -136,6 +136,20 @@ class HFTextBlock(TransformBlock):
 
 _OPTIONS = set(inspect.signature(HFTextBlock.__init__).parameters) - {'self', 'task_options'}
 
+# %% ../../nbs/data/41_block.ipynb #f689a61f
+@patch(as_prop=True)
+def padding_side(self:HFTextBlock) -> str: # "left" or "right"
+    "The side on which padding does not change the model's predictions"
+    return 'left' if getattr(self.hf_config, 'summary_type', None)=='last' else 'right'
+
+# %% ../../nbs/data/41_block.ipynb #2cac92f9
+def _say_padding_side(block):
+    "Print that the tokenizer's padding side is not used, unless it is the default of its class"
+    side = block.tok_kwargs.get('padding_side', block.hf_tokenizer.padding_side)
+    if side in (block.padding_side, getattr(type(block.hf_tokenizer), 'padding_side', 'right')): return
+    print_once(f"padding_side={side!r} of {type(block.hf_tokenizer).__name__} is not used: batches are padded on the "
+               f"{block.padding_side}, so that the predictions of {block.hf_arch} do not depend on the batch.")
+
 # %% ../../nbs/data/41_block.ipynb #465aae69
 @patch
 def _set_model(self:HFTextBlock, model, task, max_length):
@@ -146,6 +160,7 @@ def _set_model(self:HFTextBlock, model, task, max_length):
     if self.padding=='max_length' and self.max_length is None:
         raise ValueError(f"padding='max_length' needs a max_length: {self.hf_arch} has no limit of its own.")
     self.input_names = forward_args(model)
+    _say_padding_side(self)
 
 # %% ../../nbs/data/41_block.ipynb #863c00f9
 @patch
@@ -261,15 +276,14 @@ def _check_unpadded(batch, padding):
 def inputs(self:HFTextBlock,
     table:TokenTable, # From `tokenize`
     rows, # The rows of the batch
-    side:str=None, # "left" or "right": where padding goes; None for the tokenizer's side
+    side:str=None, # "left" or "right": where padding goes; None for the block's side
 ) -> HFInputs: # Tensors of shape batch x sequence, or batch x windows x sequence, on the CPU
     "Return a batch of rows of `table`"
     tok = self.hf_tokenizer
-    side = side or self.tok_kwargs.get('padding_side') or tok.padding_side
     known = dict(offsets=0, input_ids=tok.pad_token_id, token_type_ids=tok.pad_token_type_id)
     length = self.max_length if self.padding=='max_length' else None
     fill = {k: known.get(k, -1) for k in table.columns}
-    batch = HFInputs(table.pad(rows, fill, length, self.pad_to_multiple_of, side=='left'))
+    batch = HFInputs(table.pad(rows, fill, length, self.pad_to_multiple_of, (side or self.padding_side)=='left'))
     if self.padding in (False, 'do_not_pad'): _check_unpadded(batch, self.padding)
     res = HFInputs({k: v for k,v in batch.items() if k not in ('attention_mask', 'token_type_ids') or self._wants(k)})
     res.hf_block,res.source = self,(table, rows)

@@ -110,7 +110,7 @@ def _batch(
     one = block.encode([block.task.sample(block.task.example(block), block)]).for_model()
     limit = block.length_limit or None
     res = {k: v.repeat(rows, *[longer]*(v.ndim-1))[:,:limit].contiguous() for k,v in one.items()}
-    pads_right = 'attention_mask' in res and block.hf_tokenizer.padding_side=='right'
+    pads_right = 'attention_mask' in res and block.padding_side=='right'
     if rows > 1 and pads_right: res['attention_mask'][0,-1] = 0
     return res
 

@@ -371,7 +371,7 @@ def metrics(self:TokenClassification):
 def _ordered(inputs):
     "Return padded token columns of `inputs` with a dimension for windows, and the `token_order` of the texts"
     (table,rows),block = inputs.source,inputs.hf_block
-    left = (block.tok_kwargs.get('padding_side') or block.hf_tokenizer.padding_side)=='left'
+    left = block.padding_side=='left'
     batch = table.pad(rows, dict(input_ids=0, word_ids=-1, sequence_ids=-1, offsets=0), left=left)
     if table.windows is None: batch = {k: v[:,None] for k,v in batch.items()}
     return batch,token_order(batch['sequence_ids'] >= 0, block.stride, block.hf_tokenizer.truncation_side=='left')
