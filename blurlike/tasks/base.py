@@ -11,13 +11,12 @@ import inspect
 import pkgutil
 from importlib import import_module
 
-from fastai.data.transforms import ColReader
 from fastai.losses import CrossEntropyLossFlat
 from fastai.torch_basics import L, batch_to_samples, is_iter, is_listy, patch
 
 from ..core.checks import check_options, suggest
 from ..core.compat import model_classes
-from ..text.rows import reader
+from ..text.rows import CellReader, reader
 from ..text.tokens import Targets, TokenTable
 
 # %% ../../nbs/tasks/20_base.ipynb #9c121f73
@@ -112,7 +111,7 @@ def get_y(self:Task,
     label_col, # One column, or a list or tuple of columns
 ): # A function of a row
     "Return a reader of targets"
-    return ColReader(label_col)
+    return CellReader(label_col)
 
 # %% ../../nbs/tasks/20_base.ipynb #00f85ac1
 @patch
