@@ -92,6 +92,7 @@ from blurlike.tasks.seq2seq import (
 )
 from blurlike.tasks.sequence_classification import SequenceClassification
 from blurlike.tasks.token_classification import (
+    LabelScheme,
     TokenClassification,
     WordLabels,
     WordLabelsBlock,
@@ -99,6 +100,7 @@ from blurlike.tasks.token_classification import (
     entity_f1,
     entity_precision,
     entity_recall,
+    find_scheme,
     label_order,
     word_accuracy,
 )

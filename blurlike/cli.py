@@ -10,9 +10,8 @@ import json
 import os
 import sys
 from argparse import RawDescriptionHelpFormatter
-from ast import literal_eval
 from contextlib import redirect_stdout
-from itertools import islice
+from itertools import islice, takewhile
 from pathlib import Path
 
 from fastcore.script import anno_parser
@@ -28,18 +27,13 @@ def _check_file(
     if not Path(path).is_file(): raise FileNotFoundError(f"{name}={str(path)!r} is not a file.")
 
 # %% ../nbs/80_cli.ipynb #5465750d
-def _is_list(cell): return isinstance(cell, str) and cell[:1]=='[' and cell[-1:]==']'
-
 def _as_lists(
     column, # Cells
 ) -> list|None: # None if one of the cells is something else
     "Parse cells that are lists in JSON's or Python's notation"
-    def parsed(cell):
-        try: return json.loads(cell)
-        except ValueError: return literal_eval(cell)
-    if not all(map(_is_list, column)): return None
-    try: return [parsed(o) for o in column] or None
-    except (ValueError, SyntaxError): return None
+    from blurlike.text.rows import read_list
+    lists = list(takewhile(lambda o: o is not None, map(read_list, column)))
+    return lists if lists and len(lists)==len(column) else None
 
 # %% ../nbs/80_cli.ipynb #3dba7940
 _READERS = {'.csv': ('read_csv', {}), '.tsv': ('read_csv', dict(sep='\t')), '.jsonl': ('read_json', dict(lines=True)),

@@ -108,6 +108,9 @@ def cut(self:MarkedText,
     shift = len(before) - a
     return MarkedText(before + self.text[a:a+n] + after, self.start + shift, min(self.end, a+n) + shift)
 
+# %% ../nbs/06_show.ipynb #beabb9b1
+def _kind(label): return '' if label=='O' else label[2:] if label[1:2]=='-' else label
+
 # %% ../nbs/06_show.ipynb #ae89df33
 class TaggedWords:
     "Words with labels, as a cell of a table"
@@ -115,29 +118,30 @@ class TaggedWords:
         words:list, # Words of the text
         labels:list, # Label of each word
         wrong:list=None, # Whether each label is wrong; None if none is
+        kinds:list=None, # Kind of each label, which has a color; "" for none; None for the labels without B- and I-
     ):
         self.words,self.labels = list(words),list(labels)
         self.wrong = [False]*len(self.words) if wrong is None else list(wrong)
+        self.kinds = [_kind(o) for o in self.labels] if kinds is None else list(kinds)
 
-    def _rows(self): return zip(self.words, self.labels, self.wrong, strict=True)
+    def _rows(self): return zip(self.words, self.labels, self.kinds, self.wrong, strict=True)
     def __str__(self):
-        return ' '.join(('✗' if x else '') + (w if l=='O' and not x else f'{w}/{l}') for w,l,x in self._rows())
+        return ' '.join(('✗' if x else '') + (f'{w}/{l}' if k or x else w) for w,l,k,x in self._rows())
     def __repr__(self): return str(self)
 
 # %% ../nbs/06_show.ipynb #1bce9612
 _COLORS = '#aecbfa #fbcfe8 #bbf7d0 #fde68a #ddd6fe #fed7aa #a5f3fc #d9f99d #fecaca #e7e5e4'.split()
 
-def _color(label):
-    "Return the background color of `label`, which depends on the part after a one-letter prefix"
-    kind = label[2:] if label[1:2]=='-' else label
+def _color(kind):
+    "Return the background color of the labels of a kind"
     return _COLORS[adler32(kind.encode()) % len(_COLORS)]
 
 # %% ../nbs/06_show.ipynb #bf8e698b
-def _tag(word, label, wrong):
-    "Return a word as HTML with its label; without it if the label is O and right"
-    if label=='O' and not wrong: return escape(word)
+def _tag(word, label, kind, wrong):
+    "Return a word as HTML with its label; without it if the label has no kind and is right"
+    if not (kind or wrong): return escape(word)
     cross = '<b style="color: #c0392b">✗</b>' if wrong else ''
-    color = 'color: inherit' if label=='O' else f'background: {_color(label)}; color: #111'
+    color = f'background: {_color(kind)}; color: #111' if kind else 'color: inherit'
     style = f'{color}; border-radius: 3px; padding: 0 2px'
     return f'{cross}<span style="{style}">{escape(word)}<sub>{escape(label)}</sub></span>'
 
@@ -152,7 +156,8 @@ def cut(self:TaggedWords,
     "Return the first words, at least one"
     k = max(1, sum(o <= n+1 for o in accumulate(len(o)+1 for o in self.words)))
     if k >= len(self.words): return self
-    return TaggedWords([*self.words[:k], '…'], [*self.labels[:k], 'O'], [*self.wrong[:k], any(self.wrong[k:])])
+    return TaggedWords([*self.words[:k], '…'], [*self.labels[:k], 'O'], [*self.wrong[:k], any(self.wrong[k:])],
+                       [*self.kinds[:k], ''])
 
 # %% ../nbs/06_show.ipynb #b214047b
 @dispatch

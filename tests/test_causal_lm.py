@@ -1,4 +1,5 @@
 "Causal language models: packed blocks keep every token, only answers have a loss, bidirectional models are refused."
+import json
 import math
 
 import pandas as pd
@@ -214,7 +215,7 @@ def test_every_answer_of_a_chat_counts_and_nothing_else(template):
                 HFTextDataLoaders.from_dataset(Dataset.from_pandas(chats()), hf, task='causal-lm', text_col='messages',
                                                device='cpu', seed=0)):
         row, = dls.train_ds[0] # truncated
-        whole = [dls.hf_block.task.answer_row((messages,), dls.hf_block) for messages in chats().messages]
+        whole = [dls.hf_block.task.answer_rows((messages,), dls.hf_block)[0] for messages in chats().messages]
         o = next(o for o in whole if o[:len(row)]==row)
         assert hf.tokenizer.decode(o.ids[o.columns['counts']==1]).startswith('Very good ')
         assert hf.tokenizer.decode(o.ids[o.columns['counts']==1]).endswith('.<|endoftext|>It moves.<|endoftext|>')
@@ -393,3 +394,114 @@ def test_blocks_are_datasets():
     assert blocks[0] == (Tokens([1, 2, 3]),)
     assert len(blocks.new_empty()) == 0
     with pytest.raises(IndexError): blocks[1]
+
+
+# templates
+
+THINKING = ("{% for m in messages %}<{{ m.role }}> {% if m.role=='assistant' and not loop.last %}"
+            "{{ m.content.split('</think>')[-1] }}{% else %}{{ m.content }}{% endif %}<|endoftext|>{% endfor %}"
+            "{% if add_generation_prompt %}<assistant> <think>{% endif %}") # leaves out earlier thoughts, opens one
+NO_SYSTEM = ("{% if messages[0].role=='system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+             + TEMPLATE)
+TOOLS = "{% for t in tools or [] %}<tool> {{ t.function.name }}<|endoftext|>{% endfor %}" + TEMPLATE
+USER,GOOD,WHY,MOVES = chats(1).messages[0]
+
+
+def with_template(template):
+    hf = make_lm(n_positions=512)
+    hf.tokenizer.chat_template = template
+    return hf
+
+
+def learned(tokens, hf): return hf.tokenizer.decode(tokens.ids[tokens.columns['counts']==1])
+def rows_of(sample, hf, **options):
+    block = HFTextBlock(*hf, task='causal-lm', **options)
+    return block.task.answer_rows(sample, block)
+
+
+@pytest.mark.parametrize('template', [TEMPLATE, MARKED])
+def test_a_prompt_and_a_completion_are_lists_of_messages(template):
+    hf = with_template(template)
+    df = chats().assign(prompt=lambda d: d.messages.str[:3], completion=lambda d: d.messages.str[3:])
+    for data in (df, Dataset.from_pandas(df[['prompt', 'completion']])):
+        make = HFTextDataLoaders.from_df if data is df else HFTextDataLoaders.from_dataset
+        dls = make(data, hf, task='causal-lm', text_col='prompt', label_col='completion', device='cpu', seed=0,
+                   packing=True)
+        assert {learned(o, hf) for o, in dls.train_ds} == {'It moves.<|endoftext|>'}
+        x,y = dls.one_batch()
+        assert (y >= 0).any()
+    for sample in [(df.prompt[0], 'It moves.'), ((df.prompt[0], df.completion[0]),)]:
+        assert rows_of(sample, hf) == rows_of((df.prompt[0], df.completion[0]), hf)
+    assert rows_of(('Good?', [GOOD]), hf) == rows_of(([USER], [GOOD]), hf)
+    with pytest.raises(ValueError, match=mentions("'assistant'")): rows_of(([USER, GOOD], [WHY]), hf)
+    with pytest.raises(ValueError, match=mentions('label_col=None')): rows_of(([USER, GOOD], 'a label'), hf)
+
+
+def test_a_template_that_rewrites_earlier_answers_needs_a_row_for_each():
+    hf = with_template(THINKING)
+    df = pd.DataFrame(dict(messages=[[USER, dict(role='assistant', content='<think>So</think>Very good.'), WHY,
+                                      dict(role='assistant', content='<think>Hm</think>It moves.')]]*4))
+    with pytest.raises(ValueError, match=mentions('row', 'message 1', 'split_chats=True')):
+        loaders(df, hf, text_col='messages')
+    dls = loaders(df, hf, text_col='messages', split_chats=True, valid_pct=.25)
+    assert len(dls.train_ds) == 6
+    assert [learned(o, hf) for o, in dls.train_ds][:2] == ['So</think>Very good.<|endoftext|>',
+                                                          'Hm</think>It moves.<|endoftext|>']
+    assert 'So' not in hf.tokenizer.decode(dls.train_ds[1][0].ids)
+    learn = hf_learner(dls, hf.model)
+    with learn.no_bar(), learn.no_logging(): learn.fit(1)
+    assert learn.hf_predict(df.messages[0])['tokens'] == (dls.train_ds[1][0].columns['counts']==1).sum()
+    assert len(learn.hf_predict(df.messages)) == 4
+
+
+@given(contents=st.lists(st.text('ab <think>', min_size=1, max_size=8), min_size=2, max_size=5), prompted=st.booleans())
+@settings(deadline=None, max_examples=50)
+def test_an_answer_begins_after_its_header_whatever_the_prompt_opens(contents, prompted):
+    hf = test_an_answer_begins_after_its_header_whatever_the_prompt_opens.hf
+    hf.tokenizer.chat_template = TEMPLATE.replace('<assistant> {%', '<assistant> <think>{%') if prompted else TEMPLATE
+    messages = [dict(role='assistant' if i%2 else 'user', content=o) for i,o in enumerate(contents)]
+    row, = rows_of((messages,), hf)
+    opened = lambda o: o.removeprefix('<think>') if prompted else o
+    assert learned(row, hf) == ''.join(opened(o)+'<|endoftext|>' for o in contents[1::2])
+
+
+test_an_answer_begins_after_its_header_whatever_the_prompt_opens.hf = make_lm()
+
+
+def test_a_system_message_is_folded_into_the_first_user_message_on_request():
+    hf = with_template(NO_SYSTEM)
+    system = dict(role='system', content='Be brief.')
+    df = chats().assign(messages=lambda d: [[system, *o] for o in d.messages])
+    with pytest.raises(ValueError, match=mentions('row', 'System role not supported', 'fold_system=True')):
+        loaders(df, hf, text_col='messages')
+    dls = loaders(df, hf, text_col='messages', fold_system=True)
+    text = hf.tokenizer.decode(dls.train_ds[0][0].ids)
+    assert text.startswith('<user> Be brief.\n\nGood?<|endoftext|>')
+    learn = hf_learner(dls, hf.model)
+    assert len(learn.hf_generate([system, USER], max_new_tokens=2)) == 1
+    same = rows_of(([system, USER, GOOD],), with_template(TEMPLATE), fold_system=True)[0]
+    assert hf.tokenizer.decode(same.ids).startswith('<system> Be brief.') # this template takes it
+    with pytest.raises(ValueError, match=mentions('no user message')): rows_of(([system, GOOD],), hf, fold_system=True)
+
+
+@pytest.mark.parametrize('as_json', [False, True])
+def test_a_column_of_tools_goes_through_the_template(as_json):
+    hf = with_template(TOOLS)
+    tools = [dict(type='function', function=dict(name='rating', description='of a film'))]
+    df = chats(6).assign(tools=[json.dumps(tools) if as_json else tools]*5 + [None])
+    for data,make in [(df, HFTextDataLoaders.from_df), (Dataset.from_pandas(df), HFTextDataLoaders.from_dataset)]:
+        dls = make(data, hf, task='causal-lm', text_col=['messages', 'tools'], splits=(range(1, 6), [0]), device='cpu')
+        texts = [hf.tokenizer.decode(o.ids) for o, in dls.train_ds]
+        assert [o.startswith('<tool> rating<|endoftext|><user> Good?') for o in texts] == [True]*4 + [False]
+        assert 'rating' not in learned(dls.train_ds[0][0], hf)
+    learn = hf_learner(dls, hf.model)
+    dl = learn.dls.test_dl(df)
+    assert len(dl.dataset) == 6
+    assert learn.hf_predict((df.messages[0], tools))['tokens'] > 0
+    assert len(learn.hf_generate((df.messages[0][:1], tools), max_new_tokens=2)) == 1
+    prompt = dls.hf_block.task.prompt((df.messages[0][:1], tools), dls.hf_block)
+    assert hf.tokenizer.decode(prompt.ids).startswith('<tool> rating')
+    both = df.assign(prompt=df.messages.str[:1], completion='Very good.')
+    dls = loaders(both, hf, text_col=['prompt', 'tools'], label_col='completion', splits=([0, 1], [5]))
+    assert hf.tokenizer.decode(dls.train_ds[0][0].ids).startswith('<tool> rating')
+    with pytest.raises(ValueError, match=mentions("'Good?'", 'tools')): rows_of((('Good?', tools), 'Yes.'), hf)

@@ -32,7 +32,15 @@ from blurlike.all import (
     normalize_answer,
     set_pad_token,
 )
-from blurlike.tasks.question_answering import as_characters, from_characters, read_answers, row_answers
+from blurlike.tasks.question_answering import (
+    QuestionAnswering,
+    as_answer,
+    as_characters,
+    from_characters,
+    read_answers,
+    right_answers,
+    row_answers,
+)
 
 QA = ['bert', 'deberta-v2', 'gpt2', 'roberta', 't5', 'xlnet'] # the matrix has them all
 
@@ -552,3 +560,46 @@ def test_invalid_options_of_predictions_raise(hf_learn):
 
 def test_the_tasks_options_are_saved(): assert get_task('question-answering', max_answer_len=30).params() == dict(
     max_answer_len=30, handle_impossible_answer=None, align_to_words=True)
+
+
+def several_golds(qa):
+    "The rows of `qa`, each with a second right answer: the whole context"
+    return qa.assign(answers=[dict(text=[o.answer_text, o.context], answer_start=[o.answer_start, 0]) if o.answer_text
+                              else dict(text=[], answer_start=[]) for o in qa.itertuples()])
+
+
+@pytest.mark.parametrize('form', ['dict', 'arrays', 'list of dicts'])
+def test_the_best_of_several_right_answers_counts(qa, form, monkeypatch):
+    df = several_golds(qa)
+    if form=='arrays': df['answers'] = [{k: np.array(v) for k,v in o.items()} for o in df.answers]
+    if form=='list of dicts': df['answers'] = [[dict(text=t, answer_start=s) for t,s in
+                                                zip(o['text'], o['answer_start'], strict=True)] for o in df.answers]
+    dls = from_df(df, task='question-answering', text_col=['question', 'context'], label_col='answers')
+    learn = hf_learner(dls, make_qa().model)
+    golds = [right_answers(dls.valid_ds[i][1]) for i in range(len(dls.valid_ds))]
+    assert {len(o) for o in golds} == {1, 2}
+    def scores(answer):
+        monkeypatch.setattr(QuestionAnswering, 'read', lambda self, logits, inputs, *args, **kwargs:
+                            [[dict(answer=answer(*o), start=0, end=1, score=1.)] for o in row_answers(inputs)])
+        with learn.no_bar(): return list(learn.validate())[1:]
+    assert scores(lambda text,gold: right_answers(gold)[-1].text) == [100., 100.]
+    assert scores(lambda text,gold: right_answers(gold)[0].text) == [100., 100.]
+    wanted = [max(answer_f1(o.text, 'the film') for o in gold) for gold in golds]
+    assert scores(lambda text,gold: 'the film')[1] == pytest.approx(100*sum(wanted)/len(wanted))
+
+
+def test_each_of_several_right_answers_is_in_its_context(qa):
+    df = several_golds(qa)
+    df.at[1, 'answers'] = dict(text=[df.answer_text[1], 'absent'], answer_start=[df.answer_start[1], 2])
+    with pytest.raises(ValueError, match=mentions('row 1', "'absent'", 2)):
+        from_df(df, task='question-answering', text_col=['question', 'context'], label_col='answers')
+    df.at[1, 'answers'] = dict(text=['a', 'b'], answer_start=[0])
+    with pytest.raises(ValueError, match=mentions('row 1', 'answer_start')):
+        from_df(df, task='question-answering', text_col=['question', 'context'], label_col='answers')
+
+
+def test_a_prediction_that_is_one_of_the_right_answers_is_right():
+    answer = as_answer(dict(text=['cat', 'a grey cat'], answer_start=[7, 0]))
+    task = get_task('question-answering')
+    assert [task.is_right(answer, Answer(o, 0)) for o in ('cat', 'the grey cat', 'grey')] == [True, True, False]
+    assert pickle.loads(pickle.dumps(answer)).others == answer.others

@@ -7,6 +7,7 @@ from functools import cache
 import numpy as np
 import pandas as pd
 import pytest
+import seqeval.metrics
 import torch
 from conftest import BAD, GOOD, THINGS, make_objects, mentions
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Sequence, Value
@@ -17,6 +18,7 @@ from fastai.learner import Learner, load_learner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from seqeval.metrics import f1_score
+from seqeval.scheme import BILOU, Entities
 from transformers import AutoModelForTokenClassification, pipeline
 
 from blurlike.all import (
@@ -28,9 +30,13 @@ from blurlike.all import (
     TokenCrossEntropy,
     WordLabelsBlock,
     entity_f1,
+    entity_precision,
+    entity_recall,
+    find_scheme,
     hf_learner,
     hf_splitter,
     label_order,
+    load_hf_learner,
 )
 from blurlike.show import TaggedWords
 from blurlike.tasks.base import get_task
@@ -261,6 +267,140 @@ def test_without_seqeval_only_words_are_scored(words_dls, monkeypatch, capsys):
     assert [o.name for o in learn.metrics] == ['word_accuracy']
     assert re.search(mentions('seqeval', 'blurlike[ner]'), capsys.readouterr().out)
     with pytest.raises(ImportError, match=mentions('seqeval', 'blurlike[ner]')): entity_f1()
+
+
+# schemes
+
+SCHEMES = { # the labels of an entity of n words, without its kind
+    'IOB': lambda n: 'B' + 'I'*(n-1),
+    'IOE': lambda n: 'I'*(n-1) + 'E',
+    'IOBES': lambda n: 'S' if n==1 else 'B' + 'I'*(n-2) + 'E',
+    'BMES': lambda n: 'S' if n==1 else 'B' + 'M'*(n-2) + 'E',
+    'BMEWO': lambda n: 'W' if n==1 else 'B' + 'M'*(n-2) + 'E',
+    'BILOU': lambda n: 'U' if n==1 else 'B' + 'I'*(n-2) + 'L',
+}
+FORMS = {'{}-{}': False, '{}_{}': False, '{1}-{0}': True, '{1}_{0}': True, '{0}': False} # and whether it is a suffix
+
+
+def written(scheme, form, kinds=('PER', 'LOC'), lower=False):
+    "All labels of a scheme, O first, and a function that writes one"
+    write = lambda tag, kind: (form.format(tag, kind).lower() if lower else form.format(tag, kind))
+    tags = dict.fromkeys(''.join(map(SCHEMES[scheme], (1, 2, 3))))
+    return ['o' if lower else 'O', *dict.fromkeys(write(t, k) for k in kinds for t in tags)],write
+
+
+@pytest.mark.parametrize('lower', [False, True])
+@pytest.mark.parametrize('form', FORMS)
+@pytest.mark.parametrize('scheme', SCHEMES)
+@given(entities=st.lists(st.tuples(st.sampled_from(['', 'PER', 'LOC']), st.integers(1, 4)), max_size=8))
+@settings(max_examples=30, deadline=None)
+def test_the_entities_of_any_text_are_those_that_its_labels_were_written_for(scheme, form, lower, entities):
+    vocab,write = written(scheme, form, lower=lower)
+    labels,wanted = [],[]
+    for kind,n in entities:
+        if kind:
+            named = '_' if form=='{0}' else kind.lower() if lower else kind
+            wanted.append((named, len(labels), len(labels)+n))
+        labels += [write(o, kind) for o in SCHEMES[scheme](n)] if kind else [vocab[0]]*n
+    found = find_scheme(vocab)
+    assert found.name == scheme
+    assert [o for o in found.runs(labels) if o[0]] == wanted
+
+
+def seqeval_score(name, targs, preds, scheme, form):
+    "What seqeval itself computes, which knows B, I, E, S, L and U, and a dash before or after"
+    def known(o):
+        if o in 'oO': return 'O'
+        o = o.upper().replace('_', '-') if form!='{0}' else o.upper()
+        tag = (lambda t: t.translate(str.maketrans('MW', 'IS')))
+        return o[:-1] + tag(o[-1]) if FORMS[form] else tag(o[0]) + o[1:]
+    strict = dict(mode='strict', scheme=BILOU) if scheme=='BILOU' else {}
+    rows = [[[known(o) for o in row] for row in rows] for rows in (targs, preds)]
+    return getattr(seqeval.metrics, f'{name}_score')(*rows, suffix=FORMS[form], zero_division=0, **strict)
+
+
+@pytest.mark.parametrize('lower', [False, True])
+@pytest.mark.parametrize('form', FORMS)
+@pytest.mark.parametrize('scheme', SCHEMES)
+@given(data=st.data())
+@settings(max_examples=20, deadline=None)
+@pytest.mark.filterwarnings('ignore')
+def test_scores_of_random_labels_are_those_of_seqeval(scheme, form, lower, data):
+    vocab,_ = written(scheme, form, lower=lower)
+    row = lambda n: st.lists(st.sampled_from(vocab), min_size=n, max_size=n)
+    lengths = data.draw(st.lists(st.integers(1, 8), min_size=1, max_size=5))
+    targs,preds = ([data.draw(row(n)) for n in lengths] for _ in range(2))
+    for metric in (entity_f1(), entity_precision(), entity_recall()):
+        metric.targs,metric.preds,metric.vocab = targs,preds,vocab
+        name = metric.name.removeprefix('entity_')
+        assert metric.value == pytest.approx(seqeval_score(name, targs, preds, scheme, form))
+
+
+@given(labels=st.lists(st.sampled_from(['O', 'B-X', 'I-X', 'L-X', 'U-X', 'B-Y', 'L-Y', 'U-Y']), max_size=10))
+def test_the_runs_of_a_strict_scheme_are_seqevals(labels):
+    found = [o for o in find_scheme(['O', 'B-X', 'L-X', 'U-Y']).runs(labels) if o[0]]
+    assert found == [(o.tag, o.start, o.end)
+                     for o in Entities([labels], BILOU).entities[0]]
+
+
+@pytest.mark.parametrize('labels', ['NN VB DT O', 'N V A S', 'noun verb', 'X-bar Y-bar', 'PER LOC O', 'I O',
+                                    'a_b c_d', 'LABEL_0 LABEL_1', '1 2'])
+def test_labels_without_a_scheme_are_kinds(labels, capsys):
+    labels = labels.split()
+    assert find_scheme(labels).name is None
+    assert [o[0] for o in find_scheme(labels).runs(labels)] == ['' if o=='O' else o for o in labels]
+    WordLabelize(labels)
+    assert capsys.readouterr().out == ''
+
+
+def in_scheme(df, scheme, form):
+    "The rows of `make_rows`, with labels in another scheme"
+    _,write = written(scheme, form)
+    def one(labels):
+        runs = find_scheme(LABELS).runs(labels)
+        of = lambda kind, n: [write(o, kind) for o in SCHEMES[scheme](n)] if kind else ['O']*n
+        return [o for kind,a,b in runs for o in of(kind, b-a)]
+    return df.assign(labels=df.labels.map(one))
+
+
+@pytest.mark.parametrize(('scheme', 'form'), [('IOB', '{0}'), ('IOB', '{1}-{0}'), ('BILOU', '{}-{}'),
+                                              ('BMEWO', '{}_{}')])
+def test_a_scheme_is_learned_scored_shown_saved_and_loaded(rows, scheme, form, tmp_path, capsys):
+    df = in_scheme(rows, scheme, form)
+    names = label_order(o for row in df.labels for o in row)
+    hf = make_hf(num_labels=len(names))
+    dls = HFTextDataLoaders.from_df(df, hf, task='token-classification', valid_col='is_valid', bs=8, seed=0,
+                                    device='cpu')
+    assert re.search(mentions(scheme, repr(names[1])), capsys.readouterr().out)
+    learn = hf_learner(dls, hf.model, lr=1e-2)
+    with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(20, 1e-2)
+    with learn.no_bar():
+        targs,preds = learn.word_labels()
+        f1 = dict(zip(['loss', 'p', 'r', 'f1'], learn.validate(), strict=False))['f1']
+        interp = ClassificationInterpretation.from_learner(learn)
+        learn.show_results(max_n=2)
+    assert targs == df[df.is_valid].labels.tolist()
+    assert f1 > 0.8
+    assert f1 == pytest.approx(seqeval_score('f1', targs, preds, scheme, form))
+    assert list(interp.vocab) == names
+    assert interp.confusion_matrix().sum() == sum(map(len, targs))
+    learn.save_pretrained(tmp_path/'model')
+    words = ['the', 'film', 'the', 'warm', 'clever', 'the']
+    kinds = ['_', '_'] if form=='{0}' else ['THING', 'GOOD']
+    for o in (learn, load_hf_learner(tmp_path/'model', device='cpu')):
+        for text in (words, ' '.join(words)):
+            found = [(e['entity_group'], e['word']) for e in o.hf_predict(text)]
+            assert found == list(zip(kinds, ['film', 'warm clever'], strict=True))
+        tokens = o.hf_predict(words, aggregation_strategy='none')
+        assert {e['entity'] for e in tokens} <= set(names[1:])
+
+
+def test_a_kind_has_one_color_in_every_scheme():
+    cell = get_task('token-classification').row(['Ada', 'Lovelace', 'sings'], ['PER-B', 'PER-I', 'O'])['text']
+    colors = re.findall(r'background: (\S+);', cell._repr_html_())
+    assert len(colors) == 2
+    assert len(set(colors)) == 1
+    assert str(cell) == 'Ada/PER-B Lovelace/PER-I sings'
 
 
 # predictions

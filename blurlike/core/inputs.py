@@ -18,7 +18,7 @@ class HFInputs(dict):
     "One encoded batch: named tensors of shape batch x sequence, or batch x windows x sequence"
     hf_block = None # The `HFTextBlock` that made the batch, for showing it
     source = None # The `TokenTable` and the rows that the batch was cut from
-    row_notes = ('n_windows', 'characters', 'answer_chars') # Notes about whole rows
+    row_notes = ('n_windows', 'characters', 'answer_chars', 'other_chars') # Notes about whole rows
     notes = (*row_notes, 'sequence_ids', 'word_ids', 'offsets', 'null_at') # Names that the model does not get
 
     # A worker process sends only the tensors

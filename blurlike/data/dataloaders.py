@@ -29,7 +29,8 @@ from .loader import LOADER_OPTIONS, HFDataLoader
 from ..tasks.base import Task, all_tasks, get_task, infer_task, task_class, task_options
 from ..tasks.corpus import Corpus
 from ..tasks.sequence_classification import SequenceClassification
-from ..text.rows import DatasetItems, StreamSamples, class_names, columns_of, with_class_names
+from ..text.rows import (DatasetItems, StreamSamples, class_names, columns_of, plain_columns,
+                                with_class_names)
 
 if TYPE_CHECKING: from datasets import Dataset, DatasetDict, IterableDatasetDict # takes half a second to import
 
@@ -230,8 +231,8 @@ class HFTextDataLoaders(DataLoaders):
         if not len(df): raise ValueError("df is empty.")
         df,text_col,label_col,valid_col = _string_names(df, text_col, label_col, valid_col)
         columns(df.columns, valid_col=valid_col)
-        read,have = lambda cols: df[cols],list(df.columns)
-        head = lambda cols: read(cols).head(1000)
+        read,have = partial(plain_columns, df),list(df.columns)
+        head = partial(plain_columns, df.head(1000))
         task,text_col,label_col = _find_task(task, text_col, label_col, have, head, kwargs)
         if valid_col is not None: _check_split(df[valid_col].to_numpy(), valid_col)
         splitter = _random_splitter(valid_pct, seed) if valid_col is None else ColSplitter(valid_col)

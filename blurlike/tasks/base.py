@@ -14,14 +14,13 @@ from functools import partial
 from importlib import import_module
 
 import torch
-from fastai.data.transforms import ColReader
 from fastai.losses import CrossEntropyLossFlat
 from fastai.torch_basics import GetAttr, L, batch_to_samples, find_bs, is_iter, is_listy, patch
 from torch import Tensor, nn
 
 from ..core.checks import check_options, preview, suggest
 from ..core.compat import model_classes
-from ..text.rows import reader
+from ..text.rows import CellReader, reader
 from ..text.tokens import Targets, TokenTable
 from .labels import match_outputs
 
@@ -117,7 +116,7 @@ def get_y(self:Task,
     label_col, # One column, or a list or tuple of columns
 ): # A function of a row
     "Return a reader of targets"
-    return ColReader(label_col)
+    return CellReader(label_col)
 
 # %% ../../nbs/tasks/20_base.ipynb #00f85ac1
 @patch

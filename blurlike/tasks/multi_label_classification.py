@@ -23,6 +23,7 @@ from ..core.checks import fraction
 from .base import Task, get_block
 from .labels import ClassNames, is_list_column
 from .windows import PooledWindows
+from ..text.rows import CellReader
 
 # %% ../../nbs/tasks/26_multi_label_classification.ipynb #194c9c4b
 class MultiLabelClassification(PooledWindows, ClassNames, Task):
@@ -77,7 +78,7 @@ class OnesReader(ColReader):
 # %% ../../nbs/tasks/26_multi_label_classification.ipynb #af201366
 @patch
 def get_y(self:MultiLabelClassification, label_col):
-    return OnesReader(list(label_col)) if is_listy(label_col) and len(label_col) > 1 else ColReader(label_col)
+    return OnesReader(list(label_col)) if is_listy(label_col) and len(label_col) > 1 else CellReader(label_col)
 
 # %% ../../nbs/tasks/26_multi_label_classification.ipynb #6808687d
 @patch

@@ -1,0 +1,126 @@
+"Rows are read the same from every kind of table: DataFrames, Parquet files, datasets."
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import make_objects, mentions
+from hypothesis import given
+from hypothesis import strategies as st
+from test_causal_lm import chats, make_lm
+from test_matrix import frame as task_frame
+from transformers import AutoModelForMultipleChoice, AutoModelForQuestionAnswering, AutoModelForTokenClassification
+
+from blurlike.all import HFTextDataLoaders, hf_learner
+from blurlike.text.rows import as_plain
+
+AUTO = {'token-classification': AutoModelForTokenClassification, 'multiple-choice': AutoModelForMultipleChoice,
+        'question-answering': AutoModelForQuestionAnswering}
+# A template that writes all that a message contains
+TEMPLATE = ("{% for m in messages %}<{{ m.role }}> {% if m.content is string %}{{ m.content }}"
+            "{% else %}{% for o in m.content %}({{ o.type }} {{ o.text }}){% endfor %}{% endif %}"
+            "{% for o in m.tool_calls or [] %}[{{ o.function.name }} {{ o.function.arguments | tojson }}]{% endfor %}"
+            "<|endoftext|>{% endfor %}{% if add_generation_prompt %}<assistant> {% endif %}")
+
+
+def through_parquet(df, tmp_path):
+    df.to_parquet(tmp_path/'rows.parquet')
+    return pd.read_parquet(tmp_path/'rows.parquet')
+
+
+def deep_chats():
+    call = dict(type='function', function=dict(name='search', arguments=dict(films=['good', 'bad'])))
+    part = lambda text: [dict(type='text', text=text)]
+    messages = lambda i: [dict(role='user', content=part(f'Film {i}?')),
+                          dict(role='assistant', content=part('So.'), tool_calls=[call, call])]
+    return pd.DataFrame(dict(messages=[messages(i) for i in range(8)]))
+
+
+def chat_rows(df, **kwargs):
+    "The texts of a causal model's rows"
+    hf = make_lm()
+    hf.tokenizer.chat_template = TEMPLATE
+    dls = HFTextDataLoaders.from_df(df, hf, task='causal-lm', text_col='messages', bs=4, splits=(range(6), [6, 7]),
+                                    device='cpu', max_length=None, **kwargs)
+    return [hf.tokenizer.decode(o.ids) for o, in dls.train_ds]
+
+
+def same_batches(a, b):
+    for x,y in zip(a.valid, b.valid, strict=True): assert repr(x) == repr(y)
+
+
+@given(st.recursive(st.integers() | st.text(max_size=3) | st.none(),
+                    lambda o: st.lists(o, max_size=3) | st.dictionaries(st.text(max_size=2), o, max_size=3)))
+def test_arrays_at_any_depth_become_lists(cell):
+    def arrays(o):
+        if isinstance(o, dict): return {k: arrays(v) for k,v in o.items()}
+        if not isinstance(o, list): return o
+        res = np.empty(len(o), dtype=object)
+        for i,v in enumerate(o): res[i] = arrays(v)
+        return res
+    assert as_plain(arrays(cell)) == as_plain(cell) == cell
+
+
+def test_arrays_of_numbers_and_tuples_are_plain_too():
+    assert as_plain(np.array([[1, 2], [3, 4]])) == [[1, 2], [3, 4]]
+    assert as_plain(('a', np.array(['b']))) == ('a', ['b'])
+
+
+def test_a_deep_chat_is_the_same_from_parquet(tmp_path):
+    df = deep_chats()
+    rows = chat_rows(df)
+    assert 'good' in rows[0]
+    assert 'ndarray' not in rows[0]
+    assert chat_rows(through_parquet(df, tmp_path)) == rows
+
+
+@pytest.mark.parametrize('write', [json.dumps, repr])
+@pytest.mark.parametrize('make', [chats, deep_chats])
+def test_a_chat_in_a_string_is_a_chat(make, write, capsys):
+    df = make()
+    assert chat_rows(df.assign(messages=df.messages.map(write))) == chat_rows(df)
+    assert "chats" in capsys.readouterr().out
+
+
+def test_a_chat_in_a_string_needs_a_chat_template():
+    df = chats()
+    with pytest.raises(ValueError, match=mentions('chat template', 'row 0')):
+        HFTextDataLoaders.from_df(df.assign(messages=df.messages.map(json.dumps)), make_lm(), task='causal-lm',
+                                  text_col='messages', splits=(range(6), [6, 7]))
+
+
+def test_texts_and_chats_in_one_column_are_refused():
+    df = chats()
+    df['messages'] = ['a text', *df.messages.map(json.dumps)[1:]]
+    with pytest.raises(ValueError, match=mentions('row 1', 'role')): chat_rows(df)
+
+
+def test_texts_in_brackets_are_no_chats():
+    texts = ['[{}] film', '[{"role": "user"', '[{"a": 1}]', '["role"]', '[]', '[1, "role"]', 'a', 'b']
+    hf = make_lm()
+    dls = HFTextDataLoaders.from_df(pd.DataFrame(dict(text=texts)), hf, task='causal-lm', packing=False, bs=4,
+                                    splits=(range(6), [6, 7]), device='cpu')
+    assert [hf.tokenizer.decode(o.ids, skip_special_tokens=True) for o, in dls.train_ds] == texts[:6]
+
+
+def test_a_chat_from_parquet_or_a_string_is_predicted(tmp_path):
+    hf = make_lm()
+    hf.tokenizer.chat_template = TEMPLATE
+    df = deep_chats()
+    dls = HFTextDataLoaders.from_df(df, hf, task='causal-lm', text_col='messages', splits=(range(6), [6, 7]),
+                                    device='cpu')
+    learn = hf_learner(dls, hf.model)
+    expected = learn.hf_predict(df.messages[0])
+    assert learn.hf_predict(through_parquet(df, tmp_path).messages[0]) == expected
+    assert learn.hf_predict(json.dumps(df.messages[0])) == expected
+    prompt = [dict(role='user', content='Good?')]
+    assert learn.hf_generate(json.dumps(prompt), max_new_tokens=3) == learn.hf_generate(prompt, max_new_tokens=3)
+
+
+@pytest.mark.parametrize('task', ['token-classification', 'multi-label-classification', 'multiple-choice',
+                                  'question-answering'])
+def test_lists_from_parquet_are_those_of_the_frame(task, tmp_path):
+    df = task_frame(task)
+    hf = make_objects(**({'auto_model': AUTO[task]} if task in AUTO else {}), num_labels=3)
+    make = lambda o: HFTextDataLoaders.from_df(o, hf, task=task, bs=4, splits=(range(6), [6, 7]), device='cpu')
+    same_batches(make(df), make(through_parquet(df, tmp_path)))
