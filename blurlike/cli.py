@@ -6,17 +6,21 @@
 __all__ = ['read_table', 'train', 'predict', 'evaluate', 'push', 'serve', 'run', 'main', 'serve_main']
 
 # %% ../nbs/80_cli.ipynb #42c9e958
+import codecs
 import json
 import os
 import sys
 from argparse import RawDescriptionHelpFormatter
-from contextlib import redirect_stdout
-from itertools import islice, takewhile
+from contextlib import closing, redirect_stdout
+from inspect import signature
+from itertools import islice
+from math import isfinite
 from pathlib import Path
 
 from fastcore.script import anno_parser
 
-from .core.checks import check_header, columns, first_line, suggest, whole_number
+import blurlike
+from .core.checks import columns, suggest, whole_number
 
 # %% ../nbs/80_cli.ipynb #d0628d15
 def _check_file(
@@ -26,37 +30,70 @@ def _check_file(
     "Raise `FileNotFoundError` unless `path` is a file"
     if not Path(path).is_file(): raise FileNotFoundError(f"{name}={str(path)!r} is not a file.")
 
-# %% ../nbs/80_cli.ipynb #5465750d
-def _as_lists(
-    column, # Cells
-) -> list|None: # None if one of the cells is something else
-    "Parse cells that are lists in JSON's or Python's notation"
-    from blurlike.text.rows import read_list
-    lists = list(takewhile(lambda o: o is not None, map(read_list, column)))
-    return lists if lists and len(lists)==len(column) else None
+# %% ../nbs/80_cli.ipynb #774fbb24
+def _check_encoding(
+    encoding:str, # The argument `encoding`; None for UTF-8
+):
+    "Raise `ValueError` for an unknown encoding"
+    try: codecs.lookup(encoding or 'utf-8')
+    except LookupError: raise ValueError(f"encoding={encoding!r} is unknown; use a name such as latin-1.") from None
+
+# %% ../nbs/80_cli.ipynb #06388d90
+def _json(
+    line:str, # A line of JSON
+    n:int, # Its number, for the error message
+): # Its value
+    "Parse a line of JSON"
+    try: return json.loads(line)
+    except ValueError as e: raise ValueError(f"line {n} is not JSON: {e}") from e
 
 # %% ../nbs/80_cli.ipynb #3dba7940
-_READERS = {'.csv': ('read_csv', {}), '.tsv': ('read_csv', dict(sep='\t')), '.jsonl': ('read_json', dict(lines=True)),
-            '.json': ('read_json', dict(lines=True)), '.parquet': ('read_parquet', {})}
+_HINTS = dict(encoding='--encoding latin-1', words='--no-na')
+
+def _csv(path, kwargs, columns):
+    from blurlike.text.files import read_csv
+    return read_csv(path, **columns, arg='data', hints=_HINTS, **kwargs)
+
+def _jsonl(path, kwargs, columns):
+    import pandas as pd
+
+    from blurlike.text.files import naming
+    with naming('data', path, _HINTS['encoding']), open(path, encoding=kwargs.get('encoding', 'utf-8-sig')) as lines:
+        return pd.DataFrame([_json(o, i) for i,o in enumerate(lines, 1) if o.strip()])
+
+def _parquet(path, kwargs, columns):
+    import pandas as pd
+
+    from blurlike.text.files import naming
+    with naming('data', path): return pd.read_parquet(path)
+
+# %% ../nbs/80_cli.ipynb #56c98150
+_READERS = {'.csv': _csv, '.tsv': lambda path, kwargs, columns: _csv(path, dict(sep='\t') | kwargs, columns),
+            '.jsonl': _jsonl, '.json': _jsonl, '.parquet': _parquet}
+
+def _check_data(
+    path:str|Path, # The argument `data`
+    encoding:str=None, # The argument `encoding`
+):
+    "Raise `ValueError` or `FileNotFoundError` for a file that `read_table` cannot read"
+    if Path(path).suffix.lower() not in _READERS:
+        raise ValueError(f"data={str(path)!r} must end in one of {', '.join(_READERS)}.")
+    _check_file('data', path)
+    _check_encoding(encoding)
 
 def read_table(
     path:str|Path, # A `.csv`, `.tsv`, `.jsonl`, `.json` (one object per line) or `.parquet` file
+    encoding:str=None, # The encoding of the file; None for UTF-8
+    no_na:bool=False, # Whether words such as NA and None in a CSV file are texts, rather than missing values
+    **columns # The columns of texts and targets, for `read_csv`
 ): # A DataFrame
     "Read the rows of a file; raise `ValueError` if it has none, or cannot be read"
-    suffix = Path(path).suffix.lower()
-    if suffix not in _READERS: raise ValueError(f"data={str(path)!r} must end in one of {', '.join(_READERS)}.")
-    _check_file('data', path)
-    import pandas as pd
-    reader,kwargs = _READERS[suffix]
-    try: df = getattr(pd, reader)(path, **kwargs)
-    except ValueError as e:
-        hint = ' Save it in UTF-8.' if isinstance(e, UnicodeError) else ''
-        raise ValueError(f"data={str(path)!r} cannot be read: {first_line(e)}.{hint}") from e
+    _check_data(path, encoding)
+    from blurlike.text.files import with_lists
+    kwargs = (dict(encoding=encoding) if encoding else {}) | (dict(keep_default_na=False) if no_na else {})
+    df = _READERS[Path(path).suffix.lower()](path, kwargs, columns)
     if not len(df): raise ValueError(f"data={str(path)!r} has no rows.")
-    if reader=='read_csv': check_header('data', path, df)
-    for c in df:
-        if lists := _as_lists(df[c]): df[c] = lists
-    return df
+    return with_lists(df)
 
 # %% ../nbs/80_cli.ipynb #4becd14c
 def _columns(
@@ -64,6 +101,17 @@ def _columns(
 ): # A name, a list of names, or None
     "Parse an argument that names columns"
     return [o.strip() for o in names.split(',')] if names and ',' in names else names
+
+def _vocab(
+    names:str, # Names of classes, separated by commas or as a list in JSON; None for none
+    columns, # The columns of targets
+) -> list|None:
+    "Return the classes called `names`, of the type that they have in the data"
+    if names is None: return None
+    from blurlike.text.files import read_list
+    cells = [o for c in columns for o in columns[c]]
+    found = {str(o): o for cell in cells for o in (cell if isinstance(cell, list) else [cell])}
+    return [found.get(str(o), o) for o in read_list(names) or [o.strip() for o in names.split(',')]]
 
 # %% ../nbs/80_cli.ipynb #6b6170f6
 def _quiet():
@@ -80,29 +128,38 @@ def train(
     text_col:str=None, # Column of the texts; two for text pairs, separated by a comma
     label_col:str=None, # Column of the targets, or several, separated by commas
     valid_col:str=None, # Column that is true for validation rows
-    valid_pct:float=0.2, # Share of rows to validate on if there is no --valid-col
+    valid_pct:float=None, # Share of rows to validate on if there is no --valid-col; 0.2 by default
     epochs:int=3, # Number of epochs
     lr:float=2e-4, # Learning rate of the head; the first layers use a tenth of it
     bs:int=16, # Rows per batch
     max_length:int=None, # Tokens per text, at most; the model's limit by default
     precision:str=None, # "fp32", "bf16" or "fp16"; by default the fastest that is safe on this device
     seed:int=42, # Seed of the split, the shuffling and new weights
+    vocab:str=None, # The classes, separated by commas; those of the training rows by default
+    encoding:str=None, # Encoding of the file; UTF-8 by default
+    no_na:bool=False, # Read words such as NA and None in a CSV file as they are written, rather than as missing
 ):
     "Fine-tune a checkpoint on a file of rows, and save the model"
     if checkpoint is None: raise ValueError("--checkpoint is required, such as --checkpoint distilbert-base-uncased.")
-    df = read_table(data)
+    whole_number('--epochs', epochs)
+    if not 0 < lr < float('inf'): raise ValueError(f"--lr={lr} must be a number above 0.")
+    _check_data(data, encoding)
     from fastai.torch_core import set_seed
 
     from blurlike.ship.save import folder_to_replace
     folder_to_replace(out) # fails now rather than after training
 
     from blurlike.all import HFTextDataLoaders, best_precision, hf_learner
+    from blurlike.data.dataloaders import csv_columns
     _quiet()
     set_seed(seed)
+    cols = dict(task=task, text_col=_columns(text_col), label_col=_columns(label_col))
+    read = csv_columns(**cols)
+    df = read_table(data, encoding, no_na, **read)
+    if vocab: cols['vocab'] = _vocab(vocab, df[[o for o in read['targets'] if o in df]])
     with redirect_stdout(sys.stderr): # fastai prints its table to standard output
         dls = HFTextDataLoaders.from_df(
-            df, checkpoint, task=task, text_col=_columns(text_col), label_col=_columns(label_col), valid_col=valid_col,
-            valid_pct=valid_pct, bs=bs, max_length=max_length, seed=seed)
+            df, checkpoint, **cols, valid_col=valid_col, valid_pct=valid_pct, bs=bs, max_length=max_length, seed=seed)
         learn = hf_learner(dls, precision=precision or best_precision(dls.device))
         learn.fit_one_cycle(epochs, slice(lr/10, lr))
     print(f"Model saved to {learn.save_pretrained(out)}")
@@ -127,8 +184,7 @@ def _parse(
     task, # The model's task
 ): # An input of `hf_predict`
     "Parse a line of JSON"
-    try: item = json.loads(line)
-    except ValueError as e: raise ValueError(f"line {n} is not JSON: {e}.") from e
+    item = _json(line, n)
     pair = isinstance(item, list) and not task.is_split_into_words and all(isinstance(o, str) for o in item)
     return tuple(item) if pair else item
 
@@ -143,6 +199,35 @@ def _chunks(
         yield first,chunk
         first += len(chunk)
 
+def _lines(
+    file:str, # A file; None for standard input
+    encoding:str, # Its encoding; None for UTF-8
+): # Yields lines
+    "Read the lines of a file; raise `ValueError` that names the encoding if it is another"
+    from blurlike.text.files import naming
+    encoding = encoding or 'utf-8-sig' # without the mark that some programs write first
+    with open(file, encoding=encoding) if file else os.fdopen(os.dup(0), encoding=encoding) as lines:
+        while True:
+            with naming('file', file or 'standard input', _HINTS['encoding']): line = next(lines, None)
+            if line is None: return
+            yield line
+
+# %% ../nbs/80_cli.ipynb #4fa89da7
+def _finite(o):
+    "Replace numbers that JSON does not have by None"
+    if isinstance(o, float): return o if isfinite(o) else None
+    if isinstance(o, dict): return {k: _finite(v) for k,v in o.items()}
+    return [_finite(v) for v in o] if isinstance(o, (list, tuple)) else o
+
+def _print_json(
+    value, # Any value
+):
+    "Print `value` as a line of JSON"
+    line = json.dumps(_finite(value), ensure_ascii=False)
+    try: line.encode(getattr(sys.stdout, 'encoding', None) or 'utf-8')
+    except UnicodeEncodeError: line = json.dumps(_finite(value))
+    print(line)
+
 # %% ../nbs/80_cli.ipynb #852da5d1
 def predict(
     model:str, # A folder that save_pretrained wrote, or a name on the Hub
@@ -151,27 +236,29 @@ def predict(
     generate:bool=False, # Generate text instead of scoring
     option:str=None, # Prediction options, separated by commas, such as precision=int8 or (for some tasks) top_k=3
     chunk:int=512, # Lines to predict at a time
+    encoding:str=None, # Encoding of the input; UTF-8 by default
 ):
     "Run the model on each line of a file, and write each prediction as a line of JSON"
     whole_number('chunk', chunk)
     if file: _check_file('file', file)
+    _check_encoding(encoding)
     options = _options(option)
     from tqdm import tqdm
 
     from blurlike.all import get_block, load_hf_learner
+    from blurlike.predict import WrongTexts
     _quiet()
     learn = load_hf_learner(model)
     task = get_block(learn.dls).task
     generate = generate or getattr(task, 'writes_answers', False)
     answer,kwargs = (learn.hf_generate, options) if generate else (learn.hf_predict, options | dict(many=True))
-    with (open(file, encoding='utf-8') if file else os.fdopen(os.dup(0), encoding='utf-8') as lines,
-          tqdm(unit=' texts', file=sys.stderr, disable=None) as bar):
+    with closing(_lines(file, encoding)) as lines, tqdm(unit=' texts', file=sys.stderr, disable=None) as bar:
         for n,texts in _chunks(lines, chunk):
             items = [_parse(o, i, task) for i,o in enumerate(texts, n)] if jsonl else texts
             try:
                 with redirect_stdout(sys.stderr): preds = answer(items, **kwargs)
-            except ValueError as e: raise ValueError(f"lines {n} to {n+len(texts)-1}: {e}") from e
-            for o in preds: print(json.dumps(o, ensure_ascii=False))
+            except WrongTexts as e: raise ValueError(e.message(f"lines {n} to {n+len(texts)-1}", 'line {}', n)) from e
+            for o in preds: _print_json(o)
             sys.stdout.flush()
             bar.update(len(texts))
 
@@ -182,18 +269,24 @@ def evaluate(
     text_col:str=None, # Column of the texts, or several; by default as in training
     label_col:str=None, # Column of the targets, or several; by default as in training
     bs:int=64, # Rows per batch
+    encoding:str=None, # Encoding of the file; UTF-8 by default
+    no_na:bool=False, # Read words such as NA and None in a CSV file as they are written, rather than as missing
 ):
     "Print the loss and the metrics of a model on a file of rows, as JSON"
-    df = read_table(data)
-    from blurlike.all import load_hf_learner
+    _check_data(data, encoding)
+    from blurlike.all import get_block, get_vocab, load_hf_learner
+    from blurlike.data.dataloaders import csv_columns
     from blurlike.ship.save import preparation
     _quiet()
     learn = load_hf_learner(model, text_col=_columns(text_col), label_col=_columns(label_col))
-    columns(df, **{f"--{k.replace('_', '-')}": v for k,v in preparation(learn.dls)['columns'].items()})
+    cols = preparation(learn.dls)['columns']
+    read = csv_columns(get_block(learn.dls).task, **cols, vocab=get_vocab(learn.dls))
+    df = read_table(data, encoding, no_na, **read)
+    columns(df, **{f"--{k.replace('_', '-')}": v for k,v in cols.items()})
     dl = learn.dls.test_dl(df, with_labels=True, bs=bs)
     with learn.no_bar(), learn.no_logging(): loss,*values = learn.validate(dl=dl)
     metrics = {m.name: None if v is None else float(v) for m,v in zip(learn.metrics, values, strict=True)}
-    print(json.dumps(dict(rows=len(df), loss=float(loss)) | metrics))
+    _print_json(dict(rows=len(df), loss=float(loss)) | metrics)
 
 # %% ../nbs/80_cli.ipynb #57da49d2
 def push(
@@ -230,6 +323,7 @@ _COMMANDS = dict(train=train, predict=predict, evaluate=evaluate, push=push, ser
 def _help() -> str:
     "Return the text of `blurlike --help`"
     commands = '\n'.join(f'  {k:10}{o.__doc__}' for k,o in _COMMANDS.items())
+    commands += '\n  --version Print the version'
     return f'usage: blurlike COMMAND ...\n\n{commands}\n\nRun `blurlike COMMAND --help` for the options of a command.'
 
 # %% ../nbs/80_cli.ipynb #4d0ceaf1
@@ -250,6 +344,21 @@ def _parser(
     parser.formatter_class = type('Formatter', (RawDescriptionHelpFormatter, parser.formatter_class), {})
     return parser
 
+# %% ../nbs/80_cli.ipynb #1de15529
+def _parse_args(
+    name:str, # A command
+    argv:list, # Its arguments
+): # argparse's `Namespace`
+    "Parse the arguments of a command; exit with code 2 for those it does not have"
+    parser = _parser(name)
+    args,unknown = parser.parse_known_args(argv)
+    if not unknown: return args
+    option = unknown[0].partition('=')[0]
+    options = [k for k,v in signature(_COMMANDS[name]).parameters.items() if v.default is not v.empty]
+    known = ['--help', *(f"--{k.replace('_', '-')}" for k in options)]
+    parser.exit(2, f"blurlike {name}: unknown argument {option!r}.{suggest(option, known)} "
+                   f"Run `blurlike {name} --help` for the options.\n")
+
 # %% ../nbs/80_cli.ipynb #148e2a29
 def run(
     argv:list=None, # The arguments; None for those of the process
@@ -259,11 +368,14 @@ def run(
     if name in ('-h', '--help'):
         print(_help())
         return 0
+    if name=='--version':
+        print(f'blurlike {blurlike.__version__}')
+        return 0
     if name not in _COMMANDS:
         there = f"{suggest(name, _COMMANDS)} Commands: {', '.join(_COMMANDS)}."
         print(f'blurlike: unknown command {name!r}.{there}', file=sys.stderr)
         return 2
-    args = {k: v for k,v in vars(_parser(name).parse_args(rest)).items() if k not in ('pdb', 'xtra')}
+    args = {k: v for k,v in vars(_parse_args(name, rest)).items() if k not in ('pdb', 'xtra')}
     try: _COMMANDS[name](**args)
     except BrokenPipeError: # the reader, such as `head`, has closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -198,3 +198,141 @@ def test_help_has_an_example_and_does_not_wait_for_torch():
                           capture_output=True, text=True)
     assert 'blurlike predict my_model < texts.txt > out.jsonl\n' in done.stdout
     assert ' torch' not in done.stderr
+
+
+# ---- Files and options as people write them
+
+@pytest.mark.parametrize(('args', 'facts'), [
+    (('--lr', '-1'), ['lr=-1.0']), (('--lr', 'nan'), ['lr=nan']), (('--epochs', '0'), ['epochs=0']),
+    (('--valid-col', 'is_valid', '--valid-pct', '0.3'), ['valid_pct=0.3', "valid_col='is_valid'"]),
+    (('--encoding', 'utf-88'), ["encoding='utf-88'"])])
+def test_impossible_options_of_train(args, facts, models, df, tmp_path, capsys):
+    df.to_csv(tmp_path/'rows.csv', index=False)
+    model = models['sequence-classification'][0]
+    assert run(['train', str(tmp_path/'rows.csv'), '--checkpoint', model, '--out', str(tmp_path/'out'), *args]) == 1
+    assert re.search(mentions(*facts), capsys.readouterr().err)
+
+
+@pytest.mark.parametrize(('option', 'meant'), [('--lable-col', '--label-col'), ('--chekpoint', '--checkpoint')])
+def test_a_misspelled_option_is_suggested(option, meant, capsys):
+    with pytest.raises(SystemExit) as e: run(['train', 'rows.csv', option, 'x'])
+    assert e.value.code == 2
+    assert re.search(mentions(repr(option), repr(meant)), capsys.readouterr().err)
+
+
+def test_the_version(capsys):
+    import blurlike
+    assert run(['--version']) == 0
+    assert blurlike.__version__ in capsys.readouterr().out
+
+
+@pytest.mark.parametrize('labels', [['007', '7'], ['True', 'False'], ['1.0', '2.0'], ['None', 'NA'], ['1', '2']])
+def test_labels_of_a_file_are_known_to_evaluate(labels, df, hf, tmp_path, capsys):
+    hf.model.save_pretrained(tmp_path/'ckpt')
+    hf.tokenizer.save_pretrained(tmp_path/'ckpt')
+    named = df.assign(label=[labels[i % 2] for i in range(len(df))])
+    named.to_csv(tmp_path/'rows.csv', index=False)
+    named[named.label==labels[1]].to_csv(tmp_path/'one.csv', index=False)
+    flags = ['--no-na'] if 'NA' in labels else []
+    assert run(['train', str(tmp_path/'rows.csv'), '--checkpoint', str(tmp_path/'ckpt'), '--task',
+                'sequence-classification', '--epochs', '1', '--out', str(tmp_path/'out'), *flags]) == 0
+    for file in ('rows', 'one'):
+        capsys.readouterr()
+        assert run(['evaluate', str(tmp_path/'out'), str(tmp_path/f'{file}.csv'), *flags]) == 0
+        assert json.loads(capsys.readouterr().out)['rows'] in (60, 120)
+    if flags:
+        assert run(['evaluate', str(tmp_path/'out'), str(tmp_path/'rows.csv')]) == 1
+        assert re.search(mentions("'None'", '--no-na'), capsys.readouterr().err)
+
+
+def test_a_model_of_text_labels_reads_numbers_as_text(hf, df, tmp_path, capsys):
+    from blurlike.all import HFTextDataLoaders, hf_learner
+    named = df.assign(label=[['1', 'True'][i % 2] for i in range(len(df))])
+    dls = HFTextDataLoaders.from_df(named, hf, valid_col='is_valid')
+    folder = quiet(hf_learner(dls, hf.model)).save_pretrained(tmp_path/'model')
+    for label in ('1', 'True'):
+        named[named.label==label].to_csv(tmp_path/'rows.csv', index=False)
+        assert run(['evaluate', str(folder), str(tmp_path/'rows.csv')]) == 0
+
+
+def test_classes_can_be_named(models, df, hf, tmp_path, capsys):
+    hf.model.save_pretrained(tmp_path/'ckpt')
+    hf.tokenizer.save_pretrained(tmp_path/'ckpt')
+    df.assign(label=(df.label=='good')*1).to_csv(tmp_path/'rows.csv', index=False)
+    args = ['train', str(tmp_path/'rows.csv'), '--checkpoint', str(tmp_path/'ckpt'), '--epochs', '1',
+            '--task', 'sequence-classification', '--out', str(tmp_path/'out')]
+    assert run([*args, '--vocab', '1,0,7']) == 0
+    assert json.loads((tmp_path/'out'/'blurlike.json').read_text())['vocab'] == [1, 0, '7']
+    assert run([*args, '--vocab', '1']) == 1
+    assert re.search(mentions('vocab=[1]', 'lacks 0'), capsys.readouterr().err)
+
+
+@pytest.mark.parametrize('encoding', ['utf-8-sig', 'latin-1', 'utf-16'])
+@pytest.mark.parametrize('suffix', ['txt', 'jsonl'])
+def test_texts_in_any_encoding(encoding, suffix, models, tmp_path, capsys):
+    folder,learn = models['sequence-classification']
+    texts = ['zoë film', 'the café']
+    lines = [json.dumps(o, ensure_ascii=False) for o in texts] if suffix=='jsonl' else texts
+    (tmp_path/f'a.{suffix}').write_text('\n'.join(lines), encoding=encoding)
+    args = ['predict', folder, '--file', str(tmp_path/f'a.{suffix}'), *(['--jsonl'] if suffix=='jsonl' else [])]
+    if encoding!='utf-8-sig':
+        assert run(args) == 1
+        assert re.search(mentions('file=', 'UTF-8', '--encoding'), capsys.readouterr().err)
+        args += ['--encoding', encoding]
+    assert run(args) == 0
+    assert_same(answers(capsys.readouterr().out), json.loads(json.dumps(learn.hf_predict(texts))))
+
+
+@pytest.mark.parametrize('suffix', ['csv', 'tsv', 'jsonl'])
+@pytest.mark.parametrize('encoding', ['utf-8-sig', 'latin-1', 'utf-16'])
+def test_rows_in_any_encoding(encoding, suffix, tmp_path):
+    df,path = pd.DataFrame(dict(text=['zoë', 'b'], label=['é', '007'])),tmp_path/f'rows.{suffix}'
+    if suffix=='jsonl': path.write_text(df.to_json(orient='records', lines=True, force_ascii=False), encoding=encoding)
+    else: df.to_csv(path, index=False, sep='\t' if suffix=='tsv' else ',', encoding=encoding)
+    options = {}
+    if encoding!='utf-8-sig':
+        with pytest.raises(ValueError, match=mentions(f"data='{path}'", 'UTF-8', '--encoding')): read_table(path)
+        options = dict(encoding=encoding)
+    pd.testing.assert_frame_equal(read_table(path, **options), df)
+
+
+def test_strings_in_json_stay_strings(tmp_path):
+    rows = [dict(text='1984', label='007', date='2020-01-01', n=2**60), dict(text='True', label='7', date='x', n=1)]
+    (tmp_path/'a.jsonl').write_text('\n'.join(map(json.dumps, rows)))
+    assert read_table(tmp_path/'a.jsonl').to_dict('records') == rows
+
+
+def test_a_wrong_line_of_json_is_named(tmp_path):
+    (tmp_path/'a.jsonl').write_text('{"text": "a"}\n\n{"text": \n')
+    with pytest.raises(ValueError, match=mentions('data=', 'line 3', 'JSON')): read_table(tmp_path/'a.jsonl')
+
+
+def test_a_text_that_cannot_be_used_is_named_by_its_line(models, tmp_path, capsys):
+    (tmp_path/'a.jsonl').write_text('"a"\n"b"\n"c"\n5\n')
+    assert run(['predict', models['sequence-classification'][0], '--jsonl', '--chunk', '2', '--file',
+                str(tmp_path/'a.jsonl')]) == 1
+    assert re.search(mentions('line 4', 5), capsys.readouterr().err)
+
+
+@pytest.mark.parametrize('encoding', ['ascii', 'latin-1', 'utf-8'])
+def test_output_is_json_in_every_encoding(encoding, df, hf, tmp_path):
+    import os
+
+    from blurlike.all import HFTextDataLoaders, hf_learner
+    named = df.assign(label=df.label.map(dict(good='zoë 東京', bad='b')))
+    dls = HFTextDataLoaders.from_df(named, hf, valid_col='is_valid')
+    folder = quiet(hf_learner(dls, hf.model)).save_pretrained(tmp_path/'zoë 東京')
+    done = subprocess.run([sys.executable, '-W', 'ignore', '-m', 'blurlike', 'predict', str(folder)], check=False,
+                          input=('a\n'*9).encode(), capture_output=True,
+                          env=os.environ | dict(PYTHONIOENCODING=encoding, PYTHONUTF8='0'))
+    assert done.returncode == 0, done.stderr
+    labels = {json.loads(o)['label'] for o in done.stdout.decode(encoding).splitlines()}
+    assert labels <= {'zoë 東京', 'b'}
+
+
+def test_outputs_have_no_nan(models, df, tmp_path, capsys):
+    def no_constant(o): raise AssertionError(o)
+    frame('sequence-classification')[:1].to_csv(tmp_path/'rows.csv', index=False)
+    from blurlike.cli import _print_json
+    _print_json([float('nan'), dict(a=(float('inf'), 1.5))])
+    assert json.loads(capsys.readouterr().out, parse_constant=no_constant) == [None, dict(a=[None, 1.5])]

@@ -146,7 +146,7 @@ class LabelsPage(ClassesPage):
     def answer(self, *values):
         *texts,threshold = values
         pred = self.predict(texts, threshold=threshold)
-        return ', '.join(pred['labels']) or '(none)',self.by_name(pred['probs'])
+        return ', '.join(map(str, pred['labels'])) or '(none)',self.by_name(pred['probs'])
 
 # %% ../../nbs/ship/75_serve.ipynb #4efd2cff
 @page_for(Regression)

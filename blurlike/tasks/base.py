@@ -100,6 +100,7 @@ def __repr__(self:Task): return f"{type(self).__name__}({', '.join(f'{k}={v!r}' 
 # %% ../../nbs/tasks/20_base.ipynb #4def3223
 Task.text_col = 'text' # The column of the texts, or a tuple of columns
 Task.label_col = 'label' # The column of the targets, or a tuple of columns; None for a task without
+Task.target_kind = 'classes' # What a CSV file's targets are: "classes", "numbers" or "texts"
 
 @patch
 def get_x(self:Task,

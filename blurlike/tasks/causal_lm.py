@@ -26,7 +26,8 @@ from ..core.objects import forward_kwargs, is_hf_model, model_skeleton
 from .corpus import (LanguageModel, Tokens, block_cuts, check_block_size, resolve_block_size,
                                    table_of, truncated)
 from .generation import Generates
-from ..text.rows import as_list, read_list, read_rows, sample_reader
+from ..text.files import read_list
+from ..text.rows import as_list, read_rows, sample_reader
 from ..text.tokens import RowTemplate, TokenTable
 
 # %% ../../nbs/tasks/31_causal_lm.ipynb #8e3bdab6

@@ -18,6 +18,7 @@ from ..core.compat import idle_settings
 class Generates:
     "For tasks whose models write texts with `generate`"
     writes_answers = False # Whether generated texts are the predictions of `hf_predict`
+    target_kind = 'texts'
 
     def prompt(self,
         text, # One of the texts of `hf_generate`

@@ -9,6 +9,7 @@ __all__ = ['MultiLabelClassification', 'OnesReader']
 from functools import partial
 
 import numpy as np
+import pandas as pd
 from fastai.data.block import TransformBlock
 from fastai.data.transforms import ColReader, MultiCategorize, OneHotEncode
 from fastai.learner import Learner
@@ -21,9 +22,9 @@ from transformers import AutoModelForSequenceClassification
 
 from ..core.checks import fraction
 from .base import Task, get_block
-from .labels import ClassNames, is_list_column
+from .labels import ClassNames, check_kinds, check_known, get_vocab, is_list_column
 from .windows import PooledWindows
-from ..text.rows import CellReader
+from ..text.rows import CellReader, first_row
 
 # %% ../../nbs/tasks/26_multi_label_classification.ipynb #194c9c4b
 class MultiLabelClassification(PooledWindows, ClassNames, Task):
@@ -90,16 +91,22 @@ def _check_lists(name, column):
     "Raise `ValueError` for a cell that is not a list"
     wrong = ~column.map(is_listy)
     if not wrong.any(): return
-    row = wrong.idxmax()
-    raise ValueError(f"label_col={name!r}: row {row!r} has {column[row]!r:.80}, not a list of labels.")
+    row,value = first_row(column, wrong)
+    raise ValueError(f"label_col={name!r}: row {row!r} has {value!r:.80}, not a list of labels.")
+
+# %% ../../nbs/tasks/26_multi_label_classification.ipynb #0176b02b
+def _each_label(column):
+    "The labels in a column of lists, each with the name of its row"
+    labels = [o for cell in column for o in cell]
+    return pd.Series(labels, column.index.repeat(column.map(len).astype(int)), dtype=object)
 
 # %% ../../nbs/tasks/26_multi_label_classification.ipynb #c619aa7a
 def _check_ones(df):
     "Raise `ValueError` for a cell that is neither 0 nor 1"
     wrong = ~df.isin([0, 1])
     if not wrong.any(axis=None): return
-    row = wrong.any(axis=1).idxmax()
-    raise ValueError(f"label_col={list(df.columns)}: row {row!r} has {df.loc[row].tolist()}; "
+    row,values = first_row(df, wrong.any(axis=1))
+    raise ValueError(f"label_col={list(df.columns)}: row {row!r} has {values}; "
                      "columns of labels must contain 0 and 1 only.")
 
 # %% ../../nbs/tasks/26_multi_label_classification.ipynb #7e3a3a01
@@ -110,7 +117,10 @@ def y_block(self:MultiLabelClassification, labels):
         _check_ones(df)
         return self.target_block(self.vocab or list(df.columns))
     _check_lists(df.columns[0], column := df.iloc[:,0])
-    return self.target_block(self.vocab or sorted({o for cell in column for o in cell}))
+    labels = _each_label(column)
+    check_kinds(column.name, labels)
+    check_known(column.name, labels, self.vocab)
+    return self.target_block(self.vocab or sorted(set(labels)))
 
 # %% ../../nbs/tasks/26_multi_label_classification.ipynb #08a5652b
 @patch
@@ -123,10 +133,11 @@ def metrics(self:MultiLabelClassification):
 # %% ../../nbs/tasks/26_multi_label_classification.ipynb #6f1cf57d
 @patch
 def decode_options(self:MultiLabelClassification, learn):
-    "Return the threshold of the learner's loss"
+    "Return the threshold of the learner's loss, and the classes"
     loss = learn.loss_func
     inner = getattr(loss, 'loss_func', None)
-    return dict(threshold=getattr(loss, 'thresh', getattr(inner, 'thresh', self.threshold)))
+    threshold = getattr(loss, 'thresh', getattr(inner, 'thresh', self.threshold))
+    return dict(threshold=threshold, names=get_vocab(learn.dls))
 
 # %% ../../nbs/tasks/26_multi_label_classification.ipynb #d9abc930
 @patch
@@ -136,12 +147,14 @@ def decode(self:MultiLabelClassification,
     inputs=None,
     samples=None,
     threshold:float=None, # A label is predicted if its probability is above this; None for the task's
+    names:list=None, # What to call the classes, in order; None for their names in the configuration
 ) -> list[dict]: # One for each row
     "Return the `labels` above the threshold, most likely first, their `indices` and `scores`, and the `probs` of all"
     threshold = self.threshold if threshold is None else threshold
+    names = config.id2label if names is None else names
     def one(probs):
         idxs = [i for i in np.argsort(probs)[::-1].tolist() if probs[i] > threshold]
-        labels = [config.id2label[i] for i in idxs]
+        labels = [names[i] for i in idxs]
         return dict(labels=labels, indices=idxs, scores=[probs[i] for i in idxs], probs=probs)
     return [one(o) for o in logits.float().sigmoid().tolist()]
 

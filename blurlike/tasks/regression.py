@@ -19,7 +19,7 @@ from .base import Task
 from .labels import (check_outputs, check_problem_type, first_target, has_fractions, is_list_column,
                                    label_names)
 from .windows import PooledWindows
-from ..text.rows import columns_of
+from ..text.rows import columns_of, first_row
 
 # %% ../../nbs/tasks/27_regression.ipynb #01e6228e
 def _by_target(coefficient):
@@ -47,6 +47,7 @@ class Regression(PooledWindows, Task):
     auto_model = AutoModelForSequenceClassification
     pipeline_tag = 'text-classification'
     loss_func = MSELossFlat
+    target_kind = 'numbers'
 
     def metrics(self): return [pearson(), spearman()]
     def is_right(self, target, pred): return True
@@ -74,8 +75,8 @@ def y_block(self:Regression, labels):
     df = labels()
     wrong = df.apply(pd.to_numeric, errors='coerce').isna() | df.map(lambda o: isinstance(o, str))
     if not wrong.any(axis=None): return self.target_block(list(df.columns))
-    row = wrong.any(axis=1).idxmax()
-    raise ValueError(f"label_col={list(df.columns)}: row {row!r} has {df.loc[row].tolist()}, "
+    row,values = first_row(df, wrong.any(axis=1))
+    raise ValueError(f"label_col={list(df.columns)}: row {row!r} has {values}, "
                      f"but task={self.name!r} needs numbers.")
 
 # %% ../../nbs/tasks/27_regression.ipynb #3c5b5734

@@ -13,8 +13,9 @@ from fastai.torch_basics import TensorCategory, TensorMultiCategory, is_listy, p
 from transformers import AutoModelForSequenceClassification
 
 from .base import Task
-from .labels import ClassNames, has_fractions, is_list_column
+from .labels import ClassNames, check_kinds, check_known, get_vocab, has_fractions, is_list_column
 from .windows import PooledWindows
+from ..text.rows import first_row
 
 # %% ../../nbs/tasks/25_sequence_classification.ipynb #0575a012
 class SequenceClassification(PooledWindows, ClassNames, Task):
@@ -65,15 +66,16 @@ def _classes(column):
 
 # %% ../../nbs/tasks/25_sequence_classification.ipynb #54bd18d1
 def _check_classes(name, column):
-    "Raise `ValueError` for a number with a fraction and for a list"
+    "Raise `ValueError` for a number with a fraction, for a list, and for what is not a class"
     if has_fractions(column):
-        row = column.index[column % 1 != 0][0]
-        raise ValueError(f"label_col={name!r}: row {row!r} has the number {column[row]!r}, which is not a class; "
+        row,value = first_row(column, column % 1 != 0)
+        raise ValueError(f"label_col={name!r}: row {row!r} has the number {value!r}, which is not a class; "
                          "task='regression' predicts numbers.")
-    listed = column.map(is_listy)
+    listed = column.astype(object).map(is_listy)
     if listed.any():
-        raise ValueError(f"label_col={name!r}: row {listed.idxmax()!r} has a list of labels; "
+        raise ValueError(f"label_col={name!r}: row {first_row(column, listed)[0]!r} has a list of labels; "
                          "use task='multi-label-classification'.")
+    check_kinds(name, column)
 
 # %% ../../nbs/tasks/25_sequence_classification.ipynb #45297a40
 @patch
@@ -81,13 +83,25 @@ def y_block(self:SequenceClassification, labels):
     df = labels()
     if df.shape[1] > 1: raise ValueError(f"label_col={list(df.columns)} must be one column of labels.")
     _check_classes(df.columns[0], column := df.iloc[:,0])
+    check_known(column.name, column, self.vocab)
     return self.target_block(self.vocab or _classes(column))
 
 # %% ../../nbs/tasks/25_sequence_classification.ipynb #45d6b8cd
 @patch
-def decode(self:SequenceClassification, logits, config, inputs=None, samples=None):
+def decode(self:SequenceClassification,
+    logits,
+    config,
+    inputs=None,
+    samples=None,
+    names:list=None, # What to call the classes, in order; None for their names in the configuration
+) -> list[dict]: # One for each row
     "Return for each row its `label`, the label's `index`, its `score`, and the `probs` of all labels"
+    names = config.id2label if names is None else names
     probs = logits.float().softmax(-1)
     scores,idxs = (o.tolist() for o in probs.max(-1))
-    return [dict(label=config.id2label[i], index=i, score=s, probs=p)
+    return [dict(label=names[i], index=i, score=s, probs=p)
             for i,s,p in zip(idxs, scores, probs.tolist(), strict=True)]
+
+# %% ../../nbs/tasks/25_sequence_classification.ipynb #b06cf71b
+@patch
+def decode_options(self:SequenceClassification, learn): return dict(names=get_vocab(learn.dls))
