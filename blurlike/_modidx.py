@@ -121,6 +121,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                        'blurlike.core.objects._weights_line': ( 'core/objects.html#_weights_line',
                                                                                 'blurlike/core/objects.py'),
                                        'blurlike.core.objects._why': ('core/objects.html#_why', 'blurlike/core/objects.py'),
+                                       'blurlike.core.objects._with_settings': ( 'core/objects.html#_with_settings',
+                                                                                 'blurlike/core/objects.py'),
                                        'blurlike.core.objects.forward_args': ('core/objects.html#forward_args', 'blurlike/core/objects.py'),
                                        'blurlike.core.objects.forward_kwargs': ( 'core/objects.html#forward_kwargs',
                                                                                  'blurlike/core/objects.py'),

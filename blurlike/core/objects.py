@@ -136,6 +136,15 @@ def _remove_quantization(model):
     "Remove the quantization config of `model`, whose weights have been dequantized"
     if quantizer := getattr(model, 'hf_quantizer', None): quantizer.remove_quantization_config(model)
 
+# %% ../../nbs/core/02_objects.ipynb #35f1d198
+def _with_settings(config, kwargs):
+    "Return a copy of `config` with its settings among `kwargs`, and the other arguments"
+    no_settings = ('dtype', 'torch_dtype', 'quantization_config')
+    own = {k: v for k,v in kwargs.items() if config is not None and k not in no_settings and hasattr(config, k)}
+    config = deepcopy(config) if own else config
+    for k,v in own.items(): setattr(config, k, v)
+    return config,{k: v for k,v in kwargs.items() if k not in own}
+
 # %% ../../nbs/core/02_objects.ipynb #74cc1e88
 def load_hf_model(
     checkpoint:str|Path, # A model name on the Hub or a local folder
@@ -147,7 +156,7 @@ def load_hf_model(
 ) -> 'PreTrainedModel': # In float32
     "Load the model of `checkpoint`; raise `OSError` if there is none, `ValueError` if its weights do not fit `config`"
     kwargs = dict(dtype=torch.float32, ignore_mismatched_sizes=True, trust_remote_code=trust_remote_code)
-    kwargs |= model_kwargs or {}
+    config,kwargs = _with_settings(config, kwargs | (model_kwargs or {}))
     if 'gguf_file' in kwargs: kwargs.setdefault('quantization_config', GgufConfig(dequantize=True))
     full = hf_logging.get_verbosity() < hf_logging.WARNING # show transformers' own table
     with _reaching(checkpoint, f'{model_cls.__name__} weights'), nullcontext() if full else quiet_load_report():
