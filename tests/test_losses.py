@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from conftest import BAD, GOOD, THINGS, make_config
 from fastai.callback.core import Callback, CancelTrainException
 from fastai.callback.training import GradientAccumulation
-from fastai.learner import Learner
+from fastai.learner import Learner, load_learner
 from fastai.losses import (
     BCEWithLogitsLossFlat,
     CrossEntropyLossFlat,
@@ -21,7 +21,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from blurlike.all import HFCallback, HFLoss, HFObjects, HFTextDataLoaders, TokenCrossEntropy, all_tasks, hf_learner
+from blurlike.all import (
+    HFCallback,
+    HFLoss,
+    HFObjects,
+    HFTextDataLoaders,
+    TokenCrossEntropy,
+    all_tasks,
+    hf_learner,
+    load_hf_learner,
+)
 from blurlike.tasks.base import TargetLoss, loss_to, target_weight
 from blurlike.train.learner import HFMixedPrecision
 
@@ -273,6 +282,46 @@ def test_targets_of_other_shapes_pass_through():
     assert target_weight(MSELossFlat(), (targ,)) == 4
     ones = torch.ones(4, 2)
     assert torch.equal(TargetLoss(BCEWithLogitsLossFlat())(pred, ones), BCEWithLogitsLossFlat()(pred, ones))
+
+
+# ---- the threshold
+
+def labels_of(learn, texts, capsys):
+    "What every way to predict returns with the learner's threshold"
+    with learn.no_bar():
+        one = [set(learn.predict(o)[0]) for o in texts]
+        learn.show_results(dl=learn.dls.valid.new(bs=20, sort=False), max_n=len(texts), shuffle=False)
+        *_,decoded = learn.get_preds(with_decoded=True)
+        _,micro,macro,accuracy = learn.validate()
+    preds = [set(o['labels']) for o in learn.hf_predict(texts)]
+    return preds,one,capsys.readouterr().out,decoded,(micro, macro, accuracy)
+
+
+@pytest.mark.parametrize('loss_func', [None, HFLoss, partial(BCEWithLogitsLossFlat, thresh=0.9)])
+@pytest.mark.parametrize('threshold', [0.02, 0.98])
+def test_the_threshold_of_the_loss_is_the_only_one(loss_func, threshold, capsys, tmp_path):
+    dls = loaders('multi-label-classification')
+    learn = hf_learner(dls, make_model(dls), loss_func and loss_func())
+    learn.loss_func.thresh = threshold
+    few = threshold > 0.5
+    expected = set() if few else set(dls.vocab)
+    def check(learn):
+        preds,one,shown,decoded,(micro, _, accuracy) = labels_of(learn, TEXTS[:3], capsys)
+        assert preds == one == [expected]*3
+        assert decoded.all() != few
+        assert decoded.any() != few
+        assert shown.count('(none)') >= (3 if few else 0)
+        assert shown.count(', '.join(dls.vocab)) >= (0 if few else 3)
+        share = torch.stack([y for *_,y in dls.valid_ds]).float().mean().item()
+        assert accuracy == pytest.approx(1 - share if few else share)
+        assert micro == pytest.approx(0 if few else 2*share/(1 + share))
+    check(learn)
+    saved = load_hf_learner(learn.save_pretrained(tmp_path/'model'), device='cpu')
+    assert saved.loss_func.thresh == saved.dls.hf_block.task.threshold == threshold
+    learn.export(tmp_path/'learn.pkl')
+    for o in (saved, load_learner(tmp_path/'learn.pkl')):
+        assert [set(p['labels']) for p in o.hf_predict(TEXTS[:3])] == [expected]*3
+    assert hf_learner(dls, learn.model).loss_func.thresh == 0.5 # another learner has its own
 
 
 # ---- devices

@@ -54,6 +54,10 @@ class HFLoss:
         try: return TargetLoss(self.loss_func)(pred, *targs)
         finally: self.loss_func.reduction = old
 
+    @property
+    def thresh(self): return self.loss_func.thresh
+    @thresh.setter
+    def thresh(self, value): self.loss_func.thresh = value # as for a loss of fastai
     def __repr__(self): return "HFLoss()"
 
 # %% ../../nbs/train/62_callback.ipynb #429025b5
