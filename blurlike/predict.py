@@ -7,6 +7,7 @@ __all__ = ['WrongTexts', 'as_samples', 'text_batches', 'generate_options', 'stop
 
 # %% ../nbs/50_predict.ipynb #89d5b78a
 import inspect
+from collections.abc import Iterator
 from contextlib import closing
 from functools import cache
 from itertools import chain, pairwise
@@ -86,6 +87,13 @@ def text_batches(
         batches = token_batches(table.lengths + room, batch_tokens, equal)
         for rows in with_progress(batches, 10, bar) if progress else batches: yield start + rows,table,rows
 
+# %% ../nbs/50_predict.ipynb #66aa6132
+def _as_several(task, texts, block, many=None):
+    "Return a list or column of texts, and whether `texts` is a single one"
+    if isinstance(texts, Iterator): texts = list(texts)
+    one = not many and (many is False or task.is_one(texts, block))
+    return [texts] if one else texts,one
+
 # %% ../nbs/50_predict.ipynb #7de30b6b
 _parameters = cache(lambda function: list(inspect.signature(function).parameters))
 
@@ -129,8 +137,8 @@ def hf_predict(self:Learner,
         return self.hf_generate(texts, batch_tokens=batch_tokens, precision=precision, **options)
     ours,theirs = _options_of(task.tokenize, 2),_options_of(task.decode, 4)
     check_options(options, ['batch_tokens', 'precision', 'many', *ours, *theirs])
-    one = not many and (many is False or task.is_one(texts, block))
-    samples = as_samples(block, [texts] if one else texts)
+    texts,one = _as_several(task, texts, block, many)
+    samples = as_samples(block, texts)
     batches = text_batches(block, samples, batch_tokens, progress=hasattr(self, 'progress'),
                            **{k: v for k,v in options.items() if k in ours})
     options = task.decode_options(self) | {k: v for k,v in options.items() if k in theirs}
@@ -206,8 +214,8 @@ def hf_generate(self:Learner,
     if not isinstance(task, Generates):
         raise ValueError(f"task={task.name!r} does not generate texts: use hf_predict.")
     check_options(generate_kwargs, generate_options(model))
-    one,kwargs = task.is_one(texts, block),_within_limit(model, _lengths_agree(generate_kwargs))
-    samples = as_samples(block, [texts] if one else texts, task.prompt)
+    kwargs,(texts,one) = _within_limit(model, _lengths_agree(generate_kwargs)),_as_several(task, texts, block)
+    samples = as_samples(block, texts, task.prompt)
     preds = _generate(task, block, model, samples, batch_tokens, precision, kwargs, hasattr(self, 'progress'))
     return preds[0] if one else preds
 

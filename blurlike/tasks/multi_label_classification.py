@@ -123,10 +123,13 @@ def y_block(self:MultiLabelClassification, labels):
     return self.target_block(self.vocab or sorted(set(labels)))
 
 # %% ../../nbs/tasks/26_multi_label_classification.ipynb #6f1cf57d
+def _threshold(task, learn):
+    "The threshold of the learner's loss; the task's for a loss without one"
+    return getattr(learn.loss_func, 'thresh', task.threshold)
+
 @patch
 def decode_options(self:MultiLabelClassification, learn):
-    "Return the threshold of the learner's loss, and the classes"
-    return dict(threshold=getattr(learn.loss_func, 'thresh', self.threshold), names=get_vocab(learn.dls))
+    return dict(threshold=_threshold(self, learn), names=get_vocab(learn.dls))
 
 # %% ../../nbs/tasks/26_multi_label_classification.ipynb #3d48f82a
 class LabelMetric(AccumMetric):
@@ -141,8 +144,7 @@ class LabelMetric(AccumMetric):
         self.task = task
 
     def accumulate(self, learn):
-        threshold = self.task.decode_options(learn)['threshold']
-        self.accum_values(learn.pred.float().sigmoid() > threshold, learn.y > 0.5, learn)
+        self.accum_values(learn.pred.float().sigmoid() > _threshold(self.task, learn), learn.y > 0.5, learn)
 
 # %% ../../nbs/tasks/26_multi_label_classification.ipynb #08a5652b
 def _share_equal(targs, preds): return (targs==preds).mean()
