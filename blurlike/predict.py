@@ -73,7 +73,7 @@ def text_batches(
     block, # An `HFTextBlock`
     samples:list, # The `x` of samples
     batch_tokens:int, # Maximum number of tokens in a batch, including padding
-    room:int=0, # Further tokens of each row, such as those to generate
+    room:int=0, # Tokens to reserve per row, such as those to generate
     pool:int=10_000, # Samples that are tokenized and sorted together
     progress:bool=True, # Whether to show a progress bar if there are many batches
     **options # Options of the task's `tokenize`
@@ -125,11 +125,11 @@ def hf_predict(self:Learner,
     texts, # A text, or a list or column of texts, in the form that the learner was trained on
     *,
     batch_tokens:int=4096, # Maximum number of tokens in a batch, including padding
-    many:bool=None, # Whether `texts` are several texts; None to infer it
+    many:bool=None, # Whether `texts` is a list of several texts; None to infer it
     precision:str=None, # Precision of the computation: "fp32", "bf16", "fp16" or "int8"; None for the weights' own
     **options # The task's options, such as `threshold`, `top_k` or `aggregation_strategy`
-) -> dict|list[dict]: # One result, or a list in the same order
-    "Predict `texts`; raise `ValueError` for invalid texts"
+) -> dict|list: # The result for one text, or a list of results in the order of `texts`
+    "Return predictions for `texts`; raise `ValueError` for invalid texts"
     whole_number('batch_tokens', batch_tokens)
     block,model = get_block(self.dls),get_model(self.model)
     task = block.task
@@ -157,7 +157,7 @@ def generate_options(
 
 # %% ../nbs/50_predict.ipynb #d6d1790d
 def _lengths_agree(kwargs):
-    "Return arguments in which `max_length` or `max_new_tokens` replaces both"
+    "Return `kwargs` in which a given `max_length` or `max_new_tokens` overrides the other's default"
     if 'generation_config' in kwargs or not {'max_length', 'max_new_tokens'} & set(kwargs): return kwargs
     return dict(max_length=None, max_new_tokens=None) | kwargs
 
@@ -203,10 +203,10 @@ def _generate(task, block, model, samples, batch_tokens, precision, kwargs, prog
 def hf_generate(self:Learner,
     texts, # A text, or a list or column of texts, in the form that the learner was trained on
     *,
-    batch_tokens:int=4096, # Tokens in a batch at most, read or generated, padding and beams included
+    batch_tokens:int=4096, # Maximum number of tokens in a batch, including generated tokens, padding and beams
     precision:str=None, # Precision of the computation: "fp32", "bf16", "fp16" or "int8"; None for the weights' own
     **generate_kwargs # Passed to the model's `generate`, such as `num_beams`, `max_new_tokens`, `do_sample`
-) -> dict|list: # One result, or a list in the same order; a list per text if `num_return_sequences` is above 1
+) -> dict|list: # The result for one text, or a list of results; a list per text if `num_return_sequences` is above 1
     "Generate texts from `texts`; raise `ValueError` for invalid texts and for a task that does not generate"
     whole_number('batch_tokens', batch_tokens)
     block,model = get_block(self.dls),get_model(self.model)
@@ -225,7 +225,7 @@ def show_results(self:Learner,
     ds_idx:int=1, # The loader: 0 for training, 1 for validation
     dl=None, # Another loader
     max_n:int=9, # Maximum number of rows
-    shuffle:bool=True, # Whether to show other rows each time
+    shuffle:bool=True, # Whether to show random rows
     **kwargs # Such as `trunc_at`
 ):
     "Show targets and predictions; generate the predictions if the task's predictions are texts"

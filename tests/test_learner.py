@@ -12,16 +12,18 @@ from fastai.text.all import (
     Callback,
     ClassificationInterpretation,
     CrossEntropyLossFlat,
+    CutMix,
     Interpretation,
     Learner,
     MixedPrecision,
+    MixUp,
     SaveModelCallback,
     accuracy,
     load_learner,
 )
 from transformers import BatchEncoding, get_linear_schedule_with_warmup
 
-from blurlike.all import HFCallback, HFLoss, hf_learner, hf_splitter
+from blurlike.all import HFCallback, HFLoss, HFTextDataLoaders, hf_learner, hf_splitter
 from blurlike.core.inputs import HFRows
 from blurlike.train.learner import HFMixedPrecision
 from blurlike.train.optimizer import hf_adamw
@@ -347,3 +349,26 @@ def test_bars_are_for_terminals_and_no_bar_turns_them_off(learn, df, capsys, mon
     assert all('\r' in o for o in _printed(learn, df, capsys))
     with learn.no_bar(): assert not any('\r' in o for o in _printed(learn, df, capsys))
     assert all('\r' in o for o in _printed(learn, df, capsys))
+
+
+@pytest.mark.parametrize('callback', [MixUp, CutMix])
+def test_callbacks_that_mix_inputs_are_refused(callback, learn):
+    with pytest.raises(ValueError, match=mentions('cbs', callback.__name__)): learn.fit(1, cbs=callback())
+    learn.fit(1)
+
+
+@pytest.mark.parametrize('arch', ['bert', 'gpt2', 't5', 'distilbert'])
+def test_attentions_are_returned_when_asked_for(arch, df):
+    hf = make_objects(arch)
+    dls = HFTextDataLoaders.from_df(df, hf, bs=4, max_length=16, device='cpu')
+    learn = hf_learner(dls, hf.model, cbs=HFCallback(output_attentions=True))
+    with learn.no_bar(): learn.validate()
+    attentions = getattr(learn.hf_outputs, 'attentions', None) or learn.hf_outputs.encoder_attentions
+    assert len(attentions) == hf.config.num_hidden_layers
+    assert torch.allclose(attentions[0].sum(-1), torch.ones(()), atol=1e-4)
+
+
+def test_texts_may_come_from_a_generator(learn, df):
+    texts = df.text[:5].tolist()
+    assert learn.hf_predict(o for o in texts) == learn.hf_predict(texts)
+    assert learn.hf_predict(map(str, texts[:1])) == learn.hf_predict(texts[:1])

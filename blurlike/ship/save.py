@@ -124,7 +124,7 @@ def preparation(
 
 # %% ../../nbs/ship/71_save.ipynb #9994a62b
 def _tokenizer_to_save(block):
-    "Return a copy of the block's tokenizer with the block's length limit, which saves its sides too"
+    "Return a copy of the block's tokenizer that saves the block's length limit, and its padding and truncation sides"
     tokenizer = deepcopy(block.hf_tokenizer)
     if block.length_limit: tokenizer.model_max_length = block.length_limit
     # sides that are the default of its class are not saved, and `AutoTokenizer` may choose another class
@@ -140,13 +140,13 @@ def _own_card(path):
 
 # %% ../../nbs/ship/71_save.ipynb #7093524d
 def _learned_options(learn, options):
-    "Task options that the data or the learner has settled, such as a threshold"
+    "Return the task options determined by the data or the learner, such as a threshold"
     return {k: v for k,v in get_block(learn.dls).task.decode_options(learn).items() if k in options}
 
 @patch
 def save_pretrained(self:Learner,
     path:str|Path, # The folder to write; a saved model there is replaced
-    card:ModelCard=None, # Written as `README.md`; None for `learn.model_card()`, or for a card that you edited there
+    card:ModelCard=None, # The model card, written as `README.md`; None keeps a card that you edited, else writes `learn.model_card()`
     **kwargs # Passed to the model's `save_pretrained`, such as `max_shard_size`
 ) -> Path: # The folder
     "Save model, tokenizer, label names and model card as a folder that `from_pretrained` and `pipeline` load"

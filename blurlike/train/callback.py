@@ -22,6 +22,7 @@ from fastai.callback.core import (
     CancelTrainException,
     CancelValidException,
 )
+from fastai.callback.mixup import MixHandler
 from fastai.callback.training import GradientAccumulation
 from fastai.learner import Learner, Recorder
 from fastai.torch_basics import L, find_bs, getcallable, patch
@@ -314,6 +315,8 @@ def clean_up(self:HFCallback,
 def by_name(self:HFCallback):
     "Let the model take a dict of inputs"
     model = get_model(self.model)
+    # other implementations return no attentions
+    if self.kwargs.get('output_attentions'): model.set_attn_implementation('eager')
     hook = model.register_forward_pre_hook(partial(inputs_by_name, forward_kwargs(model) | self.kwargs),
                                            with_kwargs=True)
     try: yield
@@ -363,8 +366,10 @@ def _hide_bar(self:HFCallback):
 # %% ../../nbs/train/62_callback.ipynb #31c5be74
 @patch
 def before_fit(self:HFCallback):
-    "Check data and model, and move the loss to the model's device"
+    "Check data, model and callbacks, and move the loss to the model's device"
     self._check()
+    if mixing := [type(o).__name__ for o in self.learn.cbs if isinstance(o, MixHandler)]:
+        raise ValueError(f"cbs={mixing} mixes the inputs of a batch, and token ids cannot be mixed: leave it out.")
     loss_to(self.loss_func, next(self.model.parameters()).device)
     self._hide_bar()
     if self.learn.logger is print and not can_redraw(): self.learn.logger = self._log
