@@ -8,11 +8,23 @@ import pandas as pd
 import pytest
 import torch
 from conftest import ARCHITECTURES, BLOCK_OPTIONS, make_config, mentions
-from fastai.callback.core import Callback
+from fastai.callback.core import Callback, CancelFitException
+from fastai.callback.training import GradientAccumulation
+from fastai.losses import FocalLossFlat
 from torch import nn
 from transformers import pipeline
 
-from blurlike.all import HFLoss, HFObjects, HFTextDataLoaders, all_tasks, hf_learner, hf_splitter, load_hf_learner
+from blurlike.all import (
+    HFInputs,
+    HFLoss,
+    HFObjects,
+    HFTextDataLoaders,
+    TokenCrossEntropy,
+    all_tasks,
+    hf_learner,
+    hf_splitter,
+    load_hf_learner,
+)
 from blurlike.architectures import LIMITS, TESTED, has_model, supported_tasks
 
 TEXTS = ['the film warm', 'the plot dull the cast sour', 'the score lovely', 'the ending stale the script grim',
@@ -62,6 +74,10 @@ FAILURES = {
 }
 TASKS = all_tasks()
 CELLS = [(a, t) for a in ARCHITECTURES for t in TASKS if has_model(a, TASKS[t])]
+# For each architecture a task with a loss over tokens, in turn, for what each task need not repeat
+OVER_TOKENS = {a: [t for b,t in CELLS if a==b and (a, t) not in LIMITS and TASKS[t].loss_func is TokenCrossEntropy]
+               for a in ARCHITECTURES}
+OVER_TOKENS = {(a, tasks[i % len(tasks)]) for i,(a, tasks) in enumerate(OVER_TOKENS.items()) if tasks}
 
 
 def cells(works):
@@ -160,6 +176,48 @@ def step(learn):
     return {n for n,p in learn.model.named_parameters() if not torch.equal(p, before[n])}
 
 
+class Gradients(Callback):
+    "The gradients of one step on given batches, without dropout"
+    order = 100
+    def __init__(self, batches): self.batches = batches
+    def before_train(self):
+        self.learn.dl = self.batches
+        self.model.eval()
+    def before_step(self):
+        self.seen = torch.cat([p.grad.flatten() for p in self.model.parameters() if p.grad is not None])
+        raise CancelFitException
+
+
+def gradients(learn, batches, *cbs):
+    grads = Gradients(batches)
+    learn.model.zero_grad()
+    with learn.no_logging(): learn.fit(1, cbs=[grads, *cbs])
+    learn.model.zero_grad()
+    return grads.seen
+
+
+def pairs(batch):
+    "A batch of two rows, and its rows as batches, of which the second has one target"
+    inputs,y = batch[0],batch[1][:1]
+    one = torch.full_like(y, -100)
+    first = tuple((y != -100).nonzero()[0])
+    one[first] = y[first]
+    def of(n): return HFInputs({k: torch.cat([v[:1]]*n) for k,v in inputs.items()})
+    return (of(2), torch.cat([y, one])),[(of(1), y), (of(1), one)]
+
+
+def check_sizes(learn, theirs, batch):
+    "Neither the validation loss nor accumulated gradients depend on how rows are batched, whatever the loss"
+    larger,parts = pairs(batch)
+    expected,own = learn.validate(dl=[larger])[0],theirs.validate(dl=[larger])[0]
+    task_loss,learn.loss_func = learn.loss_func,FocalLossFlat(gamma=0.) # without focus it is cross-entropy
+    assert learn.validate(dl=parts)[0] == pytest.approx(expected, rel=1e-5)
+    learn.loss_func = task_loss
+    assert theirs.validate(dl=parts)[0] == pytest.approx(own, rel=1e-5)
+    one,other = gradients(theirs, [larger]),gradients(theirs, parts, GradientAccumulation(2))
+    assert (other - one).norm() < 1e-3*one.norm()
+
+
 @cells(works=True)
 def test_a_task_trains_predicts_saves_and_loads(arch, task, tmp_path):
     learn = make_learner(arch, task)
@@ -171,6 +229,7 @@ def test_a_task_trains_predicts_saves_and_loads(arch, task, tmp_path):
     theirs = hf_learner(dls, model, loss_func=HFLoss(), metrics=[])
     with learn.no_bar(), theirs.no_bar(), calls(model) as called:
         ours,own = (o.validate(dl=[batch])[0] for o in (learn, theirs))
+        if (arch, task) in OVER_TOKENS: check_sizes(learn, theirs, batch)
     assert (own == pytest.approx(ours, abs=1e-5, rel=1e-5)) == ((arch, task) not in OWN_LOSS)
 
     groups = check_groups(model, fixed, called)
@@ -209,7 +268,8 @@ def test_a_cell_that_does_not_work_fails_as_expected(arch, task, tmp_path, monke
 
 def test_limits_are_about_models_that_exist():
     assert set(LIMITS) == set(FAILURES)
-    assert OWN_LOSS <= set(CELLS)
+    assert OWN_LOSS | OVER_TOKENS <= set(CELLS)
+    assert {t for _,t in OVER_TOKENS} >= {'causal-lm', 'masked-lm', 'token-classification', 'summarization'}
     assert set(LIMITS) <= {(a, t) for a in ARCHITECTURES for t in ROWS}
     assert {(a, t) for a,t in LIMITS if t in TASKS} <= set(CELLS)
 
