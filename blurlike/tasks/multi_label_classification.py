@@ -22,7 +22,7 @@ from transformers import AutoModelForSequenceClassification
 
 from ..core.checks import fraction
 from .base import Task, get_block
-from .labels import ClassNames, check_kinds, check_known, get_vocab, is_list_column
+from .labels import ClassNames, check_kinds, check_known, get_vocab, is_list_column, note_alike
 from .windows import PooledWindows
 from ..text.rows import CellReader, first_row
 
@@ -120,7 +120,9 @@ def y_block(self:MultiLabelClassification, labels):
     labels = _each_label(column)
     check_kinds(column.name, labels)
     check_known(column.name, labels, self.vocab)
-    return self.target_block(self.vocab or sorted(set(labels)))
+    vocab = self.vocab or sorted(set(labels))
+    note_alike(vocab)
+    return self.target_block(vocab)
 
 # %% ../../nbs/tasks/26_multi_label_classification.ipynb #08a5652b
 @patch
@@ -137,7 +139,7 @@ def decode_options(self:MultiLabelClassification, learn):
     loss = learn.loss_func
     inner = getattr(loss, 'loss_func', None)
     threshold = getattr(loss, 'thresh', getattr(inner, 'thresh', self.threshold))
-    return dict(threshold=threshold, names=get_vocab(learn.dls))
+    return dict(threshold=threshold, names=get_vocab(getattr(learn, 'dls', None)))
 
 # %% ../../nbs/tasks/26_multi_label_classification.ipynb #d9abc930
 @patch
