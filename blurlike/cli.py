@@ -119,6 +119,15 @@ def _quiet():
     from transformers.utils import logging
     logging.disable_progress_bar()
 
+# %% ../nbs/80_cli.ipynb #cf6bff74
+def _check_training(
+    epochs, # The argument `epochs`
+    lr, # The argument `lr`
+):
+    "Raise `ValueError` for a number of epochs or a learning rate that trains nothing"
+    whole_number('--epochs', epochs)
+    if not 0 < lr < float('inf'): raise ValueError(f"--lr={lr} must be a number above 0.")
+
 # %% ../nbs/80_cli.ipynb #357137c9
 def train(
     data:str, # A .csv, .tsv, .jsonl or .parquet file
@@ -141,8 +150,7 @@ def train(
 ):
     "Fine-tune a checkpoint on a file of rows, and save the model"
     if checkpoint is None: raise ValueError("--checkpoint is required, such as --checkpoint distilbert-base-uncased.")
-    whole_number('--epochs', epochs)
-    if not 0 < lr < float('inf'): raise ValueError(f"--lr={lr} must be a number above 0.")
+    _check_training(epochs, lr)
     _check_data(data, encoding)
     from fastai.torch_core import set_seed
 
@@ -154,8 +162,7 @@ def train(
     _quiet()
     set_seed(seed)
     cols = dict(task=task, text_col=_columns(text_col), label_col=_columns(label_col))
-    read = csv_columns(**cols)
-    df = read_table(data, encoding, no_na, **read)
+    df = read_table(data, encoding, no_na, **(read := csv_columns(**cols)))
     if vocab: cols['vocab'] = _vocab(vocab, df[[o for o in read['targets'] if o in df]])
     with redirect_stdout(sys.stderr): # fastai prints its table to standard output
         dls = HFTextDataLoaders.from_df(

@@ -21,7 +21,8 @@ from fastai.data.transforms import ColSplitter, GrandparentSplitter, RandomSplit
 from fastai.torch_basics import delegates, get_first, is_listy, patch
 from fasttransform import Transform
 
-from ..core.checks import as_names, check_options, columns, fraction, preview, whole_number
+from ..core.checks import (as_names, check_options, columns, first_line, fraction, preview, print_once,
+                                  whole_number)
 from ..core.compat import type_transforms
 from ..core.objects import HFObjects, load_hf_config, load_hf_tokenizer
 from .block import HFTextBlock
@@ -30,8 +31,8 @@ from ..tasks.base import Task, all_tasks, get_task, infer_task, task_class, task
 from ..tasks.corpus import Corpus
 from ..tasks.sequence_classification import SequenceClassification
 from ..text.files import read_csv
-from ..text.rows import (DatasetItems, StreamSamples, class_names, columns_of, plain_columns,
-                                with_class_names)
+from ..text.rows import (DatasetItems, StreamSamples, as_plain, class_names, columns_of, plain_columns,
+                                unformatted, with_class_names)
 
 if TYPE_CHECKING: from datasets import Dataset, DatasetDict, IterableDatasetDict # takes half a second to import
 
@@ -174,6 +175,51 @@ def _labels(read, label_col, train):
         return df.iloc[np.asarray(train)]
     return labels
 
+# %% ../../nbs/data/42_dataloaders.ipynb #b4e40d1a
+def _row_classes(df):
+    "The classes of each row, as sets"
+    return [set(o) if is_listy(o) else {o} for o in df.iloc[:,0]]
+
+def _moved(splits, classes):
+    "Return the positions of training and validation rows, with validation rows moved whose classes training lacks"
+    train,valid,known,moved = *map(list, splits),set(),[]
+    for i in train: known |= classes[i]
+    for i in valid:
+        if classes[i] <= known: continue
+        known |= classes[i]
+        moved.append(i)
+    return [*train, *moved],[i for i in valid if i not in set(moved)]
+
+# %% ../../nbs/data/42_dataloaders.ipynb #3aa4fe5b
+def _check_given(splits, classes, index):
+    "Raise `ValueError` if validation rows of a split that the user chose have classes that training lacks"
+    known = set().union(*(classes[i] for i in splits[0]))
+    wrong = [i for i in splits[1] if not classes[i] <= known]
+    if not wrong: return
+    every = sorted(known.union(*(classes[i] for i in wrong)), key=lambda o: (str(type(o)), o))
+    row,new = as_plain(index[wrong[0]]),classes[wrong[0]] - known
+    raise ValueError(f"{len(wrong)} of {len(splits[1])} validation rows have a label that no training row has. The "
+                     f"first is row {row!r} with {preview(new)}; the labels of the training rows are "
+                     f"{preview(sorted(known, key=str), 20)}. Name all labels with vocab={every!r:.500}.")
+
+def _with_classes(task, read, label_col, splits, random):
+    "Return splits whose training rows have all classes; raise `ValueError` if they lack some and are not random"
+    names = as_names(label_col)
+    if len(names)!=1 or not task.has_labels or getattr(task, 'vocab', None): return splits
+    df = read(names)
+    column = df.iloc[:,0]
+    if isinstance(column.dtype, pd.CategoricalDtype) or df.attrs.get('names') or column.isna().any(): return splits
+    try: classes = _row_classes(df)
+    except TypeError: return splits # labels that cannot be classes, which the task reports
+    if not random: _check_given(splits, classes, df.index)
+    train,valid = _moved(splits, classes)
+    if not valid:
+        raise ValueError(f"Each of the {len(splits[1])} validation rows has a label that no other row has: name the "
+                         "labels with vocab=, or choose the rows with splits=.")
+    n = len(splits[1]) - len(valid)
+    if n: print_once(f"Moved {n} of {len(splits[1])} validation rows to training, where no row had their labels.")
+    return (train, valid) if n else splits
+
 # %% ../../nbs/data/42_dataloaders.ipynb #34e420b7
 def _infer_task_of(label_col, texts, labels):
     "Return the task class that fits the columns; raise `ValueError` if there is not exactly one"
@@ -244,7 +290,9 @@ class HFTextDataLoaders(DataLoaders):
         task,text_col,label_col = _find_task(task, text_col, label_col, have, head, kwargs)
         if valid_col is not None: _check_split(df[valid_col].to_numpy(), valid_col)
         splitter = _random_splitter(valid_pct, seed) if valid_col is None else ColSplitter(valid_col)
+        random = valid_col is None and splits is None
         splits = splitter(df) if splits is None else _checked_splits(splits, df)
+        splits = _with_classes(task, read, label_col, splits, random)
         y_block = None if label_col is None else task.y_block(_labels(read, label_col, splits[0]))
         readers = task.get_x(text_col),task.get_y(label_col)
         return _dataloaders(df, checkpoint, task, *readers, splits, y_block, seed=seed, **kwargs)
@@ -300,6 +348,7 @@ def from_folder(cls:HFTextDataLoaders,
     splits = (GrandparentSplitter(train, valid) if two else _random_splitter(valid_pct, seed))(files)
     labels,named = pd.DataFrame({'label': [parent_label(o) for o in files]}),{'train', 'valid', 'valid_pct'}
     task,*_ = _find_task('sequence-classification', 'label', 'label', ['label'], labels.head, kwargs, named)
+    splits = _with_classes(task, labels.get, ['label'], splits, not two)
     y_block = task.y_block(_labels(labels.get, 'label', splits[0]))
     readers = ReadText(),parent_label
     return _dataloaders(files, checkpoint, task, *readers, splits, y_block, path=path, seed=seed, **kwargs)
@@ -336,15 +385,29 @@ def _split(dataset, **named):
     if name is None: raise ValueError(f"Pass {arg}=, one of the splits {there}.")
     raise ValueError(f"{arg}={name!r} must be one of the splits {there}.")
 
+# %% ../../nbs/data/42_dataloaders.ipynb #fe822425
+def _like(valid, train):
+    "Return the split `valid` with the types of `train`; raise `ValueError` if that changes values"
+    for k,f in train.features.items():
+        ours,theirs = (getattr(o, 'names', None) for o in (f, valid.features[k]))
+        if ours and theirs and ours!=theirs:
+            raise ValueError(f"Column {k!r} has the classes {preview(ours)} in training and {preview(theirs)} in "
+                             "validation, in this order: make them the same with cast_column.")
+    try: return valid.cast(train.features)
+    except (TypeError, ValueError) as e:
+        raise ValueError(f"The columns {preview(train.features)} have other types in validation than in training: "
+                         f"{first_line(e)}.") from e
+
 # %% ../../nbs/data/42_dataloaders.ipynb #b7c504b8
 def _joined(train, valid):
-    "Return two splits as one dataset, and the positions of the rows of each"
+    "Return two splits as one dataset"
     from datasets import concatenate_datasets
-    return concatenate_datasets([train, valid]),(range(len(train)), range(len(train), len(train)+len(valid)))
+    try: return concatenate_datasets([train, valid])
+    except ValueError: return concatenate_datasets([train, _like(valid, train)])
 
 # %% ../../nbs/data/42_dataloaders.ipynb #2dcdfca8
 def _two_splits(dataset, train, valid, valid_pct, seed):
-    "Return a `Dataset` of all rows, and the positions of those to train and to validate on"
+    "Return one or two `Dataset`s, and the positions of the rows to train and to validate on among all of them"
     from datasets import Dataset
     found = [dataset]
     if isinstance(dataset, dict):
@@ -354,25 +417,25 @@ def _two_splits(dataset, train, valid, valid_pct, seed):
         if isinstance(o, Dataset): continue
         raise ValueError(f"dataset={type(o).__name__}(...) must be a datasets.Dataset or a dict of them; use from_df "
                          "for a DataFrame.")
-    if len(found)==2: return _joined(*found)
-    [dataset] = found
-    if not len(dataset): raise ValueError("dataset is empty.")
-    return dataset,_random_split(len(dataset), valid_pct, seed)
+    n,total = len(found[0]),sum(map(len, found))
+    if len(found)==2: return found,(range(n), range(n, total))
+    if not n: raise ValueError("dataset is empty.")
+    return found,_random_split(n, valid_pct, seed)
 
 # %% ../../nbs/data/42_dataloaders.ipynb #6d780eaf
 def _dataset_splits(dataset, train, valid, valid_col, valid_pct, splits, seed):
-    "Return a `Dataset`, and the positions of the rows to train and to validate on"
+    "Return one or two `Dataset`s, and the positions of the rows to train and to validate on among all of them"
     from datasets import Dataset
     _one_split(valid_col=valid_col, valid_pct=valid_pct, splits=splits)
     if isinstance(dataset, dict) and (splits is not None or valid_col is not None):
         raise ValueError(f"{'valid_col' if splits is None else 'splits'} is for a single Dataset: name the splits of "
                          "a DatasetDict with train= and valid=.")
-    if splits is not None and isinstance(dataset, Dataset): return dataset,_checked_splits(splits, dataset)
+    if splits is not None and isinstance(dataset, Dataset): return [dataset],_checked_splits(splits, dataset)
     if valid_col is None or not isinstance(dataset, Dataset): return _two_splits(dataset, train, valid, valid_pct, seed)
     columns(dataset.column_names, valid_col=valid_col)
     is_valid = np.asarray(dataset[valid_col][:])
     _check_split(is_valid, valid_col)
-    return dataset,[np.flatnonzero(is_valid.astype(bool)==o) for o in (False, True)]
+    return [dataset],[np.flatnonzero(is_valid.astype(bool)==o) for o in (False, True)]
 
 # %% ../../nbs/data/42_dataloaders.ipynb #052e2d3c
 def _streams(dataset, train, valid):
@@ -385,10 +448,13 @@ def _streams(dataset, train, valid):
     return dataset[train],_split(dataset, valid=valid or _valid_name(dataset))
 
 # %% ../../nbs/data/42_dataloaders.ipynb #80d27148
-def _rows_of(stream, n=None):
-    "Return a `Dataset` of the first `n` rows of a stream; of all for None"
-    from datasets import Dataset
-    return Dataset.from_list(list(itertools.islice(stream, n)), features=stream.features)
+def _rows_of(stream, used, n=None):
+    "Return a `Dataset` of the columns `used` of the first `n` rows of a stream; of all rows for None"
+    from datasets import Dataset, Features
+    rows = list(itertools.islice(stream, n))
+    if rows and set(used) <= set(rows[0]): rows = [{k: o.get(k) for k in used} for o in rows]
+    features = stream.features and Features({k: f for k,f in stream.features.items() if not rows or k in rows[0]})
+    return Dataset.from_list(rows, features=features)
 
 # %% ../../nbs/data/42_dataloaders.ipynb #445f94fd
 class _NamedStream:
@@ -405,7 +471,10 @@ def _from_stream(cls, train, valid, checkpoint, n, kwargs):
     whole_number('n', n, hint="Pass the number of rows to read from the stream in each epoch.")
     if unfit := {'batch_tokens', 'precompute_lengths'} & {k for k,v in kwargs.items() if v is not None}:
         raise ValueError(f"{unfit.pop()} needs the lengths of all rows, which a stream does not have: pass bs.")
-    head = DatasetDict(train=_rows_of(train, 1000), valid=valid if isinstance(valid, Dataset) else _rows_of(valid))
+    used = csv_columns(*map(kwargs.get, ('task', 'text_col', 'label_col')))
+    used = [*used['texts'], *used['targets']]
+    valid = valid if isinstance(valid, Dataset) else _rows_of(valid, used)
+    head = DatasetDict(train=_rows_of(train, used, 1000), valid=valid)
     dls = cls.from_dataset(head, checkpoint, **kwargs)
     task = dls.hf_block.task
     if isinstance(task, Corpus):
@@ -433,16 +502,21 @@ def from_dataset(cls:HFTextDataLoaders,
     **kwargs
 ) -> DataLoaders:
     "Create from a `Dataset` or a dict of them, without a copy; raise `ValueError` for unusable rows or columns"
+    dataset = unformatted(dataset)
     if (streams := _streams(dataset, train, valid)) is not None:
         for k,v in dict(valid_col=valid_col, valid_pct=valid_pct, splits=splits).items():
             if v is not None:
                 raise ValueError(f"{k} is not possible for streams: name the splits with train= and valid=.")
         kwargs = dict(text_col=text_col, label_col=label_col, task=task, seed=seed) | kwargs
         return _from_stream(cls, *streams, checkpoint, n, kwargs)
-    dataset,splits = _dataset_splits(dataset, train, valid, valid_col, valid_pct, splits, seed)
-    head = partial(_columns, dataset.select(splits[0][:1000]))
-    task,text_col,label_col = _find_task(task, text_col, label_col, dataset.column_names, head, kwargs)
-    dataset = dataset.select_columns(list(dict.fromkeys([*as_names(text_col), *as_names(label_col)])))
+    random = valid_col is None and splits is None
+    found,splits = _dataset_splits(dataset, train, valid, valid_col, valid_pct, splits, seed)
+    head = partial(_columns, found[0].select(splits[0][:1000]))
+    task,text_col,label_col = _find_task(task, text_col, label_col, found[0].column_names, head, kwargs)
+    columns(found[-1].column_names, text_col=text_col, label_col=label_col)
+    found = [o.select_columns(list(dict.fromkeys([*as_names(text_col), *as_names(label_col)]))) for o in found]
+    dataset = found[0] if len(found)==1 else _joined(*found)
+    splits = _with_classes(task, partial(_columns, dataset), label_col, splits, random and len(found)==1)
     y_block = None if label_col is None else task.y_block(_labels(partial(_columns, dataset), label_col, splits[0]))
     items,n_train = DatasetItems(dataset, np.concatenate(splits)),len(splits[0])
     readers,splits = (task.get_x(text_col), task.get_y(label_col)),(slice(n_train), slice(n_train, None))

@@ -146,7 +146,7 @@ def _learned_options(learn, options):
 @patch
 def save_pretrained(self:Learner,
     path:str|Path, # The folder to write; a saved model there is replaced
-    card:ModelCard=None, # Written as `README.md`; None keeps a card that you edited there, or writes `learn.model_card()`
+    card:ModelCard=None, # Written as `README.md`; None keeps a card that you edited, or writes `learn.model_card()`
     **kwargs # Passed to the model's `save_pretrained`, such as `max_shard_size`
 ) -> Path: # The folder
     "Save model, tokenizer, label names and model card as a folder that `from_pretrained` and `pipeline` load"

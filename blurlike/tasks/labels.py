@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['get_vocab', 'first_target', 'is_list_column', 'has_fractions', 'label_kind', 'check_kinds', 'check_known',
-           'label_names', 'output_names', 'output_order', 'move_outputs', 'match_outputs', 'check_problem_type',
-           'check_outputs', 'ClassNames']
+           'note_alike', 'label_names', 'output_names', 'output_order', 'move_outputs', 'match_outputs',
+           'check_problem_type', 'check_outputs', 'ClassNames']
 
 # %% ../../nbs/tasks/21_labels.ipynb #7b06b8d5
 import operator
@@ -88,6 +88,16 @@ def check_known(
     if vocab is None or (known := labels.isin(vocab)).all(): return
     row,value = first_row(labels, ~known)
     raise ValueError(f"vocab=[{preview(vocab, 20)}] lacks {value!r:.80}, the label of row {row!r} in {name!r}.")
+
+# %% ../../nbs/tasks/21_labels.ipynb #b8e55646
+def note_alike(
+    vocab:list, # Classes
+):
+    "Print a line about classes that differ only in case or spaces"
+    spellings = {}
+    for o in vocab: spellings.setdefault(' '.join(str(o).split()).casefold(), []).append(o)
+    for o in spellings.values():
+        if len(o) > 1: print_once(f"{len(o)} classes differ only in case or spaces: {preview(o)}.")
 
 # %% ../../nbs/tasks/21_labels.ipynb #7b6c9dbb
 def label_names(

@@ -22,7 +22,7 @@ from transformers import AutoModelForSequenceClassification
 
 from ..core.checks import fraction
 from .base import Task, get_block
-from .labels import ClassNames, check_kinds, check_known, get_vocab, is_list_column
+from .labels import ClassNames, check_kinds, check_known, get_vocab, is_list_column, note_alike
 from .windows import PooledWindows
 from ..text.rows import CellReader, first_row
 
@@ -120,7 +120,9 @@ def y_block(self:MultiLabelClassification, labels):
     labels = _each_label(column)
     check_kinds(column.name, labels)
     check_known(column.name, labels, self.vocab)
-    return self.target_block(self.vocab or sorted(set(labels)))
+    vocab = self.vocab or sorted(set(labels))
+    note_alike(vocab)
+    return self.target_block(vocab)
 
 # %% ../../nbs/tasks/26_multi_label_classification.ipynb #6f1cf57d
 def _threshold(task, learn):

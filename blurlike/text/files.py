@@ -35,7 +35,9 @@ def with_lists(
         lists = [read_list(df[c].iloc[0])] if len(df) else [None]
         if lists[0] is not None: lists = list(map(read_list, df[c]))
         if all(o is not None for o in lists): found[c] = lists
-    return df.assign(**found)
+    df = df.copy(deep=False)
+    for c,lists in found.items(): df[c] = lists
+    return df
 
 # %% ../../nbs/text/14_files.ipynb #d1df98a2
 _WHOLE = '0|-?[1-9][0-9]{0,17}'
@@ -62,7 +64,10 @@ def parse_targets(
     def read(column):
         if one and classes and kind=='classes': return column.map(lambda o: classes.get(o, o))
         return _parsed(column, kind, one)
-    return df.assign(**{c: read(df[c]) for c in targets if isinstance(df[c].dtype, pd.StringDtype)})
+    df = df.copy(deep=False)
+    for c in targets:
+        if isinstance(df[c].dtype, pd.StringDtype): df[c] = read(df[c])
+    return df
 
 # %% ../../nbs/text/14_files.ipynb #97363bb6
 def _guessed(columns, kwargs):
@@ -117,5 +122,5 @@ def read_csv(
     if 'index_col' not in kwargs: check_header(arg, path, df)
     _check_words(arg, path, df, guessed, kwargs, hints['words'])
     own = [o for o in guessed if o in df]
-    df = df.assign(**with_lists(df[own]))
-    return parse_targets(df, [o for o in own if o in targets] if len(own) else [], kind, vocab)
+    df[own] = with_lists(df[own])
+    return parse_targets(df, [o for o in own if o in targets], kind, vocab)

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['as_plain', 'CellReader', 'CellsReader', 'as_list', 'ListReader', 'reader', 'columns_of', 'plain_columns', 'FrameRows',
-           'class_names', 'with_class_names', 'DatasetItems', 'SampleReader', 'StreamRows', 'StreamSamples',
-           'sample_reader', 'read_targets', 'never_changes', 'row_name', 'first_row', 'WrongRows', 'SampleProblems',
-           'read_rows']
+           'class_names', 'with_class_names', 'unformatted', 'DatasetItems', 'SampleReader', 'StreamRows',
+           'StreamSamples', 'sample_reader', 'read_targets', 'never_changes', 'row_name', 'first_row', 'WrongRows',
+           'SampleProblems', 'read_rows']
 
 # %% ../../nbs/text/10_rows.ipynb #4da55a7a
 import itertools
@@ -121,6 +121,15 @@ def with_class_names(
     "Replace class numbers in `row` by class names"
     return row | {k: _named(row[k], n) for k,n in names.items() if k in row}
 
+# %% ../../nbs/text/10_rows.ipynb #2739a01d
+def unformatted(
+    ds, # A `datasets.Dataset` or `IterableDataset`, or a dict of them; anything else is returned as it is
+):
+    "Return `ds` with rows of Python's own types"
+    if isinstance(ds, dict): return {k: unformatted(v) for k,v in ds.items()}
+    if not hasattr(ds, 'with_format') or (getattr(ds, 'format', None) or {}).get('type')=='custom': return ds
+    return ds.with_format(None)
+
 # %% ../../nbs/text/10_rows.ipynb #4a40ce50
 class DatasetItems:
     "Rows of a `datasets.Dataset`: an index returns a row, and a list of indices a selection"
@@ -128,7 +137,7 @@ class DatasetItems:
         ds, # A `datasets.Dataset`
         index=None, # The positions of the rows, in order; None for all
     ):
-        self.ds,self.index = ds,np.arange(len(ds)) if index is None else np.asarray(index)
+        self.ds,self.index = unformatted(ds),np.arange(len(ds)) if index is None else np.asarray(index)
         self.class_names,self._ahead = class_names(ds.features),{}
 
     def _row(self, i):
