@@ -601,3 +601,25 @@ def test_new_rows_may_come_in_any_form(trained_on, df, hf, streams):
         assert len(dls.test_dl(rows).one_batch()) == 1
     assert len(dls.test_dl(frame.text.tolist()).one_batch()) == 1
     with pytest.raises(ValueError, match=mentions('test_items')): dls.test_dl(streams[0])
+
+
+@pytest.mark.parametrize(('train', 'valid', 'about'), [
+    (.1, .1, []), (.2, 0, ['16 of 80']), (.2, 1, ['16 of 80']), (0, .2, ['8 of 40']), (1, 1, ['80 of 80'])])
+def test_rows_that_are_cut_are_said_once(train, valid, about, capsys):
+    texts = ['the film '*(20 if i < n*share else 3) for n,share in ((80, train), (40, valid)) for i in range(n)]
+    df = pd.DataFrame(dict(text=texts, label=['good', 'bad']*60))
+    dls = HFTextDataLoaders.from_df(df, make_objects(), splits=(range(80), range(80, 120)), max_length=16, bs=8)
+    lines = [o for o in capsys.readouterr().out.splitlines() if 'max_length=16' in o]
+    assert len(lines)==len(about)
+    assert all(a in o for a,o in zip(about, lines, strict=True))
+    dls.train.new(bs=4)
+    dls.train.new(shuffle=False)
+    assert not capsys.readouterr().out
+    dls.test_dl(texts[:1])
+    assert ('1 of 1' in capsys.readouterr().out) == (train > 0 and valid <= .1) # not after such a line on `valid`
+
+
+def test_rows_in_windows_are_not_cut(df, hf, capsys):
+    HFTextDataLoaders.from_df(df, hf, valid_col='is_valid', max_length=8, windows=True)
+    HFTextDataLoaders.from_df(df, hf, valid_col='is_valid', truncation=False)
+    assert 'max_length' not in capsys.readouterr().out

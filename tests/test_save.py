@@ -13,9 +13,17 @@ import numpy as np
 import pytest
 import torch
 from conftest import make_config, make_objects, mentions
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
 
-from blurlike.all import HFObjects, HFTextDataLoaders, hf_learner, load_hf_model
+from blurlike.all import (
+    HFObjects,
+    HFTextBlock,
+    HFTextDataLoaders,
+    get_hf_objects,
+    hf_learner,
+    load_hf_learner,
+    load_hf_model,
+)
 from blurlike.ship.save import atomic_folder
 
 PREDICT = """
@@ -235,3 +243,28 @@ def test_the_sides_of_the_tokenizer_are_saved(arch, side, df, tmp_path):
     learn = hf_learner(HFTextDataLoaders.from_df(df, hf, valid_col='is_valid', bs=8, device='cpu'), hf.model)
     loaded = AutoTokenizer.from_pretrained(learn.save_pretrained(tmp_path/'model'))
     assert (loaded.padding_side, loaded.truncation_side) == (side, 'left')
+
+
+@pytest.mark.parametrize(('arch', 'before'), [('bert', 64), ('bert', 40), ('llama', None), ('t5', 50)])
+def test_new_data_on_a_saved_model_starts_from_the_limit_before_training(arch, before, df, tmp_path, capsys):
+    hf = make_objects(arch)
+    if before: hf.tokenizer.model_max_length = before
+    folder = tmp_path/'model'
+    learn = hf_learner(HFTextDataLoaders.from_df(df, hf, valid_col='is_valid', max_length=12, device='cpu'), hf.model)
+    text = ' '.join(df.text)
+    for _ in range(2): # a loaded model is saved as it was
+        learn.save_pretrained(folder)
+        loaded = AutoTokenizer.from_pretrained(folder)
+        assert loaded.model_max_length == 12
+        assert len(loaded(text, truncation=True)['input_ids']) == 12
+        capsys.readouterr()
+        assert HFTextDataLoaders.from_df(df, folder, valid_col='is_valid').hf_block.max_length == before
+        assert 'model_max_length' not in capsys.readouterr().err
+        theirs = pipeline('text-classification', model=str(folder), truncation=True)(text)[0]
+        assert learn.hf_predict(text)['score'] == pytest.approx(theirs['score'], abs=1e-5)
+        learn = load_hf_learner(folder, device='cpu')
+        assert learn.dls.hf_block.max_length == 12
+    for kwargs in (dict(tokenizer_kwargs=dict(model_max_length=20)), {}): # a limit that a user sets counts
+        hf = get_hf_objects(folder, **kwargs)
+        if not kwargs: hf.tokenizer.model_max_length = 20
+        assert HFTextBlock(*hf).max_length == 20

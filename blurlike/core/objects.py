@@ -284,5 +284,7 @@ def position_limit(
 def tokenizer_limit(
     tokenizer:PreTrainedTokenizerBase, # Any tokenizer
 ) -> int|None: # Tokens; None if the tokenizer has no limit
-    "Return the maximum length that the tokenizer is configured for"
-    return tokenizer.model_max_length if tokenizer.model_max_length < 1e9 else None
+    "Return the maximum length that the tokenizer is configured for, or was before blurlike trained the model"
+    limit,saved = tokenizer.model_max_length,getattr(tokenizer, 'init_kwargs', {}).get('limit_before_training')
+    if saved and saved['limit_in_training']==limit: return saved['limit']
+    return limit if limit < 1e9 else None

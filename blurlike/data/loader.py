@@ -22,7 +22,7 @@ from fastai.data.load import DataLoader
 from fastai.data.transforms import ToTensor
 from fastai.torch_basics import L, Tensor, delegates, detuplify, noop, patch, to_cpu
 
-from ..core.checks import check_options, first_line, whole_number
+from ..core.checks import check_options, first_line, print_once, whole_number
 from ..core.compat import epoch_indices, set_input_count
 from ..core.inputs import HFInputs
 from ..tasks.corpus import Corpus
@@ -83,6 +83,7 @@ class HFDataLoader(TfmdDL):
         self.table = table if table is not None or not self._fits(precompute_lengths) else self._tokenize_all()
         self.facts = self.task.facts(self.dataset, self.hf_block, self.table) if facts is None else facts
         self._check_longest()
+        if facts is None: self._say_truncated()
 
     @property
     def task(self): return self.hf_block.task
@@ -178,6 +179,26 @@ def _check_longest(self:HFDataLoader):
     raise ValueError(f"batch_tokens={self.batch_tokens}: row "
                      f"{row_name(getattr(self.dataset, 'items', None), longest)!r} has {n} tokens. "
                      f"Use batch_tokens={n} or more, or max_length={self.batch_tokens} to truncate longer texts.")
+
+# %% ../../nbs/data/40_loader.ipynb #f844511a
+def _lost(table):
+    "The number of tokens that truncation removed from each row"
+    return table.full_lengths - table.lengths
+
+# %% ../../nbs/data/40_loader.ipynb #02f6f9b7
+@patch
+def _truncates_many(self:HFDataLoader):
+    "Whether truncation cuts more than a tenth of the rows"
+    return self.table is not None and len(self.table) > 0 and (_lost(self.table) > 0).mean() > .1
+
+# %% ../../nbs/data/40_loader.ipynb #456ff1fa
+@patch
+def _say_truncated(self:HFDataLoader):
+    "Print how many rows are truncated if these are more than a tenth"
+    if not self._truncates_many(): return
+    lost = _lost(self.table)
+    print_once(f"{(lost > 0).sum():,} of {len(lost):,} rows are longer than max_length={self.hf_block.max_length} and lose "
+               f"{lost.sum():,} tokens: pass a larger max_length to keep them.")
 
 # %% ../../nbs/data/40_loader.ipynb #a750bab7
 @patch
@@ -340,7 +361,9 @@ def new(self:HFDataLoader,
     kept = dict(hf_block=self.hf_block, seed=self.seed, pool=self.pool, batch_tokens=self.batch_tokens,
                 facts=self.facts, sort=self.sort and 'process' not in kwargs)
     if same: kept |= dict(table=self.table, precompute_lengths=self.table is not None, n=self.n)
-    return super(HFDataLoader, self).new(dataset, cls, **(kept | kwargs))
+    res = super(HFDataLoader, self).new(dataset, cls, **(kept | kwargs))
+    if not (same or self._truncates_many()): res._say_truncated()
+    return res
 
 # %% ../../nbs/data/40_loader.ipynb #26fdf3e6
 @patch
@@ -368,11 +391,6 @@ def _pre_show_batch(self:HFDataLoader, b, max_n=9):
     samples = self._decode_batch(b, max_n)
     x = self._as_inputs((b[0] if isinstance(b[0], dict) else {},))[0]
     return x, detuplify(b[self.n_inp:]), samples
-
-# %% ../../nbs/data/40_loader.ipynb #264dbb23
-def _lost(table):
-    "The number of tokens that truncation removed from each row"
-    return table.full_lengths - table.lengths
 
 # %% ../../nbs/data/40_loader.ipynb #788decbc
 def _truncation_counts(dl):

@@ -23,6 +23,7 @@ from fastai.torch_core import get_model
 from huggingface_hub import ModelCard
 
 import blurlike
+from ..core.objects import tokenizer_limit
 from .card import is_generated, training_runs
 from ..tasks.base import get_block
 from ..tasks.generation import drop_idle_settings
@@ -126,7 +127,9 @@ def preparation(
 def _tokenizer_to_save(block):
     "Return a copy of the block's tokenizer that saves the block's length limit, and its padding and truncation sides"
     tokenizer = deepcopy(block.hf_tokenizer)
-    if block.length_limit: tokenizer.model_max_length = block.length_limit
+    if block.length_limit:
+        limits = dict(limit=tokenizer_limit(tokenizer), limit_in_training=block.length_limit)
+        tokenizer.model_max_length,tokenizer.init_kwargs['limit_before_training'] = block.length_limit,limits
     # sides that are the default of its class are not saved, and `AutoTokenizer` may choose another class
     tokenizer.init_kwargs |= {o: getattr(tokenizer, o) for o in ('padding_side', 'truncation_side')}
     return tokenizer
