@@ -58,8 +58,11 @@ def test_a_language_model_reads_a_folder_of_texts(labels, df, tmp_path):
 
 def test_folders_are_no_targets_of_other_tasks(df, hf, tmp_path):
     write(tmp_path, df, True)
-    for task in ('regression', 'token-classification'):
+    for task in ('regression', 'summarization'):
         with pytest.raises(ValueError, match=mentions(f'task={task!r}', 'causal-lm')):
+            HFTextDataLoaders.from_folder(tmp_path, hf, task=task)
+    for task in ('multi-label-classification', 'token-classification'):
+        with pytest.raises(ValueError, match=mentions("'label'")):
             HFTextDataLoaders.from_folder(tmp_path, hf, task=task)
     for o in (tmp_path/'valid').rglob('*.txt'): o.unlink()
     with pytest.raises(ValueError, match=mentions("'valid'")): HFTextDataLoaders.from_folder(tmp_path, hf)

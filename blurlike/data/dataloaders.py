@@ -307,7 +307,7 @@ def from_folder(cls:HFTextDataLoaders,
 ) -> DataLoaders:
     "Create from text files in one folder for each label; raise `ValueError` if there are none"
     path,is_corpus = Path(path),issubclass(task_class(task), Corpus)
-    if not is_corpus and not issubclass(task_class(task), SequenceClassification):
+    if not is_corpus and not task_class(task).has_labels:
         raise ValueError(f"task={task!r} has targets that are not names of folders: pass "
                          "task='sequence-classification', or a language model such as 'causal-lm'.")
     two = valid_pct is None and (path/train).is_dir() and (path/valid).is_dir()
