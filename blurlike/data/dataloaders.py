@@ -17,7 +17,7 @@ import pandas as pd
 import torch
 from fastai.data.block import DataBlock
 from fastai.data.core import DataLoaders, Datasets
-from fastai.data.transforms import ColSplitter, GrandparentSplitter, RandomSplitter, get_text_files, parent_label
+from fastai.data.transforms import ColSplitter, RandomSplitter, get_text_files, parent_label
 from fastai.torch_basics import delegates, get_first, is_listy, patch
 from fasttransform import Transform
 
@@ -230,6 +230,15 @@ def _infer_task_of(label_col, texts, labels):
     print(f"Inferred task={task.name!r} from label_col={label_col!r}; pass task= to change it.")
     return task
 
+# %% ../../nbs/data/42_dataloaders.ipynb #c8a86ad4
+def _check_texts(text_col, have):
+    "Raise `ValueError` for a data set that is tokenized already"
+    has_texts = 'input_ids' not in as_names(text_col) and all(c in have for c in as_names(text_col))
+    if 'input_ids' not in have or has_texts: return
+    raise ValueError("The texts are tokenized already, in the column 'input_ids': pass the texts themselves, or train "
+                     "with loaders of your own: Learner(DataLoaders(train_dl, valid_dl), model, loss_func=HFLoss(), "
+                     "cbs=[HFCallback]).")
+
 # %% ../../nbs/data/42_dataloaders.ipynb #edb7abd6
 _COLUMN_ARGS = {'text_col', 'label_col', 'task', 'valid_col', 'valid_pct', 'splits'} # named by most constructors
 
@@ -240,6 +249,7 @@ def _infer_columns(cls, text_col, label_col):
 def _find_task(task, text_col, label_col, have, head, kwargs, named=_COLUMN_ARGS):
     "Return the task, with its options taken out of `kwargs`, and its columns; `head` returns the first rows of columns"
     cls = SequenceClassification if task is None else task_class(task)
+    _check_texts(cls.text_col if text_col is None else text_col, have)
     if task is None and text_col is None and cls.text_col not in have:
         raise ValueError(f"text_col=None, but there is no column {cls.text_col!r}; the columns are "
                          f"{', '.join(map(repr, have))}. Pass text_col=, or a task with other columns, as in "
@@ -250,6 +260,18 @@ def _find_task(task, text_col, label_col, have, head, kwargs, named=_COLUMN_ARGS
     ours = {*_BLOCK_ARGS, *_LOADER_ARGS, *task_options(cls)}
     check_options(kwargs, ours | LOADER_OPTIONS | {'dl_kwargs', 'dl_type'} | named, ours | named)
     return get_task(task, **{k: kwargs.pop(k) for k in task_options(cls) if k in kwargs}),text_col,label_col
+
+# %% ../../nbs/data/42_dataloaders.ipynb #f799e237
+_READ_FILES = {'.jsonl': 'pd.read_json({!r}, lines=True)', '.json': 'pd.read_json({!r})',
+               '.xlsx': 'pd.read_excel({!r})', '.xls': 'pd.read_excel({!r})', '.parquet': 'pd.read_parquet({!r})'}
+
+def _frame_of(data):
+    "Return how to read `data` as a DataFrame; an empty string if it is none of the usual forms"
+    if isinstance(data, (str, Path)):
+        how = _READ_FILES.get(Path(data).suffix.lower())
+        return f"from_df({how.format(str(data))}, ...)" if how else "from_csv for a CSV file"
+    if type(data) in (list, tuple) and data and isinstance(data[0], dict): return "from_df(pd.DataFrame(rows), ...)"
+    return "from_df(pd.DataFrame(columns), ...)" if type(data) is dict else ''
 
 # %% ../../nbs/data/42_dataloaders.ipynb #d026d6a1
 def _string_names(df, *cols):
@@ -279,8 +301,8 @@ class HFTextDataLoaders(DataLoaders):
     ) -> DataLoaders:
         "Create from the columns of a DataFrame; raise `ValueError` for rows or columns that cannot be used"
         if not isinstance(df, pd.DataFrame):
-            raise ValueError(f"df={df!r:.80} must be a DataFrame; use from_csv for a CSV file, from_dataset for a "
-                             "datasets.Dataset.")
+            raise ValueError(f"df={df!r:.80} must be a DataFrame; use "
+                             f"{_frame_of(df) or 'from_csv for a CSV file, from_dataset for a datasets.Dataset'}.")
         if not len(df): raise ValueError("df is empty.")
         df,text_col,label_col,valid_col = _string_names(df, text_col, label_col, valid_col)
         columns(df.columns, valid_col=valid_col)
@@ -319,6 +341,7 @@ def from_csv(cls:HFTextDataLoaders,
     **kwargs
 ) -> DataLoaders:
     "Create from the columns of a CSV file"
+    if 'from_df' in (how := _frame_of(csv)): raise ValueError(f"csv={csv!r:.80} must be a CSV file; use {how}.")
     named = {k: kwargs[k] for k in ('task', 'text_col', 'label_col', 'vocab') if k in kwargs}
     df = read_csv(csv, **csv_columns(**named), **(csv_kwargs or {}))
     return cls.from_df(df, checkpoint, **kwargs)
@@ -327,6 +350,15 @@ def from_csv(cls:HFTextDataLoaders,
 class ReadText(Transform):
     "Read a text file"
     def encodes(self, path:Path): return path.read_text(encoding='utf-8')
+
+# %% ../../nbs/data/42_dataloaders.ipynb #bea20fb3
+def _folder_splits(files, path, train, valid):
+    "Return the positions of the files in the folders `train` and `valid`; raise `ValueError` if one has none"
+    top = np.array([o.relative_to(path).parts[0] for o in files])
+    splits = [np.flatnonzero(top==o).tolist() for o in (train, valid)]
+    for name,o in zip((train, valid), splits, strict=True):
+        if not o: raise ValueError(f"path={str(path)!r}: the folder {name!r} contains no .txt files.")
+    return splits
 
 # %% ../../nbs/data/42_dataloaders.ipynb #852b9161
 @patch(cls_method=True)
@@ -338,18 +370,23 @@ def from_folder(cls:HFTextDataLoaders,
     valid:str='valid', # The folder to validate on
     valid_pct:float=None, # The share of files to validate on; None for the two folders if they exist, else 0.2
     seed:int=None, # Seed of the random split and of the shuffle
+    task:str|Task='sequence-classification', # A language model, such as "causal-lm", reads files in any folders
     **kwargs
 ) -> DataLoaders:
     "Create from text files in one folder for each label; raise `ValueError` if there are none"
-    path = Path(path)
+    path,is_corpus = Path(path),issubclass(task_class(task), Corpus)
+    if not is_corpus and not task_class(task).has_labels:
+        raise ValueError(f"task={task!r} has targets that are not names of folders: pass "
+                         "task='sequence-classification', or a language model such as 'causal-lm'.")
     two = valid_pct is None and (path/train).is_dir() and (path/valid).is_dir()
     files = get_text_files(path, folders=[train, valid] if two else None)
-    if not files: raise ValueError(f"path={str(path)!r} contains no .txt files in folders named after their labels.")
-    splits = (GrandparentSplitter(train, valid) if two else _random_splitter(valid_pct, seed))(files)
+    where = '' if is_corpus else ' in folders named after their labels'
+    if not files: raise ValueError(f"path={str(path)!r} contains no .txt files{where}.")
+    splits = _folder_splits(files, path, train, valid) if two else _random_splitter(valid_pct, seed)(files)
     labels,named = pd.DataFrame({'label': [parent_label(o) for o in files]}),{'train', 'valid', 'valid_pct'}
-    task,*_ = _find_task('sequence-classification', 'label', 'label', ['label'], labels.head, kwargs, named)
-    splits = _with_classes(task, labels.get, ['label'], splits, not two)
-    y_block = task.y_block(_labels(labels.get, 'label', splits[0]))
+    task,*_ = _find_task(task, 'label', None if is_corpus else 'label', ['label'], labels.head, kwargs, named)
+    if not is_corpus: splits = _with_classes(task, labels.get, ['label'], splits, not two)
+    y_block = None if is_corpus else task.y_block(_labels(labels.get, 'label', splits[0]))
     readers = ReadText(),parent_label
     return _dataloaders(files, checkpoint, task, *readers, splits, y_block, path=path, seed=seed, **kwargs)
 
@@ -415,8 +452,8 @@ def _two_splits(dataset, train, valid, valid_pct, seed):
         found = [_split(dataset, train=train), *([] if valid is None else [_split(dataset, valid=valid)])]
     for o in found:
         if isinstance(o, Dataset): continue
-        raise ValueError(f"dataset={type(o).__name__}(...) must be a datasets.Dataset or a dict of them; use from_df "
-                         "for a DataFrame.")
+        raise ValueError(f"dataset={type(o).__name__}(...) must be a datasets.Dataset or a dict of them; use "
+                         f"{_frame_of(dataset) or 'from_df for a DataFrame'}.")
     n,total = len(found[0]),sum(map(len, found))
     if len(found)==2: return found,(range(n), range(n, total))
     if not n: raise ValueError("dataset is empty.")
