@@ -13,6 +13,7 @@ import pickle
 import random
 from contextlib import contextmanager
 from copy import copy
+from hashlib import blake2b
 from types import MethodType
 
 import numpy as np
@@ -55,15 +56,15 @@ class HFDataLoader(TfmdDL):
         dataset, # Samples `(text,)` or `(text, target)`
         hf_block=None, # The `HFTextBlock` that encodes them
         bs:int=64, # Rows in a batch
-        shuffle:bool=False, # Whether to shuffle, in pools of similar length; otherwise the longest row comes first
+        shuffle:bool=False, # Whether to shuffle, and still batch rows of similar length together
         num_workers:int=0, # Processes that prepare batches; rarely useful with a fast tokenizer
-        seed:int=None, # Seed of the shuffle, which fixes the batches of all epochs
-        sort:bool=True, # Whether rows that are not shuffled are sorted by length
+        seed:int=None, # Seed of the shuffle; the same seed gives the same sequence of epochs
+        sort:bool=True, # Whether rows that are not shuffled are sorted, the longest first
         pool:int=100, # Number of batches whose rows are sorted by length together; 1 does not sort
         batch_tokens:int=None, # Tokens in a batch, padding included, instead of `bs`; target tokens are not counted
-        precompute_lengths:bool=None, # Whether to tokenize all rows up front; None if at most 100,000 are shuffled
+        precompute_lengths:bool=None, # Whether to tokenize all rows up front; None for up to 100,000 shuffled rows
         table:TokenTable=None, # The encoded rows, where they exist already
-        facts:dict=None, # What the training targets say, where that is known already
+        facts:dict=None, # The task's `facts` about the training targets; None to compute them
         **kwargs
     ):
         check_options(kwargs, LOADER_OPTIONS)
@@ -98,7 +99,8 @@ def fixed(self:HFDataLoader) -> bool:
 # %% ../../nbs/data/40_loader.ipynb #ff114b55
 def _fingerprint(sample):
     "A number that changes if `sample` does"
-    return hash(repr([o.tolist() if isinstance(o, Tensor) else o for o in sample]))
+    text = repr([o.tolist() if isinstance(o, Tensor) else o for o in sample])
+    return int.from_bytes(blake2b(text.encode('utf-8', 'replace'), digest_size=8).digest(), 'big', signed=True)
 
 # %% ../../nbs/data/40_loader.ipynb #c5492b32
 @patch
@@ -142,7 +144,7 @@ def _tokenize_all(self:HFDataLoader):
 # %% ../../nbs/data/40_loader.ipynb #29f19098
 @patch
 def _fits(self:HFDataLoader, precompute_lengths):
-    "Whether to make a table of all rows; raise `ValueError` for options that need one where there is none"
+    "Whether to make a table of all rows; raise `ValueError` if an option needs it and it cannot be made"
     stream,workers = isinstance(self.dataset, StreamSamples) or not self.indexed,self.fake_l.num_workers
     few = not stream and (self.batch_tokens is not None or not self.shuffle or self.n <= PRECOMPUTED_ROWS)
     if stream and self.indexed and workers:
@@ -166,7 +168,7 @@ def token_lengths(self:HFDataLoader) -> np.ndarray|None: # None where rows are r
 # %% ../../nbs/data/40_loader.ipynb #ab58c41e
 @patch(as_prop=True)
 def row_lengths(self:HFDataLoader) -> np.ndarray|None: # None where rows are read pool by pool
-    "The number of tokens of each row in a batch, before it is padded to the longest"
+    "The number of tokens of each row after truncation, rounded up if the block pads to a multiple"
     return None if self.table is None else self.hf_block.padded(self.table.lengths[:self.n])
 
 # %% ../../nbs/data/40_loader.ipynb #3a552656
@@ -197,8 +199,8 @@ def _say_truncated(self:HFDataLoader):
     "Print how many rows are truncated if these are more than a tenth"
     if not self._truncates_many(): return
     lost = _lost(self.table)
-    print_once(f"{(lost > 0).sum():,} of {len(lost):,} rows are longer than max_length={self.hf_block.max_length} and lose "
-               f"{lost.sum():,} tokens: pass a larger max_length to keep them.")
+    print_once(f"{(lost > 0).sum():,} of {len(lost):,} rows are longer than max_length={self.hf_block.max_length} and "
+               f"lose {lost.sum():,} tokens: pass a larger max_length to keep them.")
 
 # %% ../../nbs/data/40_loader.ipynb #a750bab7
 @patch
@@ -246,7 +248,7 @@ def __len__(self:HFDataLoader):
 # %% ../../nbs/data/40_loader.ipynb #9b32c66c
 @patch
 def _collate(self:HFDataLoader, table, rows):
-    "A batch of rows of `table`; random, where the task is, only while shuffling"
+    "A batch of rows of `table`; a task with random steps, such as masking, is random only if the loader shuffles"
     return self.task.collate(table, rows, self.hf_block, self.rng if self.shuffle else None)
 
 # %% ../../nbs/data/40_loader.ipynb #c4bc7cbe
@@ -264,7 +266,7 @@ def retain(self:HFDataLoader, batch, samples): return batch # `Targets` keep the
 # %% ../../nbs/data/40_loader.ipynb #3cc75100
 @patch
 def _read_again(self:HFDataLoader, rows):
-    "A batch of rows that may have changed; None if a transform skips all of them"
+    "A batch of rows that may have changed; None if item transforms skip every row, with fastai's `SkipItemException`"
     getattr(self.read, 'read_ahead', noop)(rows)
     samples = [o for o in map(self.do_item, rows) if o is not None]
     if not samples: return None
@@ -276,7 +278,7 @@ def _read_again(self:HFDataLoader, rows):
 # %% ../../nbs/data/40_loader.ipynb #03330b68
 @patch
 def _pool_batches(self:HFDataLoader, rows):
-    "Yield the batches of a pool; an order that someone else determines, as `get_preds` does, is kept"
+    "Yield the batches of a pool, in its order if `get_idxs` was replaced, as fastai's `get_preds` does"
     tables = list(self._tables(rows))
     if not tables: return
     table,order = TokenTable.concat(tables),np.arange(len(rows))
@@ -386,7 +388,7 @@ def _decode_batch(self:HFDataLoader, b, max_n=9, full=True):
 # %% ../../nbs/data/40_loader.ipynb #6c7423c5
 @patch
 def _pre_show_batch(self:HFDataLoader, b, max_n=9):
-    "The inputs, the targets and the decoded samples, on which fastai's `show_batch` dispatches"
+    "Return inputs, targets and decoded samples; fastai's `show_batch` chooses the display by their types"
     b = self.decode(b)
     samples = self._decode_batch(b, max_n)
     x = self._as_inputs((b[0] if isinstance(b[0], dict) else {},))[0]
