@@ -320,7 +320,7 @@ def over_targets(
     wrapped = loss_func if isinstance(loss_func, (HFLoss, TokenCrossEntropy)) else TargetLoss(loss_func)
     learn.loss_func = wrapped
     try:
-        with learn.added_cbs(AverageLoss()), accumulated(learn): yield
+        with learn.added_cbs([] if learn.training else AverageLoss()), accumulated(learn): yield
     finally:
         if learn.loss_func is wrapped: learn.loss_func = loss_func
 
