@@ -1,13 +1,23 @@
-"Loading a checkpoint says in one line which weights are new, and which are not used."
+"Loading a checkpoint reports new and unused weights in one line, and tokenizes as its `tokenizer.json` does."
+import json
 import logging
 import re
 
 import pytest
 import transformers
-from conftest import make_objects, mentions
-from transformers import AutoModel, AutoModelForMaskedLM
+from conftest import make_config, make_objects, mentions
+from tokenizers import Tokenizer, normalizers, pre_tokenizers
+from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer
 
-from blurlike.all import get_hf_objects, load_hf_config, load_hf_model, minilm_checkpoint
+from blurlike.all import (
+    HFTextDataLoaders,
+    get_hf_objects,
+    hf_learner,
+    load_hf_config,
+    load_hf_model,
+    load_hf_tokenizer,
+    minilm_checkpoint,
+)
 
 
 def test_one_line_reports_a_newly_initialized_head(capsys):
@@ -54,3 +64,58 @@ def test_the_verbosity_of_transformers_chooses_between_nothing_and_its_table(lev
     finally: transformers.logging.set_verbosity(before)
     assert not capsys.readouterr().out
     assert ('LOAD REPORT' in caplog.text) == table
+
+
+TEXTS = ['007 the film', "Dr. Smith's WARM plot", 'zoë slow  3,14']
+FILES = { # Parts of a `tokenizer.json` that the class does not have
+    'digits': dict(pre_tokenizer=pre_tokenizers.Sequence([pre_tokenizers.Whitespace(), pre_tokenizers.Digits(True)])),
+    'quotes': dict(normalizer=normalizers.Sequence([normalizers.NFKC(), normalizers.Replace("'", ' film ')])),
+}
+
+
+def save_with_file(folder, parts, arch='bert'):
+    "Save a tokenizer whose `tokenizer.json` is not what its class makes"
+    tokenizer = make_config(arch)[1]
+    tokenizer.save_pretrained(folder)
+    file = Tokenizer.from_file(str(folder/'tokenizer.json'))
+    for k,v in parts.items(): setattr(file, k, v)
+    file.save(str(folder/'tokenizer.json'))
+    return file
+
+
+@pytest.mark.parametrize('parts', FILES)
+@pytest.mark.parametrize(('name', 'arch'), [('Bert', 'bert'), ('GPT2', 'gpt2'), ('T5', 't5'), ('Electra', 'electra')])
+def test_a_checkpoint_tokenizes_as_its_file(name, arch, parts, df, tmp_path, capsys):
+    hf = make_objects(arch)
+    hf.model.save_pretrained(tmp_path/'a')
+    file = save_with_file(tmp_path/'a', FILES[parts], arch)
+    config = tmp_path/'a'/'tokenizer_config.json'
+    config.write_text(json.dumps(json.loads(config.read_text()) | dict(tokenizer_class=f'{name}Tokenizer')))
+    rebuilt = AutoTokenizer.from_pretrained(tmp_path/'a')
+    assert any(rebuilt(o)['input_ids'] != file.encode(o).ids for o in TEXTS) # otherwise nothing is tested
+    capsys.readouterr()
+    loaded = get_hf_objects(tmp_path/'a').tokenizer
+    assert capsys.readouterr().out.count('tokenizer.json')==1
+    for o in TEXTS: assert loaded(o)['input_ids'] == file.encode(o).ids
+    assert loaded.special_tokens_map == (rebuilt.special_tokens_map | dict(pad_token=loaded.pad_token))
+    for k in ('model_input_names', 'padding_side', 'model_max_length'): assert getattr(loaded, k)==getattr(rebuilt, k)
+    dls = HFTextDataLoaders.from_df(df, tmp_path/'a', valid_col='is_valid', bs=8, device='cpu')
+    again = AutoTokenizer.from_pretrained(hf_learner(dls).save_pretrained(tmp_path/'b')) # as `pipeline` loads it
+    for o in TEXTS: assert again(o)['input_ids'] == file.encode(o).ids
+
+
+def test_a_tokenizer_of_which_settings_are_changed_is_kept_and_differences_are_said(tmp_path, capsys):
+    config = make_config()[0]
+    save_with_file(tmp_path, FILES['digits'])
+    loaded = load_hf_tokenizer(tmp_path, config, dict(do_lower_case=False))
+    assert type(loaded) is transformers.BertTokenizer
+    assert re.search(mentions('tokenizer.json', 'BertTokenizer'), capsys.readouterr().out)
+
+
+@pytest.mark.parametrize('arch', ['albert', 'bert', 'gpt2', 'llama', 't5', 'mbart', 'bloom', 'deberta-v2', 'canine'])
+def test_a_tokenizer_that_equals_its_file_is_kept_in_silence(arch, tmp_path, capsys):
+    config,tokenizer = make_config(arch)
+    config.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    assert type(load_hf_tokenizer(tmp_path, config)) is type(AutoTokenizer.from_pretrained(tmp_path))
+    assert not capsys.readouterr().out

@@ -18,8 +18,10 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from safetensors import SafetensorError
 from torch import nn
+from tokenizers import Tokenizer
 from transformers import (AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, GgufConfig, PreTrainedConfig,
-                          PreTrainedTokenizerBase)
+                          PreTrainedTokenizerBase, PreTrainedTokenizerFast)
+from transformers.utils import cached_file
 from transformers.utils import logging as hf_logging
 
 from .checks import first_line, print_once
@@ -79,6 +81,50 @@ def set_pad_token(
     if tokenizer.pad_token is None: tokenizer.pad_token = _spare_token(tokenizer)
     config.get_text_config().pad_token_id = tokenizer.pad_token_id
 
+# %% ../../nbs/core/02_objects.ipynb #1b0a45ff
+_SAMPLES = ('007 costs 3,14 € or $1,000.50', "Dr. Smith's naïve CAFÉ — don't! “Zoë” ``x''", '東京の映画 кино 🎬 ﬁlm',
+            '  two  spaces\tand\nlines ', 'user_name@mail.com #tag <b>html</b> camelCase x=-1;', 'the film was warm')
+
+def _tokenizer_file(checkpoint, tokenizer_kwargs):
+    "Return the path of `tokenizer.json` of a checkpoint that has been loaded; None if it has none"
+    where = {k: v for k,v in tokenizer_kwargs.items() if k in ('revision', 'cache_dir', 'subfolder')}
+    try: return cached_file(checkpoint, 'tokenizer.json', local_files_only=True, **where)
+    except OSError: return None
+
+# %% ../../nbs/core/02_objects.ipynb #021d106b
+def _differing_text(
+    tokenizer, # A Hugging Face tokenizer
+    file, # The path of a `tokenizer.json`
+): # None if there is none
+    "Return a text that `tokenizer` tokenizes differently from `file`"
+    theirs = Tokenizer.from_file(file)
+    theirs.no_truncation()
+    theirs.no_padding()
+    ours = tokenizer(list(_SAMPLES), add_special_tokens=False, padding=False, truncation=False, verbose=False)['input_ids']
+    theirs = theirs.encode_batch(_SAMPLES, add_special_tokens=False)
+    return next((t for t,a,b in zip(_SAMPLES, ours, theirs, strict=True) if a != b.ids), None)
+
+# %% ../../nbs/core/02_objects.ipynb #97fd07ec
+def _tokenizer_of_file(checkpoint, tokenizer):
+    "Return the tokenizer of the `tokenizer.json` of `checkpoint`, with the special tokens and settings of `tokenizer`"
+    kept = ('padding_side', 'truncation_side', 'model_max_length', 'model_input_names')
+    res = PreTrainedTokenizerFast.from_pretrained(checkpoint, **tokenizer.special_tokens_map,
+                                                  **{k: getattr(tokenizer, k) for k in kept})
+    ours,theirs = res.backend_tokenizer,tokenizer.backend_tokenizer
+    if ours.post_processor is None and theirs.post_processor is not None: ours.post_processor = theirs.post_processor
+    return res
+
+# %% ../../nbs/core/02_objects.ipynb #a1515763
+def _as_in_file(checkpoint, tokenizer, tokenizer_kwargs):
+    "Return a tokenizer that tokenizes as the `tokenizer.json` of `checkpoint`; print a line if `tokenizer` does not"
+    file = _tokenizer_file(checkpoint, tokenizer_kwargs) if tokenizer.is_fast else None
+    text = _differing_text(tokenizer, file) if file else None
+    if text is None: return tokenizer
+    keep = tokenizer_kwargs or hasattr(tokenizer, 'src_lang')
+    print_once(f"checkpoint={str(checkpoint)!r}: its tokenizer.json and its {type(tokenizer).__name__} tokenize texts such "
+               f"as {text!r} differently; {'the class' if keep else 'the file'} is used.")
+    return tokenizer if keep else _tokenizer_of_file(checkpoint, tokenizer)
+
 # %% ../../nbs/core/02_objects.ipynb #acf6ddfb
 def load_hf_tokenizer(
     checkpoint:str|Path, # A model name on the Hub or a local folder
@@ -89,6 +135,7 @@ def load_hf_tokenizer(
     "Load the tokenizer of `checkpoint`; raise `OSError` if it has none"
     kwargs = dict(trust_remote_code=trust_remote_code) | (tokenizer_kwargs or {})
     with _reaching(checkpoint, 'tokenizer'): tokenizer = AutoTokenizer.from_pretrained(checkpoint, **kwargs)
+    tokenizer = _as_in_file(checkpoint, tokenizer, tokenizer_kwargs or {})
     set_pad_token(tokenizer, config)
     return tokenizer
 
