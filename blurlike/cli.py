@@ -20,7 +20,7 @@ from pathlib import Path
 from fastcore.script import anno_parser
 
 import blurlike
-from .core.checks import columns, suggest, whole_number
+from .core.checks import columns, first_line, suggest, whole_number
 
 # %% ../nbs/80_cli.ipynb #d0628d15
 def _check_file(
@@ -44,8 +44,12 @@ def _json(
     n:int, # Its number, for the error message
 ): # Its value
     "Parse a line of JSON"
-    try: return json.loads(line)
+    try: value = json.loads(line)
     except ValueError as e: raise ValueError(f"line {n} is not JSON: {e}") from e
+    if '\\ud' in line.lower(): # an escape, which need not be one half of a pair
+        try: json.dumps(value, ensure_ascii=False).encode()
+        except UnicodeEncodeError as e: raise ValueError(f"line {n} is not valid Unicode: {first_line(e)}") from e
+    return value
 
 # %% ../nbs/80_cli.ipynb #3dba7940
 _HINTS = dict(encoding='--encoding latin-1', words='--no-na')
@@ -123,10 +127,13 @@ def _quiet():
 def _check_training(
     epochs, # The argument `epochs`
     lr, # The argument `lr`
+    out, # The argument `out`
 ):
-    "Raise `ValueError` for a number of epochs or a learning rate that trains nothing"
+    "Raise `ValueError` for a number of epochs or a learning rate that trains nothing, and for a folder of other files"
     whole_number('--epochs', epochs)
     if not 0 < lr < float('inf'): raise ValueError(f"--lr={lr} must be a number above 0.")
+    from blurlike.ship.save import folder_to_replace
+    folder_to_replace(out) # fails now rather than after training
 
 # %% ../nbs/80_cli.ipynb #357137c9
 def train(
@@ -150,12 +157,9 @@ def train(
 ):
     "Fine-tune a checkpoint on a file of rows, and save the model"
     if checkpoint is None: raise ValueError("--checkpoint is required, such as --checkpoint distilbert-base-uncased.")
-    _check_training(epochs, lr)
     _check_data(data, encoding)
+    _check_training(epochs, lr, out)
     from fastai.torch_core import set_seed
-
-    from blurlike.ship.save import folder_to_replace
-    folder_to_replace(out) # fails now rather than after training
 
     from blurlike.all import HFTextDataLoaders, best_precision, hf_learner
     from blurlike.data.dataloaders import csv_columns

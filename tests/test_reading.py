@@ -124,3 +124,101 @@ def test_lists_from_parquet_are_those_of_the_frame(task, tmp_path):
     hf = make_objects(**({'auto_model': AUTO[task]} if task in AUTO else {}), num_labels=3)
     make = lambda o: HFTextDataLoaders.from_df(o, hf, task=task, bs=4, splits=(range(6), [6, 7]), device='cpu')
     same_batches(make(df), make(through_parquet(df, tmp_path)))
+
+
+# ---- Texts that are not valid Unicode
+
+LONE = 'a\ud83c film'
+
+
+def with_lone(df, column, value):
+    cells = df[column].astype(object).tolist()
+    cells[2] = value
+    return df.assign(**{column: pd.Series(cells, df.index, dtype=object)})
+
+
+@pytest.mark.parametrize('task', ['sequence-classification', 'token-classification', 'causal-lm', 'masked-lm',
+                                  'multiple-choice'])
+def test_a_lone_surrogate_names_its_row(task):
+    df = task_frame(task)
+    column = {'token-classification': 'tokens', 'multiple-choice': 'question'}.get(task, 'text')
+    bad = [LONE]*len(df.tokens[2]) if task=='token-classification' else LONE
+    arch = 'gpt2' if task=='causal-lm' else 'bert'
+    with pytest.raises(ValueError, match=mentions('row 2', repr('\ud83c'))):
+        HFTextDataLoaders.from_df(with_lone(df, column, bad), make_objects(arch), task=task, splits=(range(6), [6, 7]))
+
+
+def test_a_lone_surrogate_in_a_chat_names_its_row():
+    df = chats()
+    df.messages[2][1]['content'] = LONE
+    with pytest.raises(ValueError, match=mentions('row 2', repr('\ud83c'))): chat_rows(df)
+
+
+def test_a_lone_surrogate_in_a_prediction(learn):
+    with pytest.raises(ValueError, match=mentions('texts[1]', repr('\ud83c'))): learn.hf_predict(['a', LONE])
+
+
+# ---- Folders
+
+def folder(path, encoding='utf-8'):
+    for i,o in enumerate(['zoë film', 'café']*4):
+        (path/'ab'[i%2]).mkdir(exist_ok=True)
+        (path/'ab'[i%2]/f'{i}.txt').write_text(o, encoding=encoding)
+    return path
+
+
+def test_a_folder_in_another_encoding_names_the_file_and_the_option(tmp_path):
+    folder(tmp_path, 'latin-1')
+    with pytest.raises(ValueError, match=mentions('.txt', 'UTF-8', "encoding='latin-1'")):
+        HFTextDataLoaders.from_folder(tmp_path, make_objects(), seed=0)
+    dls = HFTextDataLoaders.from_folder(tmp_path, make_objects(), seed=0, encoding='latin-1')
+    assert {x for x,_ in dls.train_ds} <= {'zoë film', 'café'}
+
+
+def test_byte_order_marks_are_no_text(tmp_path):
+    dls = HFTextDataLoaders.from_folder(folder(tmp_path, 'utf-8-sig'), make_objects(), seed=0)
+    assert {x for x,_ in dls.train_ds} <= {'zoë film', 'café'}
+
+
+def test_one_wrong_file_is_named(tmp_path):
+    folder(tmp_path)
+    (tmp_path/'a'/'wrong.txt').write_bytes(b'zo\xeb')
+    with pytest.raises(ValueError, match=mentions(tmp_path/'a'/'wrong.txt')):
+        HFTextDataLoaders.from_folder(tmp_path, make_objects(), seed=0)
+
+
+# ---- Names of rows
+
+def test_new_rows_are_called_new(dls, df):
+    with pytest.raises(ValueError, match=mentions('1 of 120 new rows', 'row 7', "'mixed'", "'bad', 'good'")):
+        dls.test_dl(df.assign(label=df.label.where(df.index!=7, 'mixed')), with_labels=True)
+
+
+@pytest.mark.parametrize(('task', 'labels'), [('sequence-classification', [1., 2.5]),
+                                              ('sequence-classification', ['a', b'b']), ('regression', [1., 'x']),
+                                              ('multi-label-classification', [['a'], 'b'])])
+def test_messages_show_plain_values_for_an_index_with_duplicates(task, labels, df):
+    dtype = object if 'a' in str(labels) else None
+    rows = df[:20].assign(label=pd.Series([labels[i%2] for i in range(20)], dtype=dtype))
+    rows.index = np.repeat(np.arange(10), 2)
+    with pytest.raises(ValueError, match=mentions('row 0', repr(labels[1]))) as e:
+        HFTextDataLoaders.from_df(rows, make_objects(), task=task, splits=(range(15), range(15, 20)))
+    assert not any(o in str(e.value) for o in ('np.', 'dtype', 'Name:'))
+
+
+def test_a_missing_label_names_its_row_plainly(df):
+    rows = df.assign(label=df.label.where(df.index!=7, None)).set_index(np.arange(5, 125, dtype=np.int32))
+    with pytest.raises(ValueError, match=mentions('row 12')): HFTextDataLoaders.from_df(rows, make_objects())
+
+
+@pytest.mark.parametrize('column', ['text', 'label', 'is_valid'])
+def test_columns_of_the_same_name_are_refused_if_they_are_used(column, df):
+    rows = pd.concat([df, df[[column]]], axis=1)
+    with pytest.raises(ValueError, match=mentions(f'2 columns are called {column!r}')):
+        HFTextDataLoaders.from_df(rows, make_objects(), valid_col='is_valid')
+    more = pd.concat([df.assign(a=1), df.assign(a=1)[['a']]], axis=1)
+    dls = HFTextDataLoaders.from_df(more, make_objects(), valid_col='is_valid')
+    assert dls.vocab == ['bad', 'good']
+    if column!='is_valid':
+        with pytest.raises(ValueError, match=mentions(f'2 columns are called {column!r}')):
+            dls.test_dl(rows, with_labels=True)

@@ -75,11 +75,12 @@ def columns(
     have, # The names of the columns there are
     **wanted # Arguments that name a column, or several
 ):
-    "Raise `ValueError` for an argument in `wanted` that names a column not in `have`"
+    "Raise `ValueError` for an argument in `wanted` that names a column not in `have`, or several"
     have = list(have)
     for arg,cols in wanted.items():
         for c in as_names(cols):
-            if c in have: continue
+            if (n := have.count(c)) > 1: raise ValueError(f"{arg}={cols!r}: {n} columns are called {c!r}; rename them.")
+            if n: continue
             which = '' if c==cols else f': {c!r}'
             raise ValueError(f"{arg}={cols!r}{which} is not a column; the columns are "
                              f"{', '.join(map(repr, have))}.{suggest(c, have)}")

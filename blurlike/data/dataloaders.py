@@ -30,9 +30,9 @@ from .loader import LOADER_OPTIONS, HFDataLoader
 from ..tasks.base import Task, all_tasks, get_task, infer_task, task_class, task_options
 from ..tasks.corpus import Corpus
 from ..tasks.sequence_classification import SequenceClassification
-from ..text.files import read_csv
-from ..text.rows import (DatasetItems, StreamSamples, as_plain, class_names, columns_of, plain_columns,
-                                unformatted, with_class_names)
+from ..text.files import naming, read_csv
+from ..text.rows import (DatasetItems, StreamSamples, WrongRows, as_plain, class_names, columns_of,
+                                plain_columns, unformatted, with_class_names)
 
 if TYPE_CHECKING: from datasets import Dataset, DatasetDict, IterableDatasetDict # takes half a second to import
 
@@ -164,7 +164,7 @@ def _check_labels(missing, arg, n, names=None):
     rows = np.flatnonzero(missing)
     if not len(rows): return
     raise ValueError(f"{arg}: {len(rows)} of {n} rows have no label; the first is row "
-                     f"{rows[0] if names is None else names[rows[0]]!r}. Drop these rows or label them.")
+                     f"{int(rows[0]) if names is None else as_plain(names[rows[0]])!r}. Drop these rows or label them.")
 
 # %% ../../nbs/data/42_dataloaders.ipynb #01ce2b4d
 def _labels(read, label_col, train):
@@ -348,8 +348,15 @@ def from_csv(cls:HFTextDataLoaders,
 
 # %% ../../nbs/data/42_dataloaders.ipynb #057f0ea6
 class ReadText(Transform):
-    "Read a text file"
-    def encodes(self, path:Path): return path.read_text(encoding='utf-8')
+    "Read a text file; raise `ValueError` if it is in another encoding"
+    def __init__(self,
+        encoding:str=None, # The encoding of the files; None for UTF-8
+    ):
+        super().__init__()
+        self.encoding = encoding or 'utf-8-sig' # without the mark that some programs write first
+
+    def encodes(self, path:Path):
+        with naming('path', path, "encoding='latin-1'"): return path.read_text(encoding=self.encoding)
 
 # %% ../../nbs/data/42_dataloaders.ipynb #bea20fb3
 def _folder_splits(files, path, train, valid):
@@ -371,6 +378,7 @@ def from_folder(cls:HFTextDataLoaders,
     valid_pct:float=None, # The share of files to validate on; None for the two folders if they exist, else 0.2
     seed:int=None, # Seed of the random split and of the shuffle
     task:str|Task='sequence-classification', # A language model, such as "causal-lm", reads files in any folders
+    encoding:str=None, # The encoding of the files; None for UTF-8
     **kwargs
 ) -> DataLoaders:
     "Create from text files in one folder for each label; raise `ValueError` if there are none"
@@ -383,11 +391,11 @@ def from_folder(cls:HFTextDataLoaders,
     where = '' if is_corpus else ' in folders named after their labels'
     if not files: raise ValueError(f"path={str(path)!r} contains no .txt files{where}.")
     splits = _folder_splits(files, path, train, valid) if two else _random_splitter(valid_pct, seed)(files)
-    labels,named = pd.DataFrame({'label': [parent_label(o) for o in files]}),{'train', 'valid', 'valid_pct'}
+    labels,named = pd.DataFrame({'label': [parent_label(o) for o in files]}),{'train', 'valid', 'valid_pct', 'encoding'}
     task,*_ = _find_task(task, 'label', None if is_corpus else 'label', ['label'], labels.head, kwargs, named)
     if not is_corpus: splits = _with_classes(task, labels.get, ['label'], splits, not two)
     y_block = None if is_corpus else task.y_block(_labels(labels.get, 'label', splits[0]))
-    readers = ReadText(),parent_label
+    readers = ReadText(encoding),parent_label
     return _dataloaders(files, checkpoint, task, *readers, splits, y_block, path=path, seed=seed, **kwargs)
 
 # %% ../../nbs/data/42_dataloaders.ipynb #c873649a
@@ -591,4 +599,5 @@ def test_dl(self:DataLoaders,
         if isinstance(test_items, pd.DataFrame): test_items, = _string_names(test_items)
         skip = _check_items(self, test_items, with_labels)
         if rm_type_tfms is None: rm_type_tfms = skip
-    return self._orig_test_dl(test_items, rm_type_tfms, with_labels, **kwargs)
+    try: return self._orig_test_dl(test_items, rm_type_tfms, with_labels, **kwargs)
+    except WrongRows as e: raise e.called('new ') from None

@@ -7,6 +7,7 @@ __all__ = ['end_ids', 'answer_tokens', 'chat_tokens', 'is_chat', 'read_chat', 'f
            'sees_ahead', 'CausalLM']
 
 # %% ../../nbs/tasks/31_causal_lm.ipynb #e6c1b6ca
+import json
 import re
 from itertools import chain
 from os.path import commonprefix
@@ -28,7 +29,7 @@ from .corpus import (LanguageModel, Tokens, block_cuts, check_block_size, resolv
 from .generation import Generates
 from ..text.files import read_list
 from ..text.rows import as_list, read_rows, sample_reader
-from ..text.tokens import RowTemplate, TokenTable
+from ..text.tokens import RowTemplate, TokenTable, unicode_problem
 
 # %% ../../nbs/tasks/31_causal_lm.ipynb #8e3bdab6
 def end_ids(
@@ -114,6 +115,7 @@ def chat_tokens(
     "Return the tokens of a chat, whose answers count; raise `ValueError` if there are none or they cannot be found"
     if not any(o.get('role')=='assistant' for o in messages[first:]):
         raise ValueError("no message has the role 'assistant', so there is no answer to learn")
+    if problem := unicode_problem(json.dumps(messages, ensure_ascii=False, default=str)): raise ValueError(problem)
     fast_tokenizer(tokenizer, 'a chat')
     if not tokenizer.chat_template:
         raise ValueError("the tokenizer has no chat template: set hf_tokenizer.chat_template, "
@@ -330,6 +332,7 @@ def encode_corpus(self:CausalLM, dataset, block, facts):
     def row(i):
         sample = read(i)
         if answers: return self.answer_rows(sample, block)
+        if problem := isinstance(sample[0], str) and unicode_problem(sample[0]): raise ValueError(problem)
         if problem := block.text_problem(read_chat(sample[0])):
             raise ValueError(f"{problem}, as in the first row")
         return sample[0]

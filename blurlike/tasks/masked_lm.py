@@ -18,7 +18,7 @@ from ..core.compat import fill_mask
 from .base import named_subclasses
 from .corpus import LanguageModel, block_cuts, check_block_size, resolve_block_size
 from ..text.rows import read_rows
-from ..text.tokens import TokenTable
+from ..text.tokens import TokenTable, unicode_problem
 
 # %% ../../nbs/tasks/32_masked_lm.ipynb #382f5e32
 def _draw(n, rng):
@@ -171,7 +171,7 @@ def encode_corpus(self:MaskedLM, dataset, block, facts):
     self.strategy(block)
     if self.masking!='bert': fast_tokenizer(block.hf_tokenizer, f'masking={self.masking!r}')
     columns = ['word_ids'] if block.hf_tokenizer.is_fast else []
-    rows = read_rows(dataset, lambda o: block.text_problem(o[0]))
+    rows = read_rows(dataset, lambda o: block.text_problem(o[0]) or unicode_problem(o[0]))
     chunks = [block.contents([s[0] for s in o], columns) for o in rows]
     if not chunks: return TokenTable(dict(input_ids=np.zeros(0, np.int32)), np.zeros(1, np.int64))
     texts,template = TokenTable.concat(chunks),block.template()

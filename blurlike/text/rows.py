@@ -12,12 +12,13 @@ __all__ = ['as_plain', 'CellReader', 'CellsReader', 'as_list', 'ListReader', 're
 import itertools
 from functools import cache, partial
 from inspect import unwrap
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from fastai.data.core import Datasets
 from fastai.data.transforms import Categorize, ColReader
-from fastai.torch_basics import GetAttr, is_listy, noop
+from fastai.torch_basics import GetAttr, L, is_listy, noop
 from fasttransform import Transform, compose_tfms
 
 from ..core.checks import preview
@@ -301,8 +302,9 @@ def row_name(
     items, # The items of a dataset
     i:int, # The position of a row
 ):
-    "Return the name of a row: its label in the index of a DataFrame, or its position"
+    "Return the name of a row: its label in the index of a DataFrame, the path of its file, or its position"
     name = items.index[i] if hasattr(items, 'index') and hasattr(items, 'iloc') else i
+    if isinstance(items, (list, L)) and isinstance(items[i], Path): return str(items[i])
     return name.item() if hasattr(name, 'item') else name
 
 # %% ../../nbs/text/10_rows.ipynb #e8a160db
@@ -318,9 +320,11 @@ def first_row(
 # %% ../../nbs/text/10_rows.ipynb #b3dac247
 def _reason(e, vocab):
     "The reason for which a row could not be read; for an unknown label, with the known ones"
-    why,unknown = str(e.args[0] if e.args else e),'not included in the training dataset' in str(e)
+    why,unknown = str(e.args[0] if e.args else e).rstrip('.'),'not included in the training dataset' in str(e)
     if isinstance(e, KeyError) and not unknown: return f"there is no column {e.args[0]!r}"
-    return f"{why}, which has {preview(vocab, 20)}" if vocab and unknown else why
+    if not vocab or not unknown: return why
+    label = e.__cause__.args[0] if isinstance(e.__cause__, KeyError) else why
+    return f"its label {label!r} is not one of the classes {preview(vocab, 20)}"
 
 # %% ../../nbs/text/10_rows.ipynb #3b24f5d2
 class WrongRows(ValueError):
@@ -329,11 +333,15 @@ class WrongRows(ValueError):
         dataset, # The dataset
         wrong:list, # Pairs of a row's position and what is wrong with it
         n:int, # The number of rows that were read
+        split:str=None, # What the rows are called; None for training or validation rows, by the dataset
     ):
-        split = {0: 'training ', 1: 'validation '}.get(getattr(dataset, 'split_idx', None), '')
+        self.args_ = dataset,wrong,n
+        if split is None: split = {0: 'training ', 1: 'validation '}.get(getattr(dataset, 'split_idx', None), '')
         i,why = wrong[0]
         name = row_name(getattr(dataset, 'items', None), i)
         super().__init__(f"{len(wrong)} of {n} {split}rows cannot be used. The first is row {name!r}: {why}.")
+
+    def called(self, split): return type(self)(*self.args_, split)
 
 # %% ../../nbs/text/10_rows.ipynb #bd9d1594
 class SampleProblems(ValueError):
