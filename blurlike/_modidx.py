@@ -228,6 +228,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'blurlike.data.block._check_windows': ('data/block.html#_check_windows', 'blurlike/data/block.py'),
                                      'blurlike.data.block._say_padding_side': ( 'data/block.html#_say_padding_side',
                                                                                 'blurlike/data/block.py'),
+                                     'blurlike.data.block.check_call_options': ( 'data/block.html#check_call_options',
+                                                                                 'blurlike/data/block.py'),
                                      'blurlike.data.block.resolve_max_length': ( 'data/block.html#resolve_max_length',
                                                                                  'blurlike/data/block.py')},
             'blurlike.data.dataloaders': { 'blurlike.data.dataloaders.DataLoaders.test_dl': ( 'data/dataloaders.html#dataloaders.test_dl',

@@ -11,7 +11,7 @@ from fastai.metrics import accuracy
 from torch.utils.data import DataLoader
 from transformers import AutoModelForCausalLM, DataCollatorWithPadding
 
-from blurlike.all import HFCallback, HFLoss, HFTextDataLoaders, hf_learner
+from blurlike.all import HFCallback, HFLoss, HFTextBlock, HFTextDataLoaders, hf_learner
 
 # rows in other forms
 
@@ -115,3 +115,14 @@ def test_batches_without_labels_predict_and_do_not_train(hf):
     with learn.no_bar(), learn.no_logging():
         with pytest.raises(ValueError, match=mentions("'labels'", "'input_ids'")): learn.fit(1)
         assert learn.get_preds(dl=dl)[0].shape == (40, 2)
+
+
+def test_options_of_a_tokenizers_call(df):
+    hf = make_objects('bert')
+    def loaders(**options): return HFTextDataLoaders.from_df(df, hf, bs=4, max_length=16, device='cpu', **options)
+    ids = loaders(add_special_tokens=False).valid.one_batch()[0]['input_ids']
+    tokens = set(ids.flatten().tolist())
+    assert not tokens & {hf.tokenizer.cls_token_id, hf.tokenizer.sep_token_id}
+    for options,facts in (({'return_tensors': 'pt'}, 'tensors'), ({'return_token_type_ids': False}, 'tok_kwargs')):
+        with pytest.raises(TypeError, match=mentions(next(iter(options)), facts)): loaders(**options)
+        with pytest.raises(TypeError, match=mentions(next(iter(options)), facts)): HFTextBlock(*hf, **options)

@@ -25,7 +25,7 @@ from ..core.checks import (as_names, check_options, columns, first_line, fractio
                                   whole_number)
 from ..core.compat import type_transforms
 from ..core.objects import HFObjects, load_hf_config, load_hf_tokenizer
-from .block import HFTextBlock
+from .block import HFTextBlock, check_call_options
 from .loader import LOADER_OPTIONS, HFDataLoader
 from ..tasks.base import Task, all_tasks, get_task, infer_task, task_class, task_options
 from ..tasks.corpus import Corpus
@@ -258,6 +258,7 @@ def _find_task(task, text_col, label_col, have, head, kwargs, named=_COLUMN_ARGS
     columns(have, text_col=text_col, label_col=label_col)
     if task is None: task = cls = _infer_task_of(label_col, head(as_names(text_col)), head(as_names(label_col)))
     ours = {*_BLOCK_ARGS, *_LOADER_ARGS, *task_options(cls)}
+    check_call_options(kwargs, ours | named)
     check_options(kwargs, ours | LOADER_OPTIONS | {'dl_kwargs', 'dl_type'} | named, ours | named)
     return get_task(task, **{k: kwargs.pop(k) for k in task_options(cls) if k in kwargs}),text_col,label_col
 
