@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 import torch
 from conftest import make_objects, mentions
+from datasets import Dataset
 from fastai.data.all import CategoryBlock, ColReader, ColSplitter, DataBlock
 from fastai.interpret import Interpretation
 from fastai.learner import load_learner
@@ -326,7 +327,7 @@ def test_the_longest_part_of_a_truncated_question_is_shown(rows):
     ('question', 3, ['question', '3']),
     ('label', 7, ['7']), ('label', -1, ['-1']), ('label', 'none', ["'none'"]), ('label', '7', ["'7'"]),
     ('label', 0.5, ['0.5']), ('label', True, ['True']), ('label', ['warm'], ["['warm']"]),
-    ('label', np.array([0, 1]), ['array([0, 1])'])])
+    ('label', np.array([0, 1]), ['[0, 1]'])])
 def test_rows_that_cannot_be_used_are_reported_together(column, value, facts, rows):
     values = rows[column].astype(object).copy()
     for i in (4, 9): values.at[i] = value
@@ -339,10 +340,38 @@ def test_a_missing_label(rows):
         from_df(rows.assign(label=[None if i==4 else o for i,o in enumerate(rows.label)]))
 
 
-def test_a_missing_cell_of_several_columns(rows):
-    df = rows.assign(a='warm', b=['dull' if i!=4 else None for i in range(len(rows))], label=0)
+def test_a_missing_cell_before_a_choice(rows):
+    df = rows.assign(a='warm', b=['dull' if i!=4 else None for i in range(len(rows))], c='slow', label=0)
     with pytest.raises(ValueError, match=mentions('row 4', 'choice 1', 'nan')):
-        from_df(df, text_col=['question', 'a', 'b'])
+        from_df(df, text_col=['question', 'a', 'b', 'c'])
+    with pytest.raises(ValueError, match=mentions('row 4', "['warm']")): from_df(df, text_col=['question', 'a', 'b'])
+
+
+@pytest.mark.parametrize('missing', [None, float('nan')])
+def test_rows_of_several_columns_may_have_fewer_choices(missing, rows):
+    df = rows.assign(a='warm', b='dull', c=['slow' if i%2 else missing for i in range(len(rows))],
+                     d=['sour' if i%4==1 else missing for i in range(len(rows))], label=1)
+    cols = ['question', 'a', 'b', 'c', 'd']
+    dls = from_df(df, text_col=cols)
+    table = HFTextDataLoaders.from_dataset(Dataset.from_pandas(df[[*cols, 'label']].astype(object)), make_mc(),
+                                           task='multiple-choice', text_col=cols, device='cpu', seed=0)
+    for o in (dls, table): assert {len(x[1]) for x,_ in o.train_ds} == {2, 3, 4}
+    with pytest.raises(ValueError, match=mentions('row 0', 2)): from_df(df.assign(label=2), text_col=cols)
+
+
+def test_a_block_decodes_its_batches(rows):
+    dls = from_df(rows)
+    xb,yb = dls.valid.one_batch()
+    texts = dls.hf_block.decode(xb, 3)
+    assert [len(o[1]) for o in texts] == xb['n_windows'][:3].tolist()
+    assert texts == [o[0] for o in dls.valid._decode_batch((xb, yb), 3)]
+
+
+def test_an_export_to_onnx_is_refused_with_the_reason(rows, tmp_path):
+    pytest.importorskip('onnxruntime')
+    learn = hf_learner(from_df(rows), make_mc().model)
+    with pytest.raises(ValueError, match=mentions("task='multiple-choice'", 'ONNX')): learn.export_onnx(tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_label_that_is_several_choices(rows):

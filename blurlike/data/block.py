@@ -19,7 +19,7 @@ from fastai.torch_basics import is_listy, patch
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from ..core.checks import check_options, fast_tokenizer, one_of, print_once, whole_number
-from ..core.inputs import HFInputs, decode_texts
+from ..core.inputs import HFInputs, as_rows, decode_texts
 from ..core.objects import forward_args, model_skeleton, position_limit, set_pad_token, tokenizer_limit
 from .loader import HFDataLoader
 from ..tasks.base import Task, all_tasks, get_task, infer_task, task_options
@@ -350,5 +350,7 @@ def decode(self:HFTextBlock,
     max_n:int=None, # Maximum number of rows; None for all
 ) -> list: # For each row a text, or a tuple of two for a pair
     "Decode the texts of `inputs`, as the model reads them"
+    read = getattr(self.task, 'read_row', None) # of a task whose rows are not texts or pairs
+    if read is not None: return [read(o, self) for o in as_rows(inputs, max_n)]
     if isinstance(inputs, dict): return decode_texts(inputs, self.hf_tokenizer, max_n)
     return [decode_texts({k: v[None] for k,v in o.items()}, self.hf_tokenizer)[0] for o in inputs[:max_n]]

@@ -209,6 +209,8 @@ def _exportable(
     if isinstance(task, Generates):
         raise ValueError(f"task={task.name!r} generates text, which takes one call of the model per token; export_onnx "
                          "exports a single call.")
+    if why := getattr(task, 'export_problem', None):
+        raise ValueError(f"task={task.name!r} cannot be exported to ONNX: {why}; use save_pretrained.")
     if getattr(model, 'library_name', None)==OnnxModel.library_name:
         raise ValueError(f"The model is already an ONNX file, {model.file.name}. Save it with save_pretrained.")
     model = deepcopy(model).cpu().float().eval()

@@ -13,6 +13,7 @@ from numbers import Integral
 from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 import torch
 from fastai.data.block import TransformBlock
 from fastai.data.transforms import Transform
@@ -24,11 +25,19 @@ from transformers import AutoModelForMultipleChoice
 
 from ..core.checks import preview
 from ..core.compat import model_classes
-from ..core.inputs import as_rows, by_window
+from ..core.inputs import HFInputs, by_window, decode_texts
 from ..core.objects import is_hf_model
 from .base import Task
+from .labels import ClassNames
 from ..text.rows import CellsReader, SampleProblems, as_list
 from ..text.tokens import Targets, TokenTable, bounds_of
+
+# %% ../../nbs/tasks/33_multiple_choice.ipynb #02293cba
+def _without_missing(choices):
+    "Return `choices` without the missing cells at the end"
+    missing = [o is None or o is pd.NA or (isinstance(o, float) and o!=o) for o in choices]
+    while missing and missing[-1]: missing.pop()
+    return choices[:len(missing)]
 
 # %% ../../nbs/tasks/33_multiple_choice.ipynb #669fedd2
 class ChoicesReader(CellsReader):
@@ -36,7 +45,7 @@ class ChoicesReader(CellsReader):
     reads_columns = True
     def __call__(self, o, **kwargs):
         question,*choices = super().__call__(o, **kwargs)
-        return question, as_list(choices[0]) if len(choices)==1 else choices
+        return question, as_list(choices[0]) if len(choices)==1 else _without_missing(choices)
 
 # %% ../../nbs/tasks/33_multiple_choice.ipynb #4818d458
 def choices_problem(
@@ -124,6 +133,8 @@ class MultipleChoice(Task):
     target_block = staticmethod(lambda names=None: ChoiceBlock())
     text_col = ('question', 'choices')
     truncation = 'only_first'
+    confidence = ClassNames.confidence
+    export_problem = 'a row has several inputs, one for each choice, and ONNX files have one' # Why not to ONNX
 
     def metrics(self): return [accuracy]
     def example(self, block): return dict(question='What is this?', choices=['An example.', 'A mistake.'])
@@ -279,14 +290,23 @@ def read_choices(
 ) -> tuple: # A question and a list of choices
     "Decode the tokens of a row"
     n = row['n_windows']
-    choices = {k: v[:n,0] for k,v in row.items() if k not in row.row_notes}
-    questions,choices = zip(*map(_pair, block.decode(choices)), strict=True)
+    choices = {k: v[:n,0] for k,v in row.items() if k not in HFInputs.row_notes}
+    questions,choices = zip(*map(_pair, decode_texts(choices, block.hf_tokenizer)), strict=True)
     return max(questions, key=len), list(choices)
+
+# %% ../../nbs/tasks/33_multiple_choice.ipynb #ffb2b7ca
+@patch
+def read_row(self:MultipleChoice,
+    row:dict, # A row of a batch
+    block, # The `HFTextBlock`
+) -> tuple: # A question and a list of choices
+    "Decode a row, for `block.decode`"
+    return read_choices(row, block)
 
 # %% ../../nbs/tasks/33_multiple_choice.ipynb #1455c092
 @patch
 def decode_batch(self:MultipleChoice, batch, dl, max_n):
-    texts = [read_choices(o, dl.hf_block) for o in as_rows(batch[0], max_n)]
+    texts = dl.hf_block.decode(batch[0], max_n)
     if len(batch)==1: return [(o,) for o in texts]
     return [(o, o[1][i]) for o,i in zip(texts, batch[1][:max_n].tolist(), strict=True)]
 
@@ -296,7 +316,3 @@ def row(self:MultipleChoice, text, target=None, pred=None):
     question,choices = text
     cells = dict(question=question, choices=ChoiceList(choices))
     return cells | {k: v for k,v in (('target', target), ('prediction', pred)) if v is not None}
-
-# %% ../../nbs/tasks/33_multiple_choice.ipynb #029e6ae9
-@patch
-def confidence(self:MultipleChoice, raw): return dict(probability=f'{raw.max().item():.4f}')
