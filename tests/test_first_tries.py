@@ -5,7 +5,7 @@ import torch
 from conftest import make_objects, make_texts, mentions
 from datasets import Dataset
 from fastai.data.core import DataLoaders
-from fastai.learner import Learner
+from fastai.learner import Learner, load_learner
 from fastai.losses import CrossEntropyLossFlat
 from fastai.metrics import accuracy
 from torch.utils.data import DataLoader
@@ -126,3 +126,21 @@ def test_options_of_a_tokenizers_call(df):
     for options,facts in (({'return_tensors': 'pt'}, 'tensors'), ({'return_token_type_ids': False}, 'tok_kwargs')):
         with pytest.raises(TypeError, match=mentions(next(iter(options)), facts)): loaders(**options)
         with pytest.raises(TypeError, match=mentions(next(iter(options)), facts)): HFTextBlock(*hf, **options)
+
+
+@pytest.mark.parametrize('plain', [False, True], ids=['hf_learner', 'Learner'])
+def test_the_model_takes_a_batch_by_hand(df, plain, tmp_path):
+    hf = make_objects('bert')
+    dls = HFTextDataLoaders.from_df(df, hf, bs=4, max_length=16, device='cpu')
+    learn = Learner(dls, hf.model, CrossEntropyLossFlat(), cbs=HFCallback) if plain else hf_learner(dls, hf.model)
+    learn.model.eval()
+    xb,_ = dls.valid.one_batch()
+    logits = learn.model(xb).logits
+    assert torch.equal(logits, learn.model(**xb).logits)
+    hf_learner(dls, hf.model) # a second learner of the same model
+    assert torch.equal(learn.model(dict(xb)).logits, logits)
+    learn.export(tmp_path/'learn.pkl')
+    assert torch.equal(load_learner(tmp_path/'learn.pkl').model(xb).logits, logits)
+    learn.model = make_objects('bert').model.eval()
+    with learn.no_bar(): learn.validate()
+    assert learn.model(xb).logits.shape == logits.shape

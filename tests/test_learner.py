@@ -25,6 +25,7 @@ from transformers import BatchEncoding, get_linear_schedule_with_warmup
 
 from blurlike.all import HFCallback, HFLoss, HFTextDataLoaders, hf_learner, hf_splitter
 from blurlike.core.inputs import HFRows
+from blurlike.train.callback import take_dict
 from blurlike.train.learner import HFMixedPrecision
 from blurlike.train.optimizer import hf_adamw
 
@@ -129,7 +130,7 @@ def test_lr_find_and_summary_leave_the_model_as_it_was(learn, tmp_path):
     assert learn.lr_find(num_it=20, show_plot=False).valley > 0
     assert 'BertForSequenceClassification' in str(learn.summary())
     assert all(torch.equal(v, before[k]) for k,v in learn.model.state_dict().items())
-    assert not learn.model._forward_pre_hooks
+    assert list(learn.model._forward_pre_hooks.values()) == [take_dict]
 
 
 def test_save_and_load_and_callbacks_work(learn, tmp_path):

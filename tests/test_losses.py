@@ -32,6 +32,7 @@ from blurlike.all import (
     load_hf_learner,
 )
 from blurlike.tasks.base import TargetLoss, loss_to, target_weight
+from blurlike.train.callback import take_dict
 from blurlike.train.learner import HFMixedPrecision
 
 # Twenty rows, in pairs of very different numbers of targets
@@ -360,7 +361,8 @@ def test_an_interrupt_at_any_event_leaves_nothing_behind(dls, hf, event, order, 
     cb.order = order
     with learn.no_bar(), learn.no_logging():
         with pytest.raises(error): learn.fit(1, cbs=cb)
-    assert not any(m._forward_pre_hooks or m._forward_hooks for m in hf.model.modules())
+    hooks = [h for m in hf.model.modules() for h in (*m._forward_pre_hooks.values(), *m._forward_hooks.values())]
+    assert hooks == [take_dict]
     assert learn.loss_func is given
     assert 'all_batches' not in vars(learn)
     assert not {o.name for o in learn.cbs} & {'average_loss', 'accumulate_targets'}

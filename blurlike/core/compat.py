@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['end_cleanup', 'take_step', 'item_pipeline', 'type_transforms', 'epoch_indices', 'set_input_count', 'has_model_class',
-           'model_classes', 'quiet_load_report', 'remove_capture_hooks', 'idle_settings', 'entity_pipeline',
-           'fill_mask', 'has_native_arithmetic', 'has_int8_dot_products', 'int8_linear', 'autocast_depth']
+           'model_classes', 'quiet_load_report', 'remove_capture_hooks', 'idle_settings', 'has_pre_hook',
+           'entity_pipeline', 'fill_mask', 'has_native_arithmetic', 'has_int8_dot_products', 'int8_linear',
+           'autocast_depth']
 
 # %% ../../nbs/core/01_compat.ipynb #09eaaece
 import logging
@@ -110,6 +111,14 @@ def idle_settings(
 ) -> list[str]: # Empty if a setting is invalid
     "Return the names of the settings that have no effect"
     return re.findall(r'^- `(\w+)`: ', str(e), re.MULTILINE)
+
+# %% ../../nbs/core/01_compat.ipynb #26a4a669
+def has_pre_hook(
+    model:nn.Module, # A model
+    hook, # A function
+) -> bool:
+    "Return whether `hook` is called before the model's `forward`"
+    return hook in model._forward_pre_hooks.values()
 
 # %% ../../nbs/core/01_compat.ipynb #f94d05e5
 def entity_pipeline(

@@ -79,7 +79,7 @@ def _dataloaders(
     val_bs:int=None, # Rows in a validation batch; None for `bs`
     num_workers:int=0, # Processes that prepare batches
     batch_tokens:int=None, # Tokens in a batch, padding included, instead of `bs`
-    pool:int=100, # Number of training batches whose rows are sorted by length together; 1 does not sort
+    pool:int=100, # Number of training batches in a pool, within which rows are sorted by length; 1 for no sorting
     precompute_lengths:bool=None, # Whether to tokenize all rows up front; None does so for up to 100,000 training rows
     device=None, # The device of the batches; None for the GPU if there is one
     drop_last:bool=False, # Whether to leave out the last, partial training batch
@@ -88,7 +88,7 @@ def _dataloaders(
     trust_remote_code:bool=False, # Whether Python code of the checkpoint may run
     **kwargs
 ):
-    "Create `DataLoaders` from rows, readers of a row, and splits"
+    "Create `DataLoaders` from `source`, its getters and `splits`"
     for k,v in dict(bs=bs, val_bs=val_bs).items():
         if batch_tokens is not None and v is not None:
             raise ValueError(f"{k}={v} and batch_tokens={batch_tokens} both set the size of a batch: pass one of them.")
@@ -133,7 +133,7 @@ def _checked_splits(splits, rows):
     outside = [i for o in sets for i in o if not 0 <= i < n]
     if outside: raise ValueError(f"splits: {outside[0]} is not the position of a row; there are {n} rows.")
     if both := sets[0] & sets[1]:
-        raise ValueError(f"splits: {len(both)} rows are in both lists; the first is {min(both)}.")
+        raise ValueError(f"splits: both lists contain the positions {preview(sorted(both))}.")
     return [list(map(int, o)) for o in splits]
 
 # %% ../../nbs/data/42_dataloaders.ipynb #1aead28b
@@ -547,7 +547,7 @@ def from_dataset(cls:HFTextDataLoaders,
     seed:int=None, # Seed of the random split and of the shuffle
     **kwargs
 ) -> DataLoaders:
-    "Create from a `Dataset` or a dict of them, without a copy; raise `ValueError` for unusable rows or columns"
+    "Create from a `Dataset`, or a dict of datasets or streams, without a copy; raise `ValueError` for unusable rows"
     dataset = unformatted(dataset)
     if (streams := _streams(dataset, train, valid)) is not None:
         for k,v in dict(valid_col=valid_col, valid_pct=valid_pct, splits=splits).items():

@@ -60,7 +60,7 @@ class HFDataLoader(TfmdDL):
         num_workers:int=0, # Processes that prepare batches; rarely useful with a fast tokenizer
         seed:int=None, # Seed of the shuffle; the same seed gives the same sequence of epochs
         sort:bool=True, # Whether rows that are not shuffled are sorted, the longest first
-        pool:int=100, # Number of batches whose rows are sorted by length together; 1 does not sort
+        pool:int=100, # Number of batches in a pool, within which rows are sorted by length; 1 for no sorting
         batch_tokens:int=None, # Tokens in a batch, padding included, instead of `bs`; target tokens are not counted
         precompute_lengths:bool=None, # Whether to tokenize all rows up front; None for up to 100,000 shuffled rows
         table:TokenTable=None, # The encoded rows, where they exist already
