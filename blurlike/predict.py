@@ -189,9 +189,9 @@ def hf_generate(self:Learner,
     if not isinstance(task, Generates):
         raise ValueError(f"task={task.name!r} does not generate texts: use hf_predict.")
     check_options(generate_kwargs, generate_options(model))
-    one,kwargs = task.is_one(texts, block),_within_limit(model, _lengths_agree(generate_kwargs))
+    one,kwargs = task.is_one(texts, block),task.block_kwargs(block) | _lengths_agree(generate_kwargs)
     samples = as_samples(block, [texts] if one else texts, task.prompt)
-    preds = _generate(task, block, model, samples, batch_tokens, precision, kwargs)
+    preds = _generate(task, block, model, samples, batch_tokens, precision, _within_limit(model, kwargs))
     return preds[0] if one else preds
 
 # %% ../nbs/50_predict.ipynb #4e7252c5
