@@ -214,7 +214,8 @@ def hf_generate(self:Learner,
     if not isinstance(task, Generates):
         raise ValueError(f"task={task.name!r} does not generate texts: use hf_predict.")
     check_options(generate_kwargs, generate_options(model))
-    kwargs,(texts,one) = _within_limit(model, _lengths_agree(generate_kwargs)),_as_several(task, texts, block)
+    kwargs = _within_limit(model, task.block_kwargs(block) | _lengths_agree(generate_kwargs))
+    texts,one = _as_several(task, texts, block)
     samples = as_samples(block, texts, task.prompt)
     preds = _generate(task, block, model, samples, batch_tokens, precision, kwargs, hasattr(self, 'progress'))
     return preds[0] if one else preds

@@ -41,6 +41,7 @@ from blurlike.all import (
     TextTargetBlock,
     hf_learner,
     hf_splitter,
+    load_hf_learner,
 )
 from blurlike.tasks.seq2seq import TextTarget
 
@@ -344,9 +345,69 @@ def test_languages_reach_tokenizer_and_decoder(arch, pairs):
     french,german = hf.tokenizer.convert_tokens_to_ids(['fr_XX', 'de_DE'])
     assert (inputs['input_ids']==german).any(1).all()
     assert (targets==french).any(1).all()
-    ids = hf.model.generate(**{k: v for k,v in hf.tokenizer(['red'], return_tensors='pt').items()
-                               if k!='token_type_ids'})
+    tokenizer = learn.dls.hf_block.hf_tokenizer
+    ids = hf.model.generate(**{k: v for k,v in tokenizer(['red'], return_tensors='pt').items() if k!='token_type_ids'})
     assert french in ids[0,:2]
+
+
+LANGUAGE = {'mbart': 'decoder_start_token_id', 'mbart-50': 'forced_bos_token_id'}
+
+
+@pytest.mark.parametrize('arch', LANGUAGE)
+def test_languages_of_the_tokenizer_reach_the_decoder_and_are_saved(arch, pairs, tmp_path):
+    hf = make_objects(arch)
+    hf.tokenizer.src_lang,hf.tokenizer.tgt_lang = 'de_DE','it_IT'
+    german,italian = hf.tokenizer.convert_tokens_to_ids(['de_DE', 'it_IT'])
+    dls = HFTextDataLoaders.from_df(pairs, hf, task='translation', valid_col='is_valid', bs=8, device='cpu')
+    learn = hf_learner(dls, hf.model, metrics=[])
+    assert getattr(hf.model.generation_config, LANGUAGE[arch]) == italian
+    inputs,targets = dls.valid.one_batch()
+    assert (inputs['input_ids']==german).any(1).all()
+    assert (targets==italian).any(1).all()
+    again = load_hf_learner(learn.save_pretrained(tmp_path/'model'), device='cpu')
+    assert again.dls.hf_block.setup == dls.hf_block.setup
+    texts = pairs.text[:3].tolist()
+    assert again.hf_generate(texts, max_new_tokens=4) == learn.hf_generate(texts, max_new_tokens=4)
+
+
+@pytest.mark.parametrize('arch', LANGUAGE)
+def test_two_directions_from_the_same_objects_do_not_change_each_other(arch, pairs, monkeypatch):
+    hf = make_objects(arch)
+    there,back = (make_learner(pairs, hf, src_lang=a, tgt_lang=b)
+                  for a,b in (('de_DE', 'fr_XX'), ('fr_XX', 'de_DE')))
+    asked,generate = [],hf.model.generate
+    monkeypatch.setattr(hf.model, 'generate', lambda *args, **kwargs: asked.append(kwargs) or generate(*args, **kwargs))
+    for learn,src,tgt in ((there, 'de_DE', 'fr_XX'), (back, 'fr_XX', 'de_DE'), (there, 'de_DE', 'fr_XX')):
+        src,tgt = hf.tokenizer.convert_tokens_to_ids([src, tgt])
+        inputs,targets = learn.dls.valid.one_batch()
+        assert (inputs['input_ids']==src).any(1).all()
+        assert (targets==tgt).any(1).all()
+        learn.hf_generate('red cat', max_new_tokens=3)
+        learn.hf_predict('red cat')
+        learn.show_results(max_n=1)
+        assert [o[LANGUAGE[arch]] for o in asked] == [tgt]*3
+        asked.clear()
+    assert (hf.tokenizer.src_lang, hf.tokenizer.tgt_lang) == ('en_XX', 'fr_XX')
+
+
+@pytest.mark.parametrize('arch', LANGUAGE)
+@pytest.mark.parametrize('task', ['translation', 'summarization'])
+def test_a_model_with_languages_needs_the_one_of_the_targets(arch, task, pairs):
+    hf = make_objects(arch)
+    hf.tokenizer.tgt_lang = None
+    for options in ({}, dict(src_lang='de_DE')):
+        with pytest.raises(ValueError, match=mentions('tgt_lang=None', type(hf.tokenizer).__name__)):
+            HFTextDataLoaders.from_df(pairs, hf, task=task, label_col='translation', **options)
+
+
+@pytest.mark.parametrize(('lang', 'close', 'far'), [
+    ('fr', ["'fr_XX'"], "'ar_AR'"), ('fra_Latn', ["'fr_XX'"], "'ar_AR'"), ('EN', ["'en_XX'"], "'ar_AR'"),
+    ('xx', ["'ar_AR'", "'cs_CZ'"], "'zz'"), (3, ["'ar_AR'", "'cs_CZ'"], "'zz'")])
+def test_an_unknown_language_lists_the_close_ones(lang, close, far, pairs):
+    for arg in ('src_lang', 'tgt_lang'):
+        with pytest.raises(ValueError, match=mentions(f'{arg}={lang!r}', *close)) as e:
+            HFTextDataLoaders.from_df(pairs, make_objects('mbart'), task='translation', **{arg: lang})
+        assert far not in str(e.value)
 
 
 def test_targets_get_an_end_token_if_the_tokenizer_adds_none(pairs):
@@ -423,11 +484,6 @@ def test_invalid_rows_raise(column, value, facts, pairs):
 def test_invalid_options_raise(options, facts, pairs):
     with pytest.raises(ValueError, match=mentions(*facts)):
         HFTextDataLoaders.from_df(pairs, make_objects(), task='translation', **options)
-
-
-def test_an_unknown_language_raises_and_lists_the_known_ones(pairs):
-    with pytest.raises(ValueError, match=mentions("tgt_lang='fr'", "'ar_AR'", "'cs_CZ'")):
-        HFTextDataLoaders.from_df(pairs, make_objects('mbart'), task='translation', tgt_lang='fr')
 
 
 def test_models_that_are_not_encoder_decoders_raise(pairs, tmp_path):

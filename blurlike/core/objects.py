@@ -91,7 +91,7 @@ def _tokenizer_file(checkpoint, tokenizer_kwargs):
     try: return cached_file(checkpoint, 'tokenizer.json', local_files_only=True, **where)
     except OSError: return None
 
-# %% ../../nbs/core/02_objects.ipynb #021d106b
+# %% ../../nbs/core/02_objects.ipynb #2eca172e
 def _differing_text(
     tokenizer, # A Hugging Face tokenizer
     file, # The path of a `tokenizer.json`
@@ -100,7 +100,8 @@ def _differing_text(
     theirs = Tokenizer.from_file(file)
     theirs.no_truncation()
     theirs.no_padding()
-    ours = tokenizer(list(_SAMPLES), add_special_tokens=False, padding=False, truncation=False, verbose=False)['input_ids']
+    kwargs = dict(add_special_tokens=False, padding=False, truncation=False, verbose=False)
+    ours = tokenizer(list(_SAMPLES), **kwargs)['input_ids']
     theirs = theirs.encode_batch(_SAMPLES, add_special_tokens=False)
     return next((t for t,a,b in zip(_SAMPLES, ours, theirs, strict=True) if a != b.ids), None)
 
@@ -114,15 +115,15 @@ def _tokenizer_of_file(checkpoint, tokenizer):
     if ours.post_processor is None and theirs.post_processor is not None: ours.post_processor = theirs.post_processor
     return res
 
-# %% ../../nbs/core/02_objects.ipynb #a1515763
+# %% ../../nbs/core/02_objects.ipynb #c3114b5b
 def _as_in_file(checkpoint, tokenizer, tokenizer_kwargs):
     "Return a tokenizer that tokenizes as the `tokenizer.json` of `checkpoint`; print a line if `tokenizer` does not"
     file = _tokenizer_file(checkpoint, tokenizer_kwargs) if tokenizer.is_fast else None
     text = _differing_text(tokenizer, file) if file else None
     if text is None: return tokenizer
     keep = tokenizer_kwargs or hasattr(tokenizer, 'src_lang')
-    print_once(f"checkpoint={str(checkpoint)!r}: its tokenizer.json and its {type(tokenizer).__name__} tokenize texts such "
-               f"as {text!r} differently; {'the class' if keep else 'the file'} is used.")
+    print_once(f"checkpoint={str(checkpoint)!r}: its tokenizer.json and its {type(tokenizer).__name__} tokenize texts "
+               f"such as {text!r} differently; {'the class' if keep else 'the file'} is used.")
     return tokenizer if keep else _tokenizer_of_file(checkpoint, tokenizer)
 
 # %% ../../nbs/core/02_objects.ipynb #acf6ddfb

@@ -35,6 +35,14 @@ class Generates:
         "Return the inputs of `generate`"
         return self.collate(table, rows, block)[0]
 
+# %% ../../nbs/tasks/23_generation.ipynb #ab2d5c22
+@patch
+def block_kwargs(self:Generates,
+    block, # The `HFTextBlock`
+) -> dict: # Names and values
+    "Return the arguments of `generate` that depend on `block`"
+    return {}
+
 # %% ../../nbs/tasks/23_generation.ipynb #742b9fac
 @patch
 def decode_generated(self:Generates,

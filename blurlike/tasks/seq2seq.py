@@ -8,6 +8,7 @@ __all__ = ['TextTarget', 'TextTargetize', 'TextTargetBlock', 'check_generation',
 
 # %% ../../nbs/tasks/30_seq2seq.ipynb #b1c9e49f
 import json
+from copy import deepcopy
 from typing import NamedTuple
 
 import numpy as np
@@ -122,20 +123,42 @@ def _languages(tokenizer):
     named = {getattr(tokenizer, o, None) for o in tokenizer.SPECIAL_TOKENS_ATTRIBUTES}
     return {o: tokenizer.convert_tokens_to_ids(o) for o in tokenizer.all_special_tokens if o not in named}
 
+# %% ../../nbs/tasks/30_seq2seq.ipynb #25574dee
+def _close_codes(lang, known):
+    "Return the codes in `known` that begin with the same two letters as `lang`; all of them if there are none"
+    return [o for o in known if o[:2].lower()==str(lang)[:2].lower()] or known
+
+# %% ../../nbs/tasks/30_seq2seq.ipynb #9285c1ae
+def _check_language(arg, lang, tokenizer):
+    "Raise `ValueError` unless `lang` is a language of `tokenizer`"
+    name = type(tokenizer).__name__
+    if not hasattr(tokenizer, arg):
+        raise ValueError(f"{arg}={lang!r}: {name} has no languages; use a prefix, as in "
+                         "prefix='translate English to French: '.")
+    known = sorted(_languages(tokenizer))
+    if lang in known: return
+    raise ValueError(f"{arg}={lang!r} must be a language of {name}, such as {preview(_close_codes(lang, known), 8)}.")
+
 # %% ../../nbs/tasks/30_seq2seq.ipynb #76fd9a83
-def _set_languages(task, tokenizer):
-    "Set the languages of texts and targets; raise `ValueError` for an unknown one"
-    for arg in ('src_lang', 'tgt_lang'):
-        lang = getattr(task, arg)
-        if lang is None: continue
-        if not hasattr(tokenizer, arg):
-            raise ValueError(f"{arg}={lang!r}: {type(tokenizer).__name__} has no languages; "
-                             "use a prefix, as in prefix='translate English to French: '.")
-        known = _languages(tokenizer)
-        if lang not in known:
-            raise ValueError(f"{arg}={lang!r} must be a language of {type(tokenizer).__name__}, "
-                             f"such as {preview(sorted(known), 8)}.")
-        setattr(tokenizer, arg, lang)
+def _with_languages(task, tokenizer):
+    "Return `tokenizer` with the languages of `task`, a copy if they differ; raise `ValueError` for an unknown one"
+    given = {k: getattr(task, k) for k in ('src_lang', 'tgt_lang')}
+    own = {k: getattr(tokenizer, k) for k in given if hasattr(tokenizer, k)}
+    wanted = own | {k: v for k,v in given.items() if v is not None}
+    for k,v in wanted.items(): _check_language(k, v, tokenizer)
+    if wanted==own: return tokenizer
+    tokenizer = deepcopy(tokenizer)
+    for k,v in wanted.items(): setattr(tokenizer, k, v)
+    return tokenizer
+
+# %% ../../nbs/tasks/30_seq2seq.ipynb #ac8301cf
+def _language_kwargs(tokenizer):
+    "Return the arguments of `generate` that choose the language of the targets; none for a tokenizer without languages"
+    lang = getattr(tokenizer, 'tgt_lang', None)
+    if lang is None: return {}
+    lang = _languages(tokenizer)[lang]
+    first = tokenizer(text_target=['a'])['input_ids'][0][0]==lang
+    return {'forced_bos_token_id' if first else 'decoder_start_token_id': lang}
 
 # %% ../../nbs/tasks/30_seq2seq.ipynb #0748657a
 def _target_limit(wanted, tokenizer, model):
@@ -152,6 +175,7 @@ class TargetSetup(NamedTuple):
     "What a block knows about target texts"
     limit: int # Tokens of a target at most
     end: int|None # The token that ends a target, where the tokenizer adds none
+    language: dict # The arguments of `generate` that choose the language
 
 # %% ../../nbs/tasks/30_seq2seq.ipynb #3aaf6dba
 @patch
@@ -168,12 +192,12 @@ def set_up(self:Seq2Seq, block, model=None):
         raise ValueError(f"hf_model={type(model).__name__}(...) does not generate a text from a text: "
                          f"task={self.name!r} needs a model of {self.auto_model.__name__}.")
     if block.windows: raise ValueError(f"windows=True is not possible for task={self.name!r}: use a longer max_length.")
-    _set_languages(self, block.hf_tokenizer)
+    block.hf_tokenizer = _with_languages(self, block.hf_tokenizer)
     ends = model.generation_config.eos_token_id
     ends = ends if isinstance(ends, list) else [ends]
     example = block.hf_tokenizer(text_target=['a'])['input_ids'][0]
     limit,has_end = _target_limit(self.max_target_length, block.hf_tokenizer, model),set(ends) & set(example)
-    return TargetSetup(limit, None if ends[0] is None or has_end else ends[0])
+    return TargetSetup(limit, None if ends[0] is None or has_end else ends[0], _language_kwargs(block.hf_tokenizer))
 
 # %% ../../nbs/tasks/30_seq2seq.ipynb #6f9e5143
 @patch
@@ -193,7 +217,7 @@ def target_table(self:Seq2Seq,
     block, # The `HFTextBlock`
 ) -> TokenTable:
     "Return the tokens of `targets`, with the token that ends a text"
-    tok,(limit,end) = block.hf_tokenizer,block.setup
+    tok,limit,end = block.hf_tokenizer,block.setup.limit,block.setup.end
     encode = lambda texts, **kwargs: tok(text_target=texts, **kwargs | dict(verbose=False))
     ids = encode([str(o) for o in targets], add_special_tokens=False)['input_ids']
     flat = np.array([i for o in ids for i in o], dtype=np.int32)
@@ -258,16 +282,18 @@ def _set_length(config, n):
 @patch
 def configure(self:Seq2Seq, dls, model):
     "Set the length, the language and the `generate_kwargs` in the model's `generation_config`"
-    tokenizer,config,given = dls.hf_block.hf_tokenizer,model.generation_config,self.generate_kwargs or {}
+    block,config,given = dls.hf_block,model.generation_config,self.generate_kwargs or {}
     n = self.max_target_length or dls.train.facts.get('longest_target')
     if n and not {'max_length', 'max_new_tokens'} & set(given): _set_length(config, n)
-    if config.pad_token_id is None or config.pad_token_id < 0: config.pad_token_id = tokenizer.pad_token_id
-    if self.tgt_lang is not None:
-        lang = _languages(tokenizer)[self.tgt_lang]
-        first = tokenizer(text_target=['a'])['input_ids'][0][0]==lang
-        setattr(config, 'forced_bos_token_id' if first else 'decoder_start_token_id', lang)
-    for k,v in given.items(): setattr(config, k, v)
+    if config.pad_token_id is None or config.pad_token_id < 0: config.pad_token_id = block.hf_tokenizer.pad_token_id
+    for k,v in (block.setup.language | given).items(): setattr(config, k, v)
     super(Seq2Seq, self).configure(dls, model)
+
+# %% ../../nbs/tasks/30_seq2seq.ipynb #4b210ed2
+@patch
+def block_kwargs(self:Seq2Seq, block):
+    "Return the language of the targets, unless the task's `generate_kwargs` contain it"
+    return {k: v for k,v in block.setup.language.items() if k not in (self.generate_kwargs or {})}
 
 # %% ../../nbs/tasks/30_seq2seq.ipynb #c989fb8b
 @patch
@@ -279,8 +305,8 @@ def generate(self:Seq2Seq,
 ): # Token ids, rows x tokens
     "Generate token ids"
     texts = {k: v for k,v in HFInputs(inputs).for_model().items() if k != 'labels' and not k.startswith('decoder_')}
-    device = next(model.parameters()).device
-    with evaluating(model): return model.generate(**to_device(texts, device), **(dict(num_return_sequences=1) | kwargs))
+    device,kwargs = next(model.parameters()).device,dict(num_return_sequences=1) | self.block_kwargs(block) | kwargs
+    with evaluating(model): return model.generate(**to_device(texts, device), **kwargs)
 
 # %% ../../nbs/tasks/30_seq2seq.ipynb #2bac5fca
 @patch
