@@ -325,7 +325,7 @@ def test_the_longest_part_of_a_truncated_question_is_shown(rows):
     ('question', 3, ['question', '3']),
     ('label', 7, ['7']), ('label', -1, ['-1']), ('label', 'none', ["'none'"]), ('label', '7', ["'7'"]),
     ('label', 0.5, ['0.5']), ('label', True, ['True']), ('label', ['warm'], ["['warm']"]),
-    ('label', np.array([0, 1]), ['array([0, 1])'])])
+    ('label', np.array([0, 1]), ['[0, 1]'])])
 def test_rows_that_cannot_be_used_are_reported_together(column, value, facts, rows):
     values = rows[column].astype(object).copy()
     for i in (4, 9): values.at[i] = value
