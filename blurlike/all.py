@@ -1,7 +1,7 @@
 "The names that a notebook needs: `from blurlike.all import *`, then `from fastai.text.all import *`"
 import warnings as _warnings
 
-with _warnings.catch_warnings(): # about other libraries' code, which no one who imports them can change
+with _warnings.catch_warnings(): # from other libraries' code, which their users cannot change
     _warnings.filterwarnings('ignore', '`torch.jit.script` is deprecated', FutureWarning)
     _warnings.filterwarnings('ignore', 'IProgress not found') # tqdm falls back to text
     import fastai.layers as _

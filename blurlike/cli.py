@@ -46,7 +46,7 @@ def _json(
     "Parse a line of JSON"
     try: value = json.loads(line)
     except ValueError as e: raise ValueError(f"line {n} is not JSON: {e}") from e
-    if '\\ud' in line.lower(): # an escape, which need not be one half of a pair
+    if '\\ud' in line.lower(): # an escaped surrogate, whose other half may be missing
         try: json.dumps(value, ensure_ascii=False).encode()
         except UnicodeEncodeError as e: raise ValueError(f"line {n} is not valid Unicode: {first_line(e)}") from e
     return value
@@ -107,10 +107,10 @@ def _columns(
     return [o.strip() for o in names.split(',')] if names and ',' in names else names
 
 def _vocab(
-    names:str, # Names of classes, separated by commas or as a list in JSON; None for none
+    names:str, # Names of classes, separated by commas or as a JSON list; None if they are not given
     columns, # The columns of targets
 ) -> list|None:
-    "Return the classes called `names`, of the type that they have in the data"
+    "Return the classes in `names`, with the types that they have in the data"
     if names is None: return None
     from blurlike.text.files import read_list
     cells = [o for c in columns for o in columns[c]]
@@ -129,11 +129,11 @@ def _check_training(
     lr, # The argument `lr`
     out, # The argument `out`
 ):
-    "Raise `ValueError` for a number of epochs or a learning rate that trains nothing, and for a folder of other files"
+    "Raise `ValueError` for invalid `epochs` or `lr`, and for an `out` folder that contains other files"
     whole_number('--epochs', epochs)
     if not 0 < lr < float('inf'): raise ValueError(f"--lr={lr} must be a number above 0.")
     from blurlike.ship.save import folder_to_replace
-    folder_to_replace(out) # fails now rather than after training
+    folder_to_replace(out) # fail now rather than after training
 
 # %% ../nbs/80_cli.ipynb #357137c9
 def train(
@@ -144,7 +144,7 @@ def train(
     text_col:str=None, # Column of the texts; two for text pairs, separated by a comma
     label_col:str=None, # Column of the targets, or several, separated by commas
     valid_col:str=None, # Column that is true for validation rows
-    valid_pct:float=None, # Share of rows to validate on if there is no --valid-col; 0.2 by default
+    valid_pct:float=None, # Fraction of rows to validate on if there is no --valid-col; 0.2 by default
     epochs:int=3, # Number of epochs
     lr:float=2e-4, # Learning rate of the head; the first layers use a tenth of it
     bs:int=16, # Rows per batch
@@ -153,7 +153,7 @@ def train(
     seed:int=42, # Seed of the split, the shuffling and new weights
     vocab:str=None, # The classes, separated by commas; those of the training rows by default
     encoding:str=None, # Encoding of the file; UTF-8 by default
-    no_na:bool=False, # Read words such as NA and None in a CSV file as they are written, rather than as missing
+    no_na:bool=False, # Read words such as NA and None in a CSV file as text, not as missing values
 ):
     "Fine-tune a checkpoint on a file of rows, and save the model"
     if checkpoint is None: raise ValueError("--checkpoint is required, such as --checkpoint distilbert-base-uncased.")
@@ -214,9 +214,9 @@ def _lines(
     file:str, # A file; None for standard input
     encoding:str, # Its encoding; None for UTF-8
 ): # Yields lines
-    "Read the lines of a file; raise `ValueError` that names the encoding if it is another"
+    "Read the lines of a file; raise `ValueError` if they cannot be decoded"
     from blurlike.text.files import naming
-    encoding = encoding or 'utf-8-sig' # without the mark that some programs write first
+    encoding = encoding or 'utf-8-sig' # skips a byte order mark
     with open(file, encoding=encoding) if file else os.fdopen(os.dup(0), encoding=encoding) as lines:
         while True:
             with naming('file', file or 'standard input', _HINTS['encoding']): line = next(lines, None)
@@ -225,7 +225,7 @@ def _lines(
 
 # %% ../nbs/80_cli.ipynb #4fa89da7
 def _finite(o):
-    "Replace numbers that JSON does not have by None"
+    "Replace numbers that JSON cannot represent with None"
     if isinstance(o, float): return o if isfinite(o) else None
     if isinstance(o, dict): return {k: _finite(v) for k,v in o.items()}
     return [_finite(v) for v in o] if isinstance(o, (list, tuple)) else o
@@ -281,7 +281,7 @@ def evaluate(
     label_col:str=None, # Column of the targets, or several; by default as in training
     bs:int=64, # Rows per batch
     encoding:str=None, # Encoding of the file; UTF-8 by default
-    no_na:bool=False, # Read words such as NA and None in a CSV file as they are written, rather than as missing
+    no_na:bool=False, # Read words such as NA and None in a CSV file as text, not as missing values
 ):
     "Print the loss and the metrics of a model on a file of rows, as JSON"
     _check_data(data, encoding)
@@ -360,7 +360,7 @@ def _parse_args(
     name:str, # A command
     argv:list, # Its arguments
 ): # argparse's `Namespace`
-    "Parse the arguments of a command; exit with code 2 for those it does not have"
+    "Parse the arguments of a command; exit with code 2 for unknown ones"
     parser = _parser(name)
     args,unknown = parser.parse_known_args(argv)
     if not unknown: return args

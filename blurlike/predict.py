@@ -29,7 +29,7 @@ from .text.rows import SampleProblems
 
 # %% ../nbs/50_predict.ipynb #fa801f3c
 class WrongTexts(ValueError):
-    "Raised for texts that cannot be predicted; names the number of them and the first"
+    "An error for texts that cannot be used, with their number and the first of them"
     def __init__(self,
         problems:list, # Pairs of a text's position and what is wrong with it
         n:int, # The number of texts
@@ -43,7 +43,7 @@ class WrongTexts(ValueError):
 
     def message(self,
         what:str='texts', # What the texts are called
-        name:str='texts[{}]', # The name of a text, with a place for its number
+        name:str='texts[{}]', # The name of a text, with a placeholder for its number
         start:int=0, # The number of the first text
     ) -> str:
         "Return the error message"
@@ -89,7 +89,7 @@ def text_batches(
 
 # %% ../nbs/50_predict.ipynb #66aa6132
 def _as_several(task, texts, block, many=None):
-    "Return a list or column of texts, and whether `texts` is a single one"
+    "Return a list or column of texts, and whether `texts` is a single text"
     if isinstance(texts, Iterator): texts = list(texts)
     one = not many and (many is False or task.is_one(texts, block))
     return [texts] if one else texts,one

@@ -118,7 +118,7 @@ class TaggedWords:
         words:list, # Words of the text
         labels:list, # Label of each word
         wrong:list=None, # Whether each label is wrong; None if none is
-        kinds:list=None, # Kind of each label, which has a color; "" for none; None for the labels without B- and I-
+        kinds:list=None, # Entity type of each label, for its color; "" for none; None for the labels without B- and I-
     ):
         self.words,self.labels = list(words),list(labels)
         self.wrong = [False]*len(self.words) if wrong is None else list(wrong)
@@ -133,12 +133,12 @@ class TaggedWords:
 _COLORS = '#aecbfa #fbcfe8 #bbf7d0 #fde68a #ddd6fe #fed7aa #a5f3fc #d9f99d #fecaca #e7e5e4'.split()
 
 def _color(kind):
-    "Return the background color of the labels of a kind"
+    "Return the background color of an entity type"
     return _COLORS[adler32(kind.encode()) % len(_COLORS)]
 
 # %% ../nbs/06_show.ipynb #bf8e698b
 def _tag(word, label, kind, wrong):
-    "Return a word as HTML with its label; without it if the label has no kind and is right"
+    "Return a word as HTML with its label; omit a correct label without an entity type"
     if not (kind or wrong): return escape(word)
     cross = '<b style="color: #c0392b">✗</b>' if wrong else ''
     color = f'background: {_color(kind)}; color: #111' if kind else 'color: inherit'

@@ -75,7 +75,7 @@ def columns(
     have, # The names of the columns there are
     **wanted # Arguments that name a column, or several
 ):
-    "Raise `ValueError` for an argument in `wanted` that names a column not in `have`, or several"
+    "Raise `ValueError` if an argument in `wanted` names a column that `have` lacks or contains more than once"
     have = list(have)
     for arg,cols in wanted.items():
         for c in as_names(cols):

@@ -31,7 +31,7 @@ def take_step(
     learn, # A fastai `Learner` with gradients
 ):
     "Take an optimizer step with its events, and reset the gradients, as fastai does after a backward pass"
-    from fastai.callback.core import CancelStepException # fastai takes long to import
+    from fastai.callback.core import CancelStepException # fastai is slow to import
     learn._with_events(learn._step, 'step', CancelStepException)
     learn.opt.zero_grad()
 
@@ -86,7 +86,7 @@ def _is_not_load_report(record): return not re.search('LOAD REPORT|checkpoint se
 
 @contextmanager
 def quiet_load_report():
-    "Hide the progress bar of loading, and what transformers logs about newly initialized weights, and nothing else"
+    "Hide only the loading progress bar and the log messages about newly initialized weights"
     logger,bars = logging.getLogger('transformers.modeling_utils'),hf_logging._tqdm_active
     logger.addFilter(_is_not_load_report)
     hf_logging._tqdm_active = False # `disable_progress_bar` also hides the bars of downloads

@@ -140,7 +140,7 @@ def _checked_splits(splits, rows):
 def _one_split(**named):
     "Raise `ValueError` if more than one argument chooses the split"
     given = [f'{k}={v!r:.40}' for k,v in named.items() if v is not None]
-    if len(given) > 1: raise ValueError(f"{' and '.join(given)} both choose the validation rows: pass one of them.")
+    if len(given) > 1: raise ValueError(f"{' and '.join(given)} each choose the validation rows: pass only one.")
 
 # %% ../../nbs/data/42_dataloaders.ipynb #9d294702
 def _check_split(is_valid, valid_col):
@@ -181,7 +181,7 @@ def _row_classes(df):
     return [set(o) if is_listy(o) else {o} for o in df.iloc[:,0]]
 
 def _moved(splits, classes):
-    "Return the positions of training and validation rows, with validation rows moved whose classes training lacks"
+    "Return training and validation positions, with the validation rows of classes that training lacks moved"
     train,valid,known,moved = *map(list, splits),set(),[]
     for i in train: known |= classes[i]
     for i in valid:
@@ -200,7 +200,7 @@ def _check_given(splits, classes, index):
     row,new = as_plain(index[wrong[0]]),classes[wrong[0]] - known
     raise ValueError(f"{len(wrong)} of {len(splits[1])} validation rows have a label that no training row has. The "
                      f"first is row {row!r} with {preview(new)}; the labels of the training rows are "
-                     f"{preview(sorted(known, key=str), 20)}. Name all labels with vocab={every!r:.500}.")
+                     f"{preview(sorted(known, key=str), 20)}. Pass all labels as vocab={every!r:.500}.")
 
 def _with_classes(task, read, label_col, splits, random):
     "Return splits whose training rows have all classes; raise `ValueError` if they lack some and are not random"
@@ -214,10 +214,10 @@ def _with_classes(task, read, label_col, splits, random):
     if not random: _check_given(splits, classes, df.index)
     train,valid = _moved(splits, classes)
     if not valid:
-        raise ValueError(f"Each of the {len(splits[1])} validation rows has a label that no other row has: name the "
-                         "labels with vocab=, or choose the rows with splits=.")
+        raise ValueError(f"Each of the {len(splits[1])} validation rows has a label that no other row has: pass all "
+                         "labels as vocab=, or choose the rows with splits=.")
     n = len(splits[1]) - len(valid)
-    if n: print_once(f"Moved {n} of {len(splits[1])} validation rows to training, where no row had their labels.")
+    if n: print_once(f"Moved {n} of {len(splits[1])} validation rows to training, which had no rows with their labels.")
     return (train, valid) if n else splits
 
 # %% ../../nbs/data/42_dataloaders.ipynb #34e420b7
@@ -232,11 +232,11 @@ def _infer_task_of(label_col, texts, labels):
 
 # %% ../../nbs/data/42_dataloaders.ipynb #c8a86ad4
 def _check_texts(text_col, have):
-    "Raise `ValueError` for a data set that is tokenized already"
+    "Raise `ValueError` for a dataset that is already tokenized"
     has_texts = 'input_ids' not in as_names(text_col) and all(c in have for c in as_names(text_col))
     if 'input_ids' not in have or has_texts: return
-    raise ValueError("The texts are tokenized already, in the column 'input_ids': pass the texts themselves, or train "
-                     "with loaders of your own: Learner(DataLoaders(train_dl, valid_dl), model, loss_func=HFLoss(), "
+    raise ValueError("The texts are already tokenized, in the column 'input_ids': pass the texts themselves, or train "
+                     "with your own loaders: Learner(DataLoaders(train_dl, valid_dl), model, loss_func=HFLoss(), "
                      "cbs=[HFCallback]).")
 
 # %% ../../nbs/data/42_dataloaders.ipynb #edb7abd6
@@ -295,7 +295,7 @@ class HFTextDataLoaders(DataLoaders):
         label_col:str|tuple=None, # The column of targets, or several; None for the task's default, such as "label"
         task:str|Task=None, # What to train for, such as "sequence-classification"; None to infer it from the targets
         valid_col:str=None, # A column that is True for validation rows
-        valid_pct:float=None, # Without `valid_col`: the share of rows to validate on, chosen at random; None for 0.2
+        valid_pct:float=None, # Without `valid_col`: the fraction of rows to validate on, chosen at random; None for 0.2
         splits:tuple=None, # Instead of `valid_col` and `valid_pct`: row positions of both splits, or a fastai splitter
         seed:int=None, # Seed of the random split and of the shuffle
         **kwargs
@@ -325,9 +325,9 @@ def csv_columns(
     task=None, # As for `HFTextDataLoaders.from_df`
     text_col=None, # As for `HFTextDataLoaders.from_df`
     label_col=None, # As for `HFTextDataLoaders.from_df`
-    vocab:list=None, # The classes, where they are known
+    vocab:list=None, # The classes, if they are known
 ) -> dict: # Arguments of `read_csv`
-    "Return which columns of a CSV file are texts and targets, and what the targets are"
+    "Return the text and target columns of a CSV file, and what the targets are"
     cls = SequenceClassification if task is None else task_class(task)
     texts,targets = map(as_names, _infer_columns(cls, text_col, label_col))
     return dict(texts=texts, targets=targets, kind=cls.target_kind, vocab=vocab)
@@ -354,14 +354,14 @@ class ReadText(Transform):
         encoding:str=None, # The encoding of the files; None for UTF-8
     ):
         super().__init__()
-        self.encoding = encoding or 'utf-8-sig' # without the mark that some programs write first
+        self.encoding = encoding or 'utf-8-sig' # skips a byte order mark
 
     def encodes(self, path:Path):
         with naming('path', path, "encoding='latin-1'"): return path.read_text(encoding=self.encoding)
 
 # %% ../../nbs/data/42_dataloaders.ipynb #bea20fb3
 def _folder_splits(files, path, train, valid):
-    "Return the positions of the files in the folders `train` and `valid`; raise `ValueError` if one has none"
+    "Return the positions of the files in the folders `train` and `valid`; raise `ValueError` if one of them is empty"
     top = np.array([o.relative_to(path).parts[0] for o in files])
     splits = [np.flatnonzero(top==o).tolist() for o in (train, valid)]
     for name,o in zip((train, valid), splits, strict=True):
@@ -378,14 +378,14 @@ def from_folder(cls:HFTextDataLoaders,
     valid:str='valid', # The folder to validate on
     valid_pct:float=None, # The share of files to validate on; None for the two folders if they exist, else 0.2
     seed:int=None, # Seed of the random split and of the shuffle
-    task:str|Task='sequence-classification', # A language model, such as "causal-lm", reads files in any folders
+    task:str|Task='sequence-classification', # The task; a language model such as "causal-lm" reads files in any folder
     encoding:str=None, # The encoding of the files; None for UTF-8
     **kwargs
 ) -> DataLoaders:
     "Create from text files in one folder for each label; raise `ValueError` if there are none"
     path,is_corpus = Path(path),issubclass(task_class(task), Corpus)
     if not is_corpus and not task_class(task).has_labels:
-        raise ValueError(f"task={task!r} has targets that are not names of folders: pass "
+        raise ValueError(f"task={task!r} has targets that cannot be folder names: pass "
                          "task='sequence-classification', or a language model such as 'causal-lm'.")
     two = valid_pct is None and (path/train).is_dir() and (path/valid).is_dir()
     files = get_text_files(path, folders=[train, valid] if two else None)
@@ -433,7 +433,7 @@ def _split(dataset, **named):
 
 # %% ../../nbs/data/42_dataloaders.ipynb #fe822425
 def _like(valid, train):
-    "Return the split `valid` with the types of `train`; raise `ValueError` if that changes values"
+    "Return the split `valid` with the types of `train`; raise `ValueError` if they are incompatible"
     for k,f in train.features.items():
         ours,theirs = (getattr(o, 'names', None) for o in (f, valid.features[k]))
         if ours and theirs and ours!=theirs:
@@ -441,7 +441,7 @@ def _like(valid, train):
                              "validation, in this order: make them the same with cast_column.")
     try: return valid.cast(train.features)
     except (TypeError, ValueError) as e:
-        raise ValueError(f"The columns {preview(train.features)} have other types in validation than in training: "
+        raise ValueError(f"The columns {preview(train.features)} have different types in validation and in training: "
                          f"{first_line(e)}.") from e
 
 # %% ../../nbs/data/42_dataloaders.ipynb #b7c504b8
@@ -453,7 +453,7 @@ def _joined(train, valid):
 
 # %% ../../nbs/data/42_dataloaders.ipynb #2dcdfca8
 def _two_splits(dataset, train, valid, valid_pct, seed):
-    "Return one or two `Dataset`s, and the positions of the rows to train and to validate on among all of them"
+    "Return one or two `Dataset`s, and the positions of training and validation rows when they are joined"
     from datasets import Dataset
     found = [dataset]
     if isinstance(dataset, dict):
@@ -470,7 +470,7 @@ def _two_splits(dataset, train, valid, valid_pct, seed):
 
 # %% ../../nbs/data/42_dataloaders.ipynb #6d780eaf
 def _dataset_splits(dataset, train, valid, valid_col, valid_pct, splits, seed):
-    "Return one or two `Dataset`s, and the positions of the rows to train and to validate on among all of them"
+    "Return one or two `Dataset`s, and the positions of training and validation rows when they are joined"
     from datasets import Dataset
     _one_split(valid_col=valid_col, valid_pct=valid_pct, splits=splits)
     if isinstance(dataset, dict) and (splits is not None or valid_col is not None):
@@ -495,7 +495,7 @@ def _streams(dataset, train, valid):
 
 # %% ../../nbs/data/42_dataloaders.ipynb #80d27148
 def _rows_of(stream, used, n=None):
-    "Return a `Dataset` of the columns `used` of the first `n` rows of a stream; of all rows for None"
+    "Return the columns `used` of the first `n` rows of a stream as a `Dataset`; of all rows if `n` is None"
     from datasets import Dataset, Features
     rows = list(itertools.islice(stream, n))
     if rows and set(used) <= set(rows[0]): rows = [{k: o.get(k) for k in used} for o in rows]

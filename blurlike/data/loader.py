@@ -59,11 +59,11 @@ class HFDataLoader(TfmdDL):
         shuffle:bool=False, # Whether to shuffle, and still batch rows of similar length together
         num_workers:int=0, # Processes that prepare batches; rarely useful with a fast tokenizer
         seed:int=None, # Seed of the shuffle; the same seed gives the same sequence of epochs
-        sort:bool=True, # Whether rows that are not shuffled are sorted, the longest first
+        sort:bool=True, # Whether to sort rows that are not shuffled, the longest first
         pool:int=100, # Number of batches in a pool, within which rows are sorted by length; 1 for no sorting
         batch_tokens:int=None, # Tokens in a batch, padding included, instead of `bs`; target tokens are not counted
         precompute_lengths:bool=None, # Whether to tokenize all rows up front; None for up to 100,000 shuffled rows
-        table:TokenTable=None, # The encoded rows, where they exist already
+        table:TokenTable=None, # The encoded rows, if they already exist
         facts:dict=None, # The task's `facts` about the training targets; None to compute them
         **kwargs
     ):
@@ -98,7 +98,7 @@ def fixed(self:HFDataLoader) -> bool:
 
 # %% ../../nbs/data/40_loader.ipynb #ff114b55
 def _fingerprint(sample):
-    "A number that changes if `sample` does"
+    "Return a fingerprint of `sample`"
     text = repr([o.tolist() if isinstance(o, Tensor) else o for o in sample])
     return int.from_bytes(blake2b(text.encode('utf-8', 'replace'), digest_size=8).digest(), 'big', signed=True)
 
@@ -196,7 +196,7 @@ def _truncates_many(self:HFDataLoader):
 # %% ../../nbs/data/40_loader.ipynb #456ff1fa
 @patch
 def _say_truncated(self:HFDataLoader):
-    "Print how many rows are truncated if these are more than a tenth"
+    "Print the number of truncated rows if it is more than a tenth"
     if not self._truncates_many(): return
     lost = _lost(self.table)
     print_once(f"{(lost > 0).sum():,} of {len(lost):,} rows are longer than max_length={self.hf_block.max_length} and "

@@ -421,7 +421,7 @@ def serve(
     wait:bool=None, # Whether to return only when the page is closed; None to wait except in a notebook
     **kwargs # Passed to `load_hf_learner`, such as `revision` or `onnx`
 ): # A `gradio.Blocks`, with `local_url` and `close()`
-    "Serve the web page of a model, and print its address; raise `OSError` for no such model or a port in use"
+    "Serve the web page of a model, and print its address; raise `OSError` if the model is missing or the port in use"
     import_extra('serve', 'gradio')
     _check_address(host, port)
     whole_number('max_chars', max_chars)

@@ -402,7 +402,7 @@ def get_block(
 def mean_loss(
     loss_func, # A loss with a `reduction`, or a function that takes one
 ):
-    "Return a function that computes the mean of `loss_func`, whatever its `reduction`"
+    "Return a function that computes the mean of `loss_func`, regardless of its `reduction`"
     if not hasattr(loss_func, 'reduction'): return partial(loss_func, reduction='mean')
     def mean(*args):
         loss_func.reduction,old = 'mean',loss_func.reduction
@@ -412,11 +412,11 @@ def mean_loss(
 
 # %% ../../nbs/tasks/20_base.ipynb #e8c16fcd
 def loss_of_targets(
-    loss_func, # A function of logits, targets x classes, and targets
+    loss_func, # A function of logits (targets x classes) and targets
     pred, # Logits, batch x ... x classes
     targ, # Targets, batch x ...
     ignore_index:int=-100, # The value that marks a position without a target
-): # 0 where there are no targets
+): # 0 if there are no targets
     "Return the loss of the positions that have a target"
     real = targ != ignore_index
     pred,targ = pred[real],targ[real]
@@ -466,7 +466,7 @@ def ignored_target(
 
 # %% ../../nbs/tasks/20_base.ipynb #cc021423
 class TargetLoss(GetAttr):
-    "Any loss, over the positions that have a target"
+    "Compute any loss over the positions that have a target"
     _default = 'loss_func'
     def __init__(self,
         loss_func, # A loss
@@ -486,7 +486,7 @@ def target_weight(
     loss_func, # A loss
     targs:tuple, # The targets of a batch
 ) -> float:
-    "Return what the mean of `loss_func` divides the sum of the losses by"
+    "Return the divisor of a batch's mean loss, its weight in a mean over batches"
     targ = targs[0]
     if not isinstance(targ, Tensor) or targ.is_floating_point(): return find_bs(targs)
     func = getattr(loss_func, 'func', loss_func)

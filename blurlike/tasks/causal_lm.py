@@ -55,17 +55,17 @@ def answer_tokens(
 
 # %% ../../nbs/tasks/31_causal_lm.ipynb #26650b5d
 def _answer_start(i, render):
-    "Return where message `i` begins in the text of the messages up to it; None if the text before it is different"
+    "Return where message `i` begins in the text up to its end; None if the template changes the text before it"
     given,before,after = render(i),render(i, add_generation_prompt=True),render(i+1)
     if after.startswith(before): return len(before)
-    # A prompt may open a thought that the answer does not have: both begin with the answer's header
+    # A prompt may end with a <think> that the answer lacks: both begin with the answer's header
     header = commonprefix([render(i+1, content=o) for o in 'ab'])
     start = len(commonprefix([before, header]))
     return start if len(given) <= start and after.startswith(given) else None
 
 # %% ../../nbs/tasks/31_causal_lm.ipynb #d387e921
 def _spans(messages, tokenizer, first=0, tools=None):
-    "The text of a chat, and the spans of the answers in it, from message `first` on"
+    "Return the text of a chat, and the spans of its answers from message `first` on"
     def render(n, content=None, **kwargs):
         last = [] if content is None else [messages[n-1] | dict(content=content)]
         some = messages[:n-len(last)] + last
@@ -77,7 +77,7 @@ def _spans(messages, tokenizer, first=0, tools=None):
         start,after = _answer_start(i, render),render(i+1)
         if start is None or not text.startswith(after):
             raise ValueError(f"the chat template writes the first {i+1} messages differently when more follow, so "
-                             f"message {i} cannot be found: pass split_chats=True for a row for each answer, or use "
+                             f"message {i} cannot be found: pass split_chats=True to make a row of each answer, or use "
                              "a template with {% generation %} marks")
         spans.append((start, len(after)))
     return text,spans
@@ -109,10 +109,10 @@ _GENERATION = re.compile(r'\{%-?\s*generation\s*-?%\}')
 def chat_tokens(
     messages:list[dict], # With `role` and `content`, as OpenAI and transformers have them
     tokenizer, # A fast tokenizer with a chat template
-    first:int=0, # The first message whose answers count
-    tools:list=None, # The tools that the template describes, as transformers takes them
+    first:int=0, # The index of the first message; earlier answers do not count
+    tools:list=None, # Tools for the template, in the format of transformers; None for none
 ) -> Tokens: # With `counts`, 1 where the loss counts
-    "Return the tokens of a chat, whose answers count; raise `ValueError` if there are none or they cannot be found"
+    "Return the tokens of a chat, where answers count; raise `ValueError` if there are none or they cannot be found"
     if not any(o.get('role')=='assistant' for o in messages[first:]):
         raise ValueError("no message has the role 'assistant', so there is no answer to learn")
     if problem := unicode_problem(json.dumps(messages, ensure_ascii=False, default=str)): raise ValueError(problem)
@@ -139,14 +139,14 @@ def is_chat(
 
 # %% ../../nbs/tasks/31_causal_lm.ipynb #572e64cb
 def _without_none(o):
-    "Leave out the keys whose value is None, at any depth"
+    "Remove the keys whose value is None, at any depth"
     if isinstance(o, dict): return {k: _without_none(v) for k,v in o.items() if v is not None}
     return [_without_none(i) for i in o] if isinstance(o, list) else o
 
 def read_chat(
     x, # Any value
 ):
-    "Return a chat as a list of messages, which may come as an array or as a string; anything else unchanged"
+    "Convert a chat, which may be an array or a string, to a list of messages; return anything else unchanged"
     messages = read_list(x) if isinstance(x, str) and 'role' in x else x
     return _without_none(as_list(messages)) if is_chat(messages) else x
 
@@ -154,7 +154,7 @@ def read_chat(
 def fold_system(
     messages:list[dict], # A chat that begins with a system message
 ) -> list[dict]:
-    "Put the system message into the first user message; raise `ValueError` if there is none"
+    "Put the system message into the first user message; raise `ValueError` if there is no user message"
     system,*rest = messages
     i = next((i for i,o in enumerate(rest) if o.get('role')=='user'), None)
     if i is None: raise ValueError("the chat has a system message, but no user message to put it into")
@@ -165,7 +165,7 @@ def fold_system(
 
 # %% ../../nbs/tasks/31_causal_lm.ipynb #79e7add5
 def _read_tools(o):
-    "Return tools as a list, which is empty if there are none; None for anything else"
+    "Return a list of tools, empty if there are none; None if `o` is anything else"
     if isinstance(o, str): o = read_list(o)
     elif o is None or (isinstance(o, float) and o!=o): o = []
     if not isinstance(o, (list, np.ndarray)): return None
@@ -174,7 +174,7 @@ def _read_tools(o):
 
 def chat_parts(
     sample:tuple, # `(text,)` or `(text, completion)`, where a text may be a tuple of a chat and its tools
-) -> tuple: # A text or a chat, tools, and a list of the completion, if there is one
+) -> tuple: # A text or a chat; its tools, or None; and a list that contains the completion, if there is one
     "Return the parts of a sample; a single tuple may be a text and its completion"
     text,*answer = sample
     alone = isinstance(text, tuple) and not answer
@@ -221,9 +221,9 @@ class CausalLM(Generates, LanguageModel):
     def __init__(self,
         packing:bool=True, # Whether to join texts and cut them into blocks; rows with answers are never joined
         block_size:int=None, # Tokens in a block; None for the block's `max_length`, or 512 if that is less
-        chat:bool=False, # Whether prompts and completions go through the tokenizer's chat template
+        chat:bool=False, # Whether prompts and completions are formatted with the tokenizer's chat template
         split_chats:bool=False, # Whether each answer of a chat becomes a row, with the messages before it
-        fold_system:bool=False, # Whether to put a system message that the template refuses into the user's first
+        fold_system:bool=False, # Whether to put a system message that the template refuses into the first user message
     ):
         check_block_size(block_size)
         self.packing,self.block_size,self.chat = packing,block_size,chat
@@ -252,7 +252,7 @@ def facts(self:CausalLM, dataset, block, table=None):
 # %% ../../nbs/tasks/31_causal_lm.ipynb #846f1a8a
 @patch
 def _folded(self:CausalLM, messages, tokenizer):
-    "Return `messages` without the system message that the template refuses, if the user asked for it"
+    "Return `messages`; with `fold_system`, without a system message that the template refuses"
     if not self.fold_system or not tokenizer.chat_template or messages[0].get('role') not in _SYSTEM: return messages
     try: tokenizer.apply_chat_template(messages, tokenize=False)
     except TemplateError: return fold_system(messages)
@@ -267,7 +267,7 @@ def _chat_rows(self:CausalLM, text, tools, answer, block):
     tok,messages = block.hf_tokenizer,self._folded(_as_messages(text, 'user'), block.hf_tokenizer)
     if answer:
         if isinstance(answer[0], str) and messages[-1].get('role')=='assistant':
-            raise ValueError("the text is a list of messages, which contains the answers: pass label_col=None")
+            raise ValueError("the text is a list of messages that already ends with an answer: pass label_col=None")
         return [chat_tokens([*messages, *_as_messages(answer[0], 'assistant')], tok, len(messages), tools)]
     answers = [i for i,o in enumerate(messages) if o.get('role')=='assistant'] if self.split_chats else []
     if not answers: return [chat_tokens(messages, tok, 0, tools)]
@@ -279,7 +279,7 @@ def _completion_row(self:CausalLM, text, answer, block):
     "Return the tokens of a prompt and its completion"
     if not isinstance(text, str): raise ValueError(f"the text is {text!r:.80}, not a string or a list of messages")
     if not answer:
-        raise ValueError("the prompt has no completion: pass both, and with_labels=True for a loader of new rows")
+        raise ValueError("the prompt has no completion: pass both; for new rows, pass with_labels=True to test_dl")
     return answer_tokens(text, answer[0], block)
 
 # %% ../../nbs/tasks/31_causal_lm.ipynb #c21da035
@@ -289,7 +289,7 @@ def _check_answer(self:CausalLM, row, block):
     if truncated(row, block.length_limit, block.hf_tokenizer).columns['counts'][1:].any(): return
     first = int(row.columns['counts'].argmax())+1
     raise ValueError(f"max_length={block.max_length} leaves nothing of the answer, "
-                     f"whose first token is number {first} of {len(row)}")
+                     f"whose first token is token {first} of {len(row)}")
 
 # %% ../../nbs/tasks/31_causal_lm.ipynb #f0c82fb6
 @patch
@@ -297,10 +297,10 @@ def answer_rows(self:CausalLM,
     sample:tuple, # `(prompt, completion)` or `(messages,)`, see `chat_parts`
     block, # The `HFTextBlock`
 ) -> list[Tokens]: # With `counts`, 1 where the loss counts
-    "Return the rows of a sample with answers; raise `ValueError` if one is missing, or truncated as a whole"
+    "Return the rows of a sample with answers; raise `ValueError` if one is missing or entirely truncated"
     text,tools,answer = chat_parts(sample)
     if answer and not isinstance(answer[0], str) and not is_chat(answer[0]):
-        raise ValueError(f"the completion is {answer[0]!r:.80}, not a string")
+        raise ValueError(f"the completion is {answer[0]!r:.80}, not a string or a list of messages")
     chat = is_chat(text) or (isinstance(text, str) and any(self.chat or is_chat(o) for o in answer))
     if tools and not chat: raise ValueError(f"the text is {text!r:.80}, but only lists of messages can have tools")
     rows = self._chat_rows(text, tools, answer, block) if chat else [self._completion_row(text, answer, block)]
@@ -429,7 +429,7 @@ def _chat_prompt(self:CausalLM, messages, block, tools=None):
 def prompt(self:CausalLM, text, block):
     "Return the tokens to continue; raise `ValueError` if `text` is neither a text nor a chat, or is too long"
     prompt,tools,answer = chat_parts((text,))
-    if answer: raise ValueError(f"the text {text!r:.80} has a completion: pass the prompt alone")
+    if answer: raise ValueError(f"the text {text!r:.80} has a completion: pass only the prompt")
     if self.chat and isinstance(prompt, str): prompt = _as_messages(prompt, 'user')
     res = self._chat_prompt(prompt, block, tools) if is_chat(prompt) else self._text_tokens(prompt, block)
     if not len(res): raise ValueError(f"the text {text!r:.80} has no token to continue")

@@ -78,8 +78,8 @@ def drop_idle_settings(
         found = {k: getattr(config, k) for k in idle_settings(e)}
         if not found: raise ValueError(f"The generation_config of {name} is invalid: {first_line(e)}") from e
     config.update(**{k: getattr(GenerationConfig(), k) for k in found})
-    print_once(f"Removed {', '.join(f'{k}={v!r}' for k,v in found.items())} from the generation_config of {name}: "
-               "no effect with its other settings.")
+    print_once(f"Removed settings without effect from the generation_config of {name}: "
+               f"{', '.join(f'{k}={v!r}' for k,v in found.items())}.")
 
 # %% ../../nbs/tasks/23_generation.ipynb #79f8e769
 @patch

@@ -59,7 +59,7 @@ def has_fractions(
 # %% ../../nbs/tasks/21_labels.ipynb #bf7a0b47
 def label_kind(
     label, # A class
-) -> str|None: # None for what cannot be a class
+) -> str|None: # None if it cannot be a class
     "Return 'string', 'number' or 'boolean'"
     kinds = dict(string=str, boolean=(bool, np.bool_), number=Real)
     return None if isinstance(label, Enum) else next((k for k,t in kinds.items() if isinstance(label, t)), None)
@@ -76,7 +76,7 @@ def check_kinds(
     (row,value),first = first_row(labels, wrong),as_plain(labels.iloc[0])
     why = f', but the first label is {first!r:.80}' if kinds[wrong].iloc[0] else ''
     raise ValueError(f"label_col={name!r}: row {row!r} has {value!r:.80}{why}. Labels must be all strings, all numbers "
-                     f"or all booleans: convert them, as in df[{name!r}].astype(str).")
+                     f"or all booleans: convert them, for example with df[{name!r}].astype(str).")
 
 # %% ../../nbs/tasks/21_labels.ipynb #aa109c70
 def check_known(
@@ -103,7 +103,7 @@ def note_alike(
 def label_names(
     names, # Names of the outputs
 ) -> dict:
-    "Return `num_labels`, `id2label` and `label2id` for a configuration; raise `ValueError` for unsuitable names"
+    "Return `num_labels`, `id2label` and `label2id` for a configuration; raise `ValueError` for invalid classes"
     values,names = list(names),[str(o) for o in names]
     for o in values:
         if label_kind(o) is None:

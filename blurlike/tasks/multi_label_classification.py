@@ -96,7 +96,7 @@ def _check_lists(name, column):
 
 # %% ../../nbs/tasks/26_multi_label_classification.ipynb #0176b02b
 def _each_label(column):
-    "The labels in a column of lists, each with the name of its row"
+    "Return the labels in a column of lists, indexed by row"
     labels = [o for cell in column for o in cell]
     return pd.Series(labels, column.index.repeat(column.map(len).astype(int)), dtype=object)
 
@@ -107,7 +107,7 @@ def _check_ones(df):
     if not wrong.any(axis=None): return
     row,values = first_row(df, wrong.any(axis=1))
     raise ValueError(f"label_col={list(df.columns)}: row {row!r} has {values}; "
-                     "columns of labels must contain 0 and 1 only.")
+                     "columns of labels must contain only 0 and 1.")
 
 # %% ../../nbs/tasks/26_multi_label_classification.ipynb #7e3a3a01
 @patch
@@ -126,7 +126,7 @@ def y_block(self:MultiLabelClassification, labels):
 
 # %% ../../nbs/tasks/26_multi_label_classification.ipynb #6f1cf57d
 def _threshold(task, learn):
-    "The threshold of the learner's loss; the task's for a loss without one"
+    "Return the threshold of the learner's loss, or the task's if the loss has none"
     return getattr(learn.loss_func, 'thresh', task.threshold)
 
 @patch
@@ -135,7 +135,7 @@ def decode_options(self:MultiLabelClassification, learn):
 
 # %% ../../nbs/tasks/26_multi_label_classification.ipynb #3d48f82a
 class LabelMetric(AccumMetric):
-    "A score of the labels that a learner predicts"
+    "A metric of predicted labels, at the threshold of the learner's loss"
     def __init__(self,
         task, # The `MultiLabelClassification`
         func, # A function of targets and predictions, arrays of 0 and 1
@@ -165,7 +165,7 @@ def decode(self:MultiLabelClassification,
     inputs=None,
     samples=None,
     threshold:float=None, # A label is predicted if its probability is above this; None for the task's
-    names:list=None, # What to call the classes, in order; None for their names in the configuration
+    names:list=None, # Names of the classes, in order; None for those in the configuration
 ) -> list[dict]: # One for each row
     "Return the `labels` above the threshold, most likely first, their `indices` and `scores`, and the `probs` of all"
     threshold = self.threshold if threshold is None else threshold
@@ -190,7 +190,7 @@ def class_pairs(self:MultiLabelClassification, learn, dl):
 
 # %% ../../nbs/tasks/26_multi_label_classification.ipynb #2cdf9a3a
 def _set_threshold(learn, threshold):
-    "Set the threshold of a learner's loss, and of metrics of fastai"
+    "Set the threshold of a learner's loss and of fastai's metrics"
     for o in (learn.loss_func, *learn.metrics):
         if hasattr(o, 'thresh'): o.thresh = threshold
     for m in learn.metrics:

@@ -134,7 +134,7 @@ class MultipleChoice(Task):
     text_col = ('question', 'choices')
     truncation = 'only_first'
     confidence = ClassNames.confidence
-    export_problem = 'a row has several inputs, one for each choice, and ONNX files have one' # Why not to ONNX
+    export_problem = 'a row has several inputs, one for each choice, and an ONNX file accepts one' # Why ONNX fails
 
     def metrics(self): return [accuracy]
     def example(self, block): return dict(question='What is this?', choices=['An example.', 'A mistake.'])

@@ -125,7 +125,7 @@ def _languages(tokenizer):
 
 # %% ../../nbs/tasks/30_seq2seq.ipynb #25574dee
 def _close_codes(lang, known):
-    "Return the codes in `known` that begin with the same two letters as `lang`; all of them if there are none"
+    "Return the codes in `known` that begin with the same two letters as `lang`; all of them if none does"
     return [o for o in known if o[:2].lower()==str(lang)[:2].lower()] or known
 
 # %% ../../nbs/tasks/30_seq2seq.ipynb #9285c1ae
@@ -153,7 +153,7 @@ def _with_languages(task, tokenizer):
 
 # %% ../../nbs/tasks/30_seq2seq.ipynb #ac8301cf
 def _language_kwargs(tokenizer):
-    "Return the arguments of `generate` that choose the language of the targets; none for a tokenizer without languages"
+    "Return the arguments of `generate` that set the target language; none for a tokenizer without languages"
     lang = getattr(tokenizer, 'tgt_lang', None)
     if lang is None: return {}
     lang = _languages(tokenizer)[lang]
@@ -174,8 +174,8 @@ def _target_limit(wanted, tokenizer, model):
 class TargetSetup(NamedTuple):
     "What a block knows about target texts"
     limit: int # Tokens of a target at most
-    end: int|None # The token that ends a target, where the tokenizer adds none
-    language: dict # The arguments of `generate` that choose the language
+    end: int|None # The token to append to targets; None if the tokenizer appends it
+    language: dict # The arguments of `generate` that set the target language
 
 # %% ../../nbs/tasks/30_seq2seq.ipynb #3aaf6dba
 @patch
@@ -273,7 +273,7 @@ def facts(self:Seq2Seq, dataset, block, table=None):
 
 # %% ../../nbs/tasks/30_seq2seq.ipynb #c5ca462e
 def _set_length(config, n):
-    "Let `generate` write `n` tokens at most"
+    "Limit `generate` to `n` tokens"
     config.max_length,config.max_new_tokens = n+1,None
     for o in ('min_length', 'min_new_tokens'):
         if (getattr(config, o) or 0) > n: setattr(config, o, None)
@@ -292,7 +292,7 @@ def configure(self:Seq2Seq, dls, model):
 # %% ../../nbs/tasks/30_seq2seq.ipynb #4b210ed2
 @patch
 def block_kwargs(self:Seq2Seq, block):
-    "Return the language of the targets, unless the task's `generate_kwargs` contain it"
+    "Return the arguments that set the target language, except those in the task's `generate_kwargs`"
     return {k: v for k,v in block.setup.language.items() if k not in (self.generate_kwargs or {})}
 
 # %% ../../nbs/tasks/30_seq2seq.ipynb #c989fb8b

@@ -67,7 +67,7 @@ def _classes(column):
 
 # %% ../../nbs/tasks/25_sequence_classification.ipynb #54bd18d1
 def _check_classes(name, column):
-    "Raise `ValueError` for a number with a fraction, for a list, and for what is not a class"
+    "Raise `ValueError` for fractional numbers, lists, and other values that cannot be classes"
     if has_fractions(column):
         row,value = first_row(column, column % 1 != 0)
         raise ValueError(f"label_col={name!r}: row {row!r} has the number {value!r}, which is not a class; "
@@ -95,7 +95,7 @@ def decode(self:SequenceClassification,
     config,
     inputs=None,
     samples=None,
-    names:list=None, # What to call the classes, in order; None for their names in the configuration
+    names:list=None, # Names of the classes, in order; None for those in the configuration
 ) -> list[dict]: # One for each row
     "Return for each row its `label`, the label's `index`, its `score`, and the `probs` of all labels"
     names = config.id2label if names is None else names

@@ -36,8 +36,8 @@ _PREFIXES = 'BIMELSUW' # of all schemes, in the order in which they are listed
 
 def split_label(
     label:str, # Such as "B-PER"
-) -> tuple[str, str]: # The prefix, or "" if there is none, and the kind
-    "Return the prefix and the kind of a label"
+) -> tuple[str, str]: # The prefix, or "" if there is none, and the entity type
+    "Return the prefix and the entity type of a label"
     prefix,dash,kind = label.partition('-')
     return (prefix, kind) if dash and len(prefix)==1 and prefix in _PREFIXES else ('', label)
 
@@ -55,8 +55,8 @@ class LabelScheme(NamedTuple):
 
     def parts(self,
         label:str, # Such as "B-PER"
-    ) -> tuple[str, str]: # "B", "I", "E", "S" or "O"; and the kind, which is "" for O and "_" for a bare letter
-        "Return which part of an entity a word with this label is, and the kind of entity"
+    ) -> tuple[str, str]: # "B", "I", "E", "S" or "O"; and the entity type, "" for O and "_" for a bare letter
+        "Return the position in an entity, as a letter of IOBES, and the entity type"
         if label=='O' or (self.name and label=='o'): return 'O',''
         if self.name is None: return (split_label(label)[0] or 'I').translate(_AS_IOBES),split_label(label)[1]
         found = re.fullmatch(_FORMS[self.form], label)
@@ -76,9 +76,9 @@ def _scheme_of(form, labels, outside):
 
 # %% ../../nbs/tasks/28_token_classification.ipynb #d908250d
 def find_scheme(
-    labels, # Labels, any number of times
+    labels, # Labels, which may be repeated
 ) -> LabelScheme:
-    "Return the scheme that all of `labels` follow; one without a name if there is none"
+    "Return the scheme that all `labels` follow, or one without a name if they follow none"
     labels = sorted(set(labels))
     inside = [o for o in labels if o not in ('O', 'o')]
     found = [o for form in _FORMS if (o := _scheme_of(form, inside, len(inside) < len(labels)))]
@@ -104,8 +104,8 @@ def has_ends(self:LabelScheme) -> bool:
 @patch
 def runs(self:LabelScheme,
     labels, # The label of each word of a text
-) -> list[tuple]: # Kind, first word and the word after the last one; the kind is "" for words outside of entities
-    "Return entities, and the words between them"
+) -> list[tuple]: # Entity type, index of the first word, and index after the last word; the type is "" outside entities
+    "Return the entities, and the runs of words between them"
     parts = [self.parts(o) for o in labels]
     starts = [i for i,o in enumerate(parts) if i==0 or _starts(parts[i-1], o)]
     whole = lambda a, b: not self.strict or parts[a][0]+parts[b][0] in ('BE', 'SS', 'OO')
@@ -113,9 +113,9 @@ def runs(self:LabelScheme,
 
 # %% ../../nbs/tasks/28_token_classification.ipynb #7b943d9d
 def label_order(
-    labels, # Labels, any number of times
+    labels, # Labels, which may be repeated
 ) -> list[str]:
-    "Return the different `labels`: O, then kind by kind"
+    "Return the unique `labels`: `O` first, then sorted by entity type"
     labels = set(labels)
     scheme = find_scheme(labels)
     def key(o):
@@ -124,15 +124,15 @@ def label_order(
     return sorted(labels, key=key)
 
 # %% ../../nbs/tasks/28_token_classification.ipynb #181987ce
-_LISTS = ("; to read lists that a file stores as strings, use ast.literal_eval or json.loads, "
-          "in from_csv with csv_kwargs={'converters': {column: ast.literal_eval}}")
+_LISTS = (". If a CSV file stores the lists as strings, pass "
+          "csv_kwargs={'converters': {'tokens': ast.literal_eval, 'labels': ast.literal_eval}} to from_csv")
 
 def _labels_problem(cell):
     "Return what is wrong with a list of labels"
     if not is_listy(cell):
         return f"has the labels {cell!r:.80}, not a list of labels" + (_LISTS if isinstance(cell, str) else '')
     wrong = [o for o in cell if not isinstance(o, str)]
-    return f"has the label {wrong[0]!r}, not a string: use the names of the labels" if wrong else None
+    return f"has the label {wrong[0]!r}, not a string: pass label names, not class indices" if wrong else None
 
 # %% ../../nbs/tasks/28_token_classification.ipynb #c8bbdc52
 def _vocab_of(column, names=None, what='row'):
@@ -144,8 +144,8 @@ def _vocab_of(column, names=None, what='row'):
 
 # %% ../../nbs/tasks/28_token_classification.ipynb #ee7b4f75
 class TensorWordLabels(TensorBase):
-    "The labels of a text's words, as numbers"
-    inside = None # For each class, the class of the later tokens of a word
+    "The class indices of a text's words"
+    inside = None # For each class, the class of the other tokens of a word
 
 # %% ../../nbs/tasks/28_token_classification.ipynb #e619e201
 class WordLabels(L):
@@ -154,7 +154,7 @@ class WordLabels(L):
 
 # %% ../../nbs/tasks/28_token_classification.ipynb #9f384d4f
 def _say_scheme(scheme, labels):
-    "Print which scheme `labels` follow, if they follow one"
+    "Print the scheme of `labels`, if they follow one"
     if scheme.name is None: return
     rule = ', where only complete entities count' if scheme.strict else ''
     examples = preview([o for o in labels if scheme.parts(o)[0]!='O'], 4)
@@ -162,7 +162,7 @@ def _say_scheme(scheme, labels):
 
 # %% ../../nbs/tasks/28_token_classification.ipynb #ea32f38a
 class WordLabelize(DisplayedTransform):
-    "Transform lists of labels to numbers, and back"
+    "Transform lists of labels to class indices, and back"
     order = 1
     def __init__(self,
         vocab=None, # The classes, in order; None for those of the training rows
@@ -171,7 +171,7 @@ class WordLabelize(DisplayedTransform):
         self.vocab = None if vocab is None else self._map(vocab)
 
     def _map(self, vocab):
-        "Return the numbers of classes, and find their scheme and for each `B-` its `I-`"
+        "Return the `CategoryMap` of `vocab`; find its scheme, and the `I-` class of each `B-` class"
         vocab = CategoryMap(list(vocab), sort=False)
         self.scheme = find_scheme(vocab)
         parts = {self.scheme.parts(o): i for i,o in enumerate(vocab)}
@@ -207,9 +207,9 @@ def WordLabelsBlock(
 
 # %% ../../nbs/tasks/28_token_classification.ipynb #0d70063e
 def word_tokens(
-    word_ids, # The word of each token, batch x windows x sequence or batch x sequence; -1 for none
+    word_ids, # The word index of each token, batch x windows x sequence or batch x sequence; -1 for none
     block, # The `HFTextBlock` that encoded the texts
-) -> tuple: # Rows, windows, positions and words, as arrays, and whether each token is the first of its word
+) -> tuple: # Rows, windows, positions and word indices, as arrays, and whether each token is the first of its word
     "Return the tokens of the words of each text, in order"
     ids = np.asarray(to_cpu(word_ids))
     if ids.ndim==2: ids = ids[:,None]
@@ -219,8 +219,8 @@ def word_tokens(
 
 # %% ../../nbs/tasks/28_token_classification.ipynb #6ea7d75f
 def word_values(
-    values, # A tensor or several, batch x windows x sequence or batch x sequence
-    word_ids, # The word of each token, of the same shape
+    values, # A list of tensors, batch x windows x sequence or batch x sequence
+    word_ids, # The word index of each token, of the same shape
     block, # The `HFTextBlock` that encoded the texts
 ) -> list: # For each of `values` a list of arrays, one for each text
     "Return the values at the first token of each word"
@@ -232,7 +232,7 @@ def word_values(
 
 # %% ../../nbs/tasks/28_token_classification.ipynb #d09d81dc
 class TokenClassification(ClassNames, Windowed, Task):
-    "A class for each word of a text, by cross-entropy on its first token"
+    "Predict a class for each word of a text, trained with cross-entropy on the word's first token"
     name = 'token-classification'
     auto_model = AutoModelForTokenClassification
     loss_func = TokenCrossEntropy
@@ -241,8 +241,10 @@ class TokenClassification(ClassNames, Windowed, Task):
     windows,is_split_into_words,columns = True,True,('word_ids',)
 
     def __init__(self,
-        label_all_subwords:bool=False, # Whether all tokens of a word learn its label, after B- its I- if there is one
-        vocab:list=None, # The labels, in order; None for those of the training rows
+        # Whether every token of a word is a target, not only the first; after a `B-` token, the others get the
+        # `I-` label if the vocab has one
+        label_all_subwords:bool=False,
+        vocab:list=None, # The labels, in order; None for those of the dataset or of the training rows
     ):
         self.label_all_subwords,self.vocab = label_all_subwords,None if vocab is None else list(vocab)
 
@@ -253,7 +255,7 @@ class TokenClassification(ClassNames, Windowed, Task):
 # %% ../../nbs/tasks/28_token_classification.ipynb #806ab4e1
 @patch
 def set_up(self:TokenClassification, block, model=None):
-    "Raise `ValueError` if the tokenizer does not say which token belongs to which word"
+    "Raise `ValueError` for a slow tokenizer or `is_split_into_words=False`"
     fast_tokenizer(block.hf_tokenizer, f'task={self.name!r}')
     if block.is_split_into_words: return
     raise ValueError(f"is_split_into_words=False is not possible for task={self.name!r}: texts are lists of words.")
@@ -274,7 +276,7 @@ def _spaced(texts, tokenizer):
 
 # %% ../../nbs/tasks/28_token_classification.ipynb #8c044288
 def _unread(texts, table):
-    "Return which words of `texts` have no token in `table`, as pairs of a row and a word"
+    "Return the words of `texts` without a token in `table`, as pairs of row and word index"
     counts = table.lengths if table.windows is None else np.diff(table.bounds[table.windows])
     rows,words = np.repeat(np.arange(len(texts)), counts),table.columns['word_ids']
     found = set(zip(rows[words >= 0].tolist(), words[words >= 0].tolist(), strict=True))
@@ -282,7 +284,7 @@ def _unread(texts, table):
 
 # %% ../../nbs/tasks/28_token_classification.ipynb #9002bc26
 def _without_tokens(samples, unread, tokenizer):
-    "Return those of the words `unread` that the tokenizer removes, rather than those that were truncated"
+    "Return the words in `unread` that the tokenizer removes; leave out those that were truncated"
     words = [[samples[i][w]] for i,w in unread]
     ids = tokenizer(words, is_split_into_words=True, add_special_tokens=False, verbose=False)['input_ids']
     return [o for o,tokens in zip(unread, ids, strict=True) if not tokens]
@@ -308,11 +310,11 @@ def text_table(self:TokenClassification,
 # %% ../../nbs/tasks/28_token_classification.ipynb #fb6635d0
 @patch
 def align(self:TokenClassification,
-    word_ids, # The word of each token, batch x windows x sequence or batch x sequence; -1 for none
+    word_ids, # The word index of each token, batch x windows x sequence or batch x sequence; -1 for none
     labels:list, # A `TensorWordLabels` for each row
     block, # The `HFTextBlock` that encoded the words
 ): # A tensor of the shape of `word_ids`
-    "Return the labels of tokens; -100 where there is none"
+    "Return the class index of each token; -100 for tokens without a target"
     table = pad_sequence([o.as_subclass(torch.Tensor) for o in labels], batch_first=True).numpy()
     row,window,pos,word,first = word_tokens(word_ids, block)
     res = np.full((word_ids if word_ids.ndim==3 else word_ids[:,None]).shape, -100)
@@ -333,7 +335,7 @@ def tokenize(self:TokenClassification, samples, block):
 # %% ../../nbs/tasks/28_token_classification.ipynb #b663bba0
 @patch
 def collate(self:TokenClassification, table, rows, block, rng=None):
-    "Return encoded words and the labels of their tokens, of the shape of `input_ids`"
+    "Return the encoded words, and token labels in the shape of `input_ids`"
     inputs = block.inputs(table, rows)
     for o in ('offsets', 'sequence_ids'): inputs.pop(o, None)
     if 'labels' not in table.rows: return (inputs,)
@@ -356,7 +358,7 @@ def fits_columns(cls:TokenClassification, texts, labels):
 def y_block(self:TokenClassification, labels):
     "Return a `WordLabelsBlock`; raise `ValueError` for a cell that is not a list of labels"
     df = labels()
-    if df.shape[1]!=1: raise ValueError(f"label_col={list(df.columns)} must be one column, of lists of labels.")
+    if df.shape[1]!=1: raise ValueError(f"label_col={list(df.columns)} must be one column of label lists.")
     name = df.columns[0]
     found = _vocab_of(df[name], df.index.tolist(), f'label_col={name!r}: row')
     return self.target_block(self.vocab or df.attrs.get('names', {}).get(name) or found)
@@ -364,7 +366,10 @@ def y_block(self:TokenClassification, labels):
 # %% ../../nbs/tasks/28_token_classification.ipynb #ad2d4e44
 def _words_problem(words, block):
     "Return what is wrong with `words`"
-    if isinstance(words, str): return f"the text is {words!r:.80}, not a list of words" + _LISTS
+    if isinstance(words, str):
+        return (f"the text is {words!r:.80}, not a list of words. Split it, for example with text.split(). If a CSV "
+                "file stores the lists as strings, pass "
+                "csv_kwargs={'converters': {'tokens': ast.literal_eval}} to from_csv")
     if problem := block.text_problem(words): return problem
     return None if len(words) else "the list of words is empty"
 
@@ -376,13 +381,15 @@ def problem(self:TokenClassification, sample, block):
     if len(sample)==1: return None
     if not self.fits(sample[1]):
         return f"its target is {type(sample[1]).__name__}, but task={self.name!r} needs {self.block_hint}"
-    return None if len(words)==len(sample[1]) else f"it has {len(words)} words and {len(sample[1])} labels"
+    if len(words)==len(sample[1]): return None
+    return (f"the text has {len(words)} word{'' if len(words)==1 else 's'}, but its target has {len(sample[1])} "
+            f"label{'' if len(sample[1])==1 else 's'}")
 
 # %% ../../nbs/tasks/28_token_classification.ipynb #1ec29063
 class WordMetric(Metric):
-    "A function of the labels and the predicted labels of all words"
+    "A fastai `Metric` that applies `func` to the targets and predictions of all words"
     def __init__(self,
-        func, # A function of targets and predictions, both a list of lists of labels
+        func, # A function of targets and predictions, both lists of lists of labels
         name:str, # The name of the metric's column
     ):
         self.func,self._name = func,name
@@ -403,20 +410,20 @@ class WordMetric(Metric):
 
 # %% ../../nbs/tasks/28_token_classification.ipynb #3d0841d9
 def _share_right(targs, preds):
-    "Return the share of words with the right label"
+    "Return the fraction of words with the correct label"
     right = [a==b for t,p in zip(targs, preds, strict=True) for a,b in zip(t, p, strict=True)]
     return sum(right)/len(right)
 
 # %% ../../nbs/tasks/28_token_classification.ipynb #fa42d531
 def word_accuracy(): # A metric
-    "Return the share of words with the right label"
+    "Return a metric: the fraction of words with the correct label"
     return WordMetric(_share_right, 'word_accuracy')
 
 # %% ../../nbs/tasks/28_token_classification.ipynb #ab3544af
 _AS_BILOU = str.maketrans('ES', 'LU')
 
 def _for_seqeval(rows, scheme, is_bilou):
-    "Return labels as seqeval writes them"
+    "Return labels in the form that seqeval expects"
     def one(label):
         part,kind = scheme.parts(label)
         return 'O' if part=='O' else f'{part.translate(_AS_BILOU) if is_bilou else part}-{kind}'
@@ -435,10 +442,10 @@ def _entity_score(targs, preds, name, scheme=None, labels=None):
 
 # %% ../../nbs/tasks/28_token_classification.ipynb #cfce57d7
 class EntityMetric(WordMetric):
-    "One of seqeval's scores over the entities in all texts"
+    "A seqeval score over the entities of all texts"
     def __init__(self,
         score:str, # "precision", "recall" or "f1"
-        scheme:str=None, # A scheme of seqeval, such as "IOB2", that entities must follow; None for that of the labels
+        scheme:str=None, # Scheme of seqeval's strict mode, such as "IOB2"; None for strict mode with BILOU labels only
     ):
         super().__init__(partial(_entity_score, name=f'{score}_score', scheme=scheme), f'entity_{score}')
 
@@ -460,30 +467,30 @@ def _entity_metric(score, scheme):
 
 # %% ../../nbs/tasks/28_token_classification.ipynb #2b6f0239
 def entity_precision(
-    scheme:str=None, # A scheme of seqeval, such as "IOB2", that entities must follow; None for that of the labels
+    scheme:str=None, # Scheme of seqeval's strict mode, such as "IOB2"; None for strict mode with BILOU labels only
 ): # A metric
-    "Return the share of the predicted entities that are right; raise `ImportError` without seqeval"
+    "Return a metric: the fraction of predicted entities that are correct; raise `ImportError` without seqeval"
     return _entity_metric('precision', scheme)
 
 # %% ../../nbs/tasks/28_token_classification.ipynb #02764de2
 def entity_recall(
     scheme:str=None, # As for `entity_precision`
 ): # A metric
-    "Return the share of the entities that are found; raise `ImportError` without seqeval"
+    "Return a metric: the fraction of target entities that are predicted; raise `ImportError` without seqeval"
     return _entity_metric('recall', scheme)
 
 # %% ../../nbs/tasks/28_token_classification.ipynb #83290c80
 def entity_f1(
     scheme:str=None, # As for `entity_precision`
 ): # A metric
-    "Return the harmonic mean of precision and recall over entities; raise `ImportError` without seqeval"
+    "Return a metric: the harmonic mean of entity precision and recall; raise `ImportError` without seqeval"
     return _entity_metric('f1', scheme)
 
 # %% ../../nbs/tasks/28_token_classification.ipynb #19f42707
 @patch
 def metrics(self:TokenClassification):
     try: return [entity_precision(), entity_recall(), entity_f1(), word_accuracy()]
-    except ImportError as e: print(f"Entities are not scored: {e}")
+    except ImportError as e: print(f"Entity metrics are not available: {e}")
     return [word_accuracy()]
 
 # %% ../../nbs/tasks/28_token_classification.ipynb #3b5937c8
@@ -497,7 +504,7 @@ def _ordered(inputs):
 
 # %% ../../nbs/tasks/28_token_classification.ipynb #a0c3ad64
 def _text_tokens(inputs, scores):
-    "Yield for each text its tokens, each once, as dicts, and the number of special tokens before them"
+    "Yield for each text its tokens as dicts, each once, and the number of special tokens before them"
     batch,(row,window,pos) = _ordered(inputs)
     for b in range(len(batch['input_ids'])):
         w,p = window[row==b],pos[row==b]
@@ -508,7 +515,7 @@ def _text_tokens(inputs, scores):
 
 # %% ../../nbs/tasks/28_token_classification.ipynb #5519d948
 def _in_text(tokens, words, spaced):
-    "Return tokens of `words` with their places in `' '.join(words)`, and the start of each word"
+    "Return tokens of `words` with their character positions in `' '.join(words)`, and the start of each word"
     starts = np.cumsum([0, *(len(o)+1 for o in words)])
     for o in tokens:
         i,n = o['word'],len(words[o['word']])
@@ -518,14 +525,14 @@ def _in_text(tokens, words, spaced):
 
 # %% ../../nbs/tasks/28_token_classification.ipynb #0f5a5610
 def _with_words(entity, sentence, starts):
-    "Return `entity` with its text in `sentence`, and the words it begins with and ends before"
+    "Return `entity` with its text in `sentence`, and the word indices `start_word` and `end_word`"
     start,end = entity['start'],entity['end']
     first,last = np.searchsorted(starts, [start, end], side='right') - 1
     return entity | dict(word=sentence[start:end], start_word=int(first), end_word=int(last)+1)
 
 # %% ../../nbs/tasks/28_token_classification.ipynb #ff69d1e4
 def _grouped(reader, pre_entities, strategy, scheme):
-    "Return entities as the pipeline does, but in groups that follow `scheme`"
+    "Return the same entities as the pipeline, but grouped by `scheme`"
     none,simple = type(strategy).NONE,type(strategy).SIMPLE
     if scheme.name is None or strategy==none: return reader.aggregate(pre_entities, strategy)
     found = reader.aggregate(pre_entities, none) if strategy==simple else reader.aggregate_words(pre_entities, strategy)
@@ -552,8 +559,8 @@ _STRATEGIES = (None, 'none', 'simple', 'first', 'average', 'max')
 
 @patch
 def decode(self:TokenClassification, logits, config, inputs=None, samples=None,
-    aggregation_strategy:str=None, # As in the pipeline; None for "simple", or "first" if labels are those of words
-    ignore_labels:list=('O',), # Labels that are not entities
+    aggregation_strategy:str=None, # As in the pipeline; None for "first" with word lists and end labels, else "simple"
+    ignore_labels:list=('O',), # Labels to leave out of the result
 ) -> list[list[dict]]: # The entities of each text
     "Return entities: `entity_group`, `score`, `word`, `start`, `end`; for words also `start_word` and `end_word`"
     from transformers.pipelines.token_classification import AggregationStrategy
@@ -566,7 +573,7 @@ def decode(self:TokenClassification, logits, config, inputs=None, samples=None,
     reader,spaced,res = entity_pipeline(block.hf_tokenizer, config),of_words and runs_together(block.hf_tokenizer),[]
     for text,(tokens,lead) in zip(samples, _text_tokens(inputs, scores), strict=True):
         if of_words: tokens,starts = _in_text(tokens, text, spaced)
-        if not text: tokens = [] # an empty text is encoded as a token that is not its own
+        if not text: tokens = [] # some tokenizers encode an empty text as a token, which is not part of it
         sentence = ' '.join(text) if of_words else text
         found = _entities(reader, tokens, sentence, strategy, ignore_labels, lead, of_words, scheme)
         res.append([_with_words(o, sentence, starts) for o in found] if of_words else found)
@@ -579,8 +586,8 @@ def is_one(self:TokenClassification, texts, block):
     if isinstance(texts, str) or not is_iter(texts): return True
     if not is_listy(texts) or not len(texts) or not all(isinstance(o, str) for o in texts): return False
     if odd := next((o for o in texts if len(o.split()) > 1), None):
-        raise ValueError(f"texts contains {odd!r:.80}, which has spaces in it, but a list of strings is the words "
-                         "of one text: pass many=True for several texts, or many=False for one.")
+        raise ValueError(f"texts contains {odd!r:.80}, which contains spaces, but a list of strings is read as the "
+                         "words of one text: pass many=True for several texts, or many=False for one.")
     return True
 
 # %% ../../nbs/tasks/28_token_classification.ipynb #d0825ed2
@@ -607,13 +614,13 @@ def _decode_row(self:TokenClassification, row, y, dl):
 @patch
 def decode_batch(self:TokenClassification, batch, dl, max_n):
     rows = as_rows(batch[0], max_n)
-    # fastai spreads rows that come from batches of several shapes over the tuple
+    # fastai appends rows from batches of different shapes to the tuple one by one
     ys = [None]*len(rows) if len(batch)==1 else batch[1] if len(batch)==2 else batch[1:]
     return [self._decode_row(o, y, dl) for o,y in zip(rows, ys, strict=False)]
 
 # %% ../../nbs/tasks/28_token_classification.ipynb #f70e6e4e
 def _tagged(words, labels, wrong=None):
-    "Return a cell with labeled words, in a color for each kind of entity"
+    "Return a cell of labeled words, with a color for each entity type"
     scheme = getattr(labels, 'scheme', None) or find_scheme(labels)
     return TaggedWords(words, labels, wrong, [scheme.parts(o)[1] for o in labels])
 
@@ -638,10 +645,11 @@ def word_labels(self:Learner,
     ds_idx:int=1, # 0 for the training set, 1 for the validation set
     dl=None, # Another loader with targets; None for that of `ds_idx`
 ) -> tuple[list, list]: # Targets and predictions, a list of labels for each text
-    "Return the label of each word and the most likely one; raise `ValueError` for another task"
+    "Return the target and the prediction of each word; raise `ValueError` for another task"
     block,names = get_block(self.dls),np.array(get_vocab(self.dls), dtype=object)
     if 'word_ids' not in block.task.columns or not block.is_split_into_words:
-        raise ValueError(f"task={block.task.name!r} has no labels of words.")
+        raise ValueError(f"task={block.task.name!r} does not label words: "
+                         "word_labels needs task='token-classification'.")
     inputs,_,targs,preds = self.get_preds(ds_idx, dl, with_input=True, with_decoded=True)
     if targs is None:
         raise ValueError("dl has no targets: make it with learn.dls.test_dl(df, with_labels=True), or use hf_predict.")

@@ -29,7 +29,7 @@ from ..core.inputs import with_progress
 def as_plain(
     cell, # Any value
 ):
-    "Return Python's own types for arrays, strings and numbers, at any depth of lists, tuples and dicts"
+    "Convert arrays, strings and numbers to Python's own types, at any depth of lists, tuples and dicts"
     if isinstance(cell, str): return cell if type(cell) is str else str.__str__(cell) # a string enum or a NumPy string
     if isinstance(cell, np.ndarray): return as_plain(cell.tolist())
     if isinstance(cell, (np.number, np.bool_)): return cell.item()
@@ -38,19 +38,19 @@ def as_plain(
 
 # %% ../../nbs/text/10_rows.ipynb #8359973e
 class CellReader(ColReader):
-    "Read a cell, with lists for arrays"
+    "Read a cell, and convert arrays to lists"
     def __call__(self, o, **kwargs): return as_plain(super().__call__(o, **kwargs))
 
 # %% ../../nbs/text/10_rows.ipynb #d06c68c7
 class CellsReader(ColReader):
-    "Read several columns of a row, as a tuple, with lists for arrays"
+    "Read several columns of a row as a tuple, and convert arrays to lists"
     def __call__(self, o, **kwargs): return as_plain(tuple(super().__call__(o, **kwargs)))
 
 # %% ../../nbs/text/10_rows.ipynb #2ff24ff1
 def as_list(
     cell, # A cell that should hold a list
 ):
-    "Return a list for a tuple, an array or another sequence, and anything else unchanged; arrays inside become lists"
+    "Convert a tuple, an array or another sequence to a list, with arrays inside; return anything else unchanged"
     cell = as_plain(cell)
     return cell if isinstance(cell, (str, dict)) or not hasattr(cell, '__iter__') else list(cell)
 
@@ -80,9 +80,9 @@ def columns_of(
 # %% ../../nbs/text/10_rows.ipynb #56a4f253
 def plain_columns(
     df:pd.DataFrame, # A table
-    names:list, # Some of its columns
+    names:list, # Names of columns
 ) -> pd.DataFrame:
-    "Return the columns `names`, with lists for arrays"
+    "Return the columns `names`, with arrays converted to lists"
     df = df[names]
     plain = {c: [as_plain(o) for o in df[c]] for c in df if df[c].dtype==object}
     return df.assign(**{c: pd.Series(o, df.index, dtype=object) for c,o in plain.items()})
@@ -124,9 +124,9 @@ def with_class_names(
 
 # %% ../../nbs/text/10_rows.ipynb #2739a01d
 def unformatted(
-    ds, # A `datasets.Dataset` or `IterableDataset`, or a dict of them; anything else is returned as it is
+    ds, # A `datasets.Dataset` or `IterableDataset`, or a dict of them; anything else is returned unchanged
 ):
-    "Return `ds` with rows of Python's own types"
+    "Return `ds` without its format, so that rows contain Python's own types"
     if isinstance(ds, dict): return {k: unformatted(v) for k,v in ds.items()}
     if not hasattr(ds, 'with_format') or (getattr(ds, 'format', None) or {}).get('type')=='custom': return ds
     return ds.with_format(None)
@@ -177,7 +177,7 @@ def _of_row(tl):
     if not one or not _reads_columns(tl): return item_pipeline(tl)
     name,rest = read.cols[0],list(tl.tfms.fs[1:])
     of_cell = partial(compose_tfms, tfms=rest, split_idx=tl.tfms.split_idx)
-    if rest and all(type(o) is Categorize for o in rest): of_cell = cache(of_cell) # 25 us a row, or 1
+    if rest and all(type(o) is Categorize for o in rest): of_cell = cache(of_cell) # 1 us per row instead of 25
     return lambda row: of_cell(as_plain(row[name]))
 
 # %% ../../nbs/text/10_rows.ipynb #ea17445b
@@ -319,7 +319,7 @@ def first_row(
 
 # %% ../../nbs/text/10_rows.ipynb #b3dac247
 def _reason(e, vocab):
-    "The reason for which a row could not be read; for an unknown label, with the known ones"
+    "Return why a row could not be read; for an unknown label, list the known ones"
     why,unknown = str(e.args[0] if e.args else e).rstrip('.'),'not included in the training dataset' in str(e)
     if isinstance(e, KeyError) and not unknown: return f"there is no column {e.args[0]!r}"
     if not vocab or not unknown: return why
@@ -333,7 +333,7 @@ class WrongRows(ValueError):
         dataset, # The dataset
         wrong:list, # Pairs of a row's position and what is wrong with it
         n:int, # The number of rows that were read
-        split:str=None, # What the rows are called; None for training or validation rows, by the dataset
+        split:str=None, # What to call the rows, such as "new "; None to use the dataset's split
     ):
         self.args_ = dataset,wrong,n
         if split is None: split = {0: 'training ', 1: 'validation '}.get(getattr(dataset, 'split_idx', None), '')

@@ -156,7 +156,7 @@ def unicode_problem(
     for o in [text] if isinstance(text, str) else text:
         try: o.encode()
         except UnicodeEncodeError as e:
-            return f"{o[:80]!r} has a lone surrogate, {o[e.start]!r}, at position {e.start}, which is not valid Unicode"
+            return f"{o[:80]!r} is not valid Unicode: it has a lone surrogate, {o[e.start]!r}, at position {e.start}"
 
 # %% ../../nbs/text/11_tokens.ipynb #5b77c55b
 def tokenize(

@@ -122,7 +122,7 @@ def _check(self:HFCallback):
     self.task.configure(self.dls, self.model)
     model = get_model(self.model)
     if not has_pre_hook(model, take_dict): model.register_forward_pre_hook(take_dict, with_kwargs=True)
-    self.checked = state() # another learner may move the outputs of the same model
+    self.checked = state() # another learner may reorder the outputs of the same model
 
 # %% ../../nbs/train/62_callback.ipynb #fcc1cd9a
 @patch
@@ -169,7 +169,7 @@ class RowPreds(L):
 # %% ../../nbs/train/62_callback.ipynb #13b0ca15
 @patch
 def after_validate(self:HFCallback):
-    "Turn gathered inputs into rows, and predictions of different shapes into what a loss can read"
+    "Convert gathered inputs to rows, and predictions of different shapes to a form that a loss accepts"
     gather = getattr(self.learn, 'gather_preds', None)
     if gather is None: return
     if gather.with_input and isinstance(gather.inputs, dict): gather.inputs = HFRows.from_columns(gather.inputs)
@@ -181,10 +181,10 @@ def after_validate(self:HFCallback):
 
 # %% ../../nbs/train/62_callback.ipynb #792de4df
 class DictBatches(GetAttr):
-    "A loader whose dicts become tuples of inputs and labels"
+    "A loader that converts dicts to tuples of inputs and labels"
     _default = 'dl'
     def __init__(self,
-        dl, # Any loader; batches that are not dicts remain as they are
+        dl, # Any loader; batches that are not dicts are not changed
         with_labels:bool=False, # Whether to raise `ValueError` for a dict without labels
     ):
         self.dl,self.with_labels = dl,with_labels
@@ -197,13 +197,13 @@ class DictBatches(GetAttr):
         inputs = HFInputs(batch)
         if 'labels' in inputs: return inputs,inputs.pop('labels')
         if not self.with_labels: return (inputs,)
-        raise ValueError(f"The batches have {preview(inputs)}, but no 'labels' to train on: let the loader return "
+        raise ValueError(f"The batches contain {preview(inputs)}, but no 'labels' to train on: the loader must return "
                          "'labels', or a tuple of inputs and targets.")
 
 # %% ../../nbs/train/62_callback.ipynb #bccc4bd9
 @patch
 def _take_dicts(self:HFCallback, with_labels=False):
-    "Let the loop of fastai read a loader that returns dicts"
+    "Let fastai's loop read a loader that returns dicts"
     if not hasattr(self.dl, 'hf_block'): self.learn.dl = DictBatches(self.dl, with_labels)
 
 # %% ../../nbs/train/62_callback.ipynb #347f1b7a
@@ -279,7 +279,7 @@ class AverageLoss(Callback):
 
 # %% ../../nbs/train/62_callback.ipynb #ae9037e2
 class AccumulateTargets(Callback):
-    "Let accumulated gradients be those of one large batch"
+    "Make accumulated gradients equal to those of one large batch"
     order,run_valid = HFCallback.order,False
     def __init__(self,
         accumulation, # The learner's `GradientAccumulation`
@@ -287,7 +287,7 @@ class AccumulateTargets(Callback):
         self.accumulation,self.unit,self.weight_sum = accumulation,1.,0.
 
     def after_loss(self):
-        "Multiply the loss by the targets per row, relative to the first batch, which keeps its size"
+        "Multiply the loss by the targets per row, relative to the first batch, whose loss is not changed"
         weight,rows = target_weight(self.loss_func, self.yb),find_bs(self.yb)
         if not self.weight_sum: self.unit = (weight or rows)/rows
         self.weight_sum += weight
@@ -326,7 +326,7 @@ def accumulated(
 def over_targets(
     learn, # A `Learner` that begins to loop over its batches
 ):
-    "Compute losses, their average and accumulated gradients over targets, whatever the batches"
+    "Compute losses, their average and accumulated gradients over targets, regardless of the batch size"
     loss_func = learn.loss_func
     wrapped = loss_func if isinstance(loss_func, (HFLoss, TokenCrossEntropy)) else TargetLoss(loss_func)
     learn.loss_func = wrapped
@@ -386,7 +386,7 @@ def run_batches(self:HFCallback):
 # %% ../../nbs/train/62_callback.ipynb #263b7f8b
 @patch
 def all_batches(self:Learner):
-    "Run fastai's loop over the batches; with `HFCallback`, for a Hugging Face model"
+    "Run fastai's loop over the batches; with `HFCallback`, pass inputs by name, and clean up if it fails"
     cbs = [o for o in self.cbs if isinstance(o, HFCallback) and o.run]
     if not cbs: return self._orig_all_batches()
     with ExitStack() as stack:
@@ -396,12 +396,12 @@ def all_batches(self:Learner):
 # %% ../../nbs/train/62_callback.ipynb #1853594e
 @patch
 def _log(self:HFCallback, numbers):
-    "Print the numbers of an epoch with their names"
+    "Print the losses and metrics of an epoch with their names"
     cells = (f'{o:.4f}' if isinstance(o, float) else o for o in numbers)
     print('  '.join(f'{k} {v}' for k,v in zip(self.recorder.metric_names, cells, strict=False)))
 @patch
 def _hide_bar(self:HFCallback):
-    "Turn fastai's progress bar off, until the end of `fit`, where it would fill a file"
+    "Turn off fastai's progress bar until the end of `fit` if output goes to a file"
     if hasattr(self.learn, 'progress') and not can_redraw(): self.learn.progress.run = False
 
 # %% ../../nbs/train/62_callback.ipynb #31c5be74
@@ -410,7 +410,7 @@ def before_fit(self:HFCallback):
     "Check data, model and callbacks, and move the loss to the model's device"
     self._check()
     if mixing := [type(o).__name__ for o in self.learn.cbs if isinstance(o, MixHandler)]:
-        raise ValueError(f"cbs={mixing} mixes the inputs of a batch, and token ids cannot be mixed: leave it out.")
+        raise ValueError(f"cbs={mixing} mixes the inputs of a batch, and token ids cannot be mixed: remove it.")
     loss_to(self.loss_func, next(self.model.parameters()).device)
     self._hide_bar()
     if self.learn.logger is print and not can_redraw(): self.learn.logger = self._log
