@@ -28,7 +28,8 @@ def make_learner(arch, task, side):
     for p in model.parameters():
         if p.ndim > 1: torch.nn.init.normal_(p, std=.1)
     for m in model.modules(): # MobileBERT relies on it
-        if isinstance(m, torch.nn.Embedding) and m.padding_idx is not None: torch.nn.init.zeros_(m.weight[m.padding_idx])
+        if isinstance(m, torch.nn.Embedding) and m.padding_idx is not None:
+            torch.nn.init.zeros_(m.weight[m.padding_idx])
     return hf_learner(dls, model, metrics=[])
 
 
