@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['end_cleanup', 'item_pipeline', 'type_transforms', 'epoch_indices', 'set_input_count', 'has_model_class',
-           'model_classes', 'quiet_load_report', 'remove_capture_hooks', 'entity_pipeline', 'fill_mask',
-           'has_native_arithmetic', 'has_int8_dot_products', 'int8_linear', 'autocast_depth']
+           'model_classes', 'quiet_load_report', 'remove_capture_hooks', 'undeclared_sharing', 'entity_pipeline',
+           'fill_mask', 'has_native_arithmetic', 'has_int8_dot_products', 'int8_linear', 'autocast_depth']
 
 # %% ../../nbs/core/01_compat.ipynb #09eaaece
 import logging
+import re
 from contextlib import contextmanager
 from functools import cache
 from types import SimpleNamespace
@@ -89,6 +90,16 @@ def remove_capture_hooks(
         for k,h in list(m._forward_hooks.items()):
             if getattr(h, '__module__', '')=='transformers.utils.output_capturing': del m._forward_hooks[k]
         vars(m).pop('_output_capturing_hooks_installed', None)
+
+# %% ../../nbs/core/01_compat.ipynb #4b2626ab
+def undeclared_sharing(
+    model, # A Hugging Face model
+) -> str: # Names of weights; empty if the model can be saved
+    "Return the weights that modules of `model` share although its class does not declare them as tied"
+    from transformers.modeling_utils import remove_tied_weights_from_state_dict # takes seconds to import
+    try: remove_tied_weights_from_state_dict(dict(model.state_dict()), model)
+    except RuntimeError as e: return ', '.join(sorted(re.findall(r"'([\w.]+)'", str(e).partition('}')[0])))
+    return ''
 
 # %% ../../nbs/core/01_compat.ipynb #f94d05e5
 def entity_pipeline(

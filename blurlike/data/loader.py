@@ -191,14 +191,14 @@ def _truncates_many(self:HFDataLoader):
     "Whether truncation cuts more than a tenth of the rows"
     return self.table is not None and len(self.table) > 0 and (_lost(self.table) > 0).mean() > .1
 
-# %% ../../nbs/data/40_loader.ipynb #456ff1fa
+# %% ../../nbs/data/40_loader.ipynb #3084cc52
 @patch
 def _say_truncated(self:HFDataLoader):
     "Print how many rows are truncated if these are more than a tenth"
     if not self._truncates_many(): return
     lost = _lost(self.table)
-    print_once(f"{(lost > 0).sum():,} of {len(lost):,} rows are longer than max_length={self.hf_block.max_length} and lose "
-               f"{lost.sum():,} tokens: pass a larger max_length to keep them.")
+    print_once(f"{(lost > 0).sum():,} of {len(lost):,} rows are longer than max_length={self.hf_block.max_length} and "
+               f"lose {lost.sum():,} tokens: pass a larger max_length to keep them.")
 
 # %% ../../nbs/data/40_loader.ipynb #a750bab7
 @patch
