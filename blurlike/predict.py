@@ -133,6 +133,7 @@ def hf_predict(self:Learner,
     whole_number('batch_tokens', batch_tokens)
     block,model = get_block(self.dls),get_model(self.model)
     task = block.task
+    block.check_vocab(model)
     if getattr(task, 'writes_answers', False):
         return self.hf_generate(texts, batch_tokens=batch_tokens, precision=precision, **options)
     ours,theirs = _options_of(task.tokenize, 2),_options_of(task.decode, 4)

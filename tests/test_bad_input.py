@@ -3,11 +3,12 @@
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import make_objects, mentions
+from conftest import make_config, make_objects, mentions
 from datasets import ClassLabel, Dataset, DatasetDict
 from fastai.data.all import CategoryBlock, ColReader, ColSplitter, DataBlock, MultiCategoryBlock, RegressionBlock
 from fastai.text.all import CrossEntropyLossFlat, DataLoaders, Learner
-from transformers import AutoConfig, AutoModelForMaskedLM, AutoModelForSequenceClassification
+from tokenizers import Tokenizer, models
+from transformers import AutoConfig, AutoModelForMaskedLM, AutoModelForSequenceClassification, PreTrainedTokenizerFast
 
 from blurlike.all import (
     HFCallback,
@@ -195,6 +196,64 @@ def test_a_tokenizer_with_more_tokens_than_the_model(hf):
     hf.tokenizer.add_tokens(['blurlike'])
     with pytest.raises(ValueError, match=mentions(len(hf.tokenizer), hf.model.get_input_embeddings().num_embeddings)):
         HFTextBlock(*hf)
+
+
+def other_model(**kwargs): return AutoModelForSequenceClassification.from_config(make_config(**kwargs)[0])
+
+
+def test_a_model_with_another_vocabulary(df):
+    dls = from_df(df)
+    n = len(dls.hf_block.hf_tokenizer)
+    for rows in (20, n+300):
+        for make in (hf_learner, lambda *args: Learner(*args, loss_func=CrossEntropyLossFlat(), cbs=[HFCallback])):
+            with pytest.raises(ValueError, match=mentions(rows, n)): make(dls, other_model(vocab_size=rows))
+    hf_learner(dls, other_model(vocab_size=n+3)) # padded to a multiple
+
+
+def test_a_model_with_fewer_positions_than_max_length(df):
+    with pytest.raises(ValueError, match=mentions('max_length=64', 32, 'BertForSequenceClassification')):
+        hf_learner(from_df(df), other_model(max_position_embeddings=32))
+    hf_learner(from_df(df, max_length=32), other_model(max_position_embeddings=32))
+
+
+def test_tokens_that_are_added_later(df, hf):
+    before = HFTextDataLoaders.from_df(df, hf, valid_col='is_valid', bs=8, device='cpu')
+    learn,n = hf_learner(before, hf.model),len(hf.tokenizer)
+    hf.tokenizer.add_tokens(['blurlike'])
+    for use in (lambda: hf_learner(before, hf.model), lambda: learn.fit(1), lambda: learn.hf_predict('blurlike'),
+                lambda: HFTextDataLoaders.from_df(df, hf._replace(model=None), valid_col='is_valid')):
+        with pytest.raises(ValueError, match=mentions(n+1, n, 'resize_token_embeddings', 'hf_model')): use()
+    hf.model.resize_token_embeddings(len(hf.tokenizer))
+    assert learn.hf_predict('blurlike')
+    with learn.no_bar(), learn.no_logging(): learn.fit(1)
+
+
+@pytest.mark.parametrize('share', [
+    lambda layers: setattr(layers[0].attention.self.query, 'weight', layers[1].attention.self.query.weight),
+    lambda layers: layers.__setitem__(1, layers[0])])
+def test_shared_weights_that_cannot_be_saved(share, df, hf, tmp_path):
+    share(hf.model.bert.encoder.layer)
+    dls = HFTextDataLoaders.from_df(df, hf, valid_col='is_valid', bs=8, device='cpu')
+    with pytest.raises(ValueError, match=mentions('bert.encoder.layer.0.attention.self.query.weight',
+                                                  'BertForSequenceClassification')):
+        hf_learner(dls, hf.model)
+
+
+def test_declared_shared_weights_are_valid(df):
+    hf = make_objects(auto_model=AutoModelForMaskedLM)
+    hf_learner(HFTextDataLoaders.from_df(df, hf, task='masked-lm', valid_col='is_valid', bs=8, device='cpu'), hf.model)
+
+
+def test_a_padding_token_outside_of_the_embedding(hf):
+    tok = Tokenizer(models.WordLevel({'[UNK]': 0, 'the': 1, 'film': 2, '[PAD]': 5000}, unk_token='[UNK]'))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=tok, pad_token='[PAD]', unk_token='[UNK]')
+    with pytest.raises(ValueError, match=mentions('pad_token', "'[PAD]'", 5000, hf.config.vocab_size)):
+        HFTextBlock(hf.arch, hf.config, tokenizer, hf.model)
+
+
+def test_a_padding_token_outside_of_the_vocabulary(hf):
+    hf.tokenizer.pad_token = '<nothing>'
+    with pytest.raises(ValueError, match=mentions('pad_token', "'<nothing>'")): HFTextBlock(*hf)
 
 
 def test_an_unknown_task(hf):

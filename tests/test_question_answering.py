@@ -14,7 +14,8 @@ from fastai.interpret import Interpretation
 from fastai.learner import load_learner
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import AutoConfig, AutoModelForQuestionAnswering
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import AutoConfig, AutoModelForQuestionAnswering, PreTrainedTokenizerFast
 
 from blurlike.all import (
     NO_ANSWER,
@@ -81,7 +82,8 @@ def from_df(df, hf=None, **kwargs):
 
 
 @cache
-def config_for(size): return AutoConfig.for_model('bert', vocab_size=size, **ARCHITECTURES['bert'][1])
+def config_for(size):
+    return AutoConfig.for_model('bert', vocab_size=size, **ARCHITECTURES['bert'][1] | dict(max_position_embeddings=200))
 
 
 def make_block(tokenizer, max_length=32, stride=8, **options):
@@ -236,9 +238,9 @@ def test_an_answer_longer_than_the_overlap_of_windows_raises(qa):
 
 # --- decoding
 
-def reference(logits, inputs, context, tokenizer, top_k, max_answer_len, impossible):
+def reference(logits, inputs, context, tokenizer, top_k, max_answer_len, impossible, n=None):
     "Search every span of every window, as SQuAD's baselines do; an answer has the score of its most confident window"
-    answers,null = [],1e6
+    answers,null,n = [],1e6,n or top_k
     for w in range(inputs['n_windows'][0]):
         parts,offsets = inputs['sequence_ids'][0,w].tolist(),inputs['offsets'][0,w].tolist()
         cls = inputs['input_ids'][0,w].tolist().index(tokenizer.cls_token_id)
@@ -250,7 +252,7 @@ def reference(logits, inputs, context, tokenizer, top_k, max_answer_len, impossi
         found = sorted(((p[0][i]*p[1][j], i, j) for i in seen for j in seen if i!=cls and j!=cls
                         and i <= j < i+max_answer_len), reverse=True)
         here = []
-        for score,i,j in found[:top_k]:
+        for score,i,j in found[:n]:
             text = context[offsets[i][0]:offsets[j][1]]
             same = [o for o in here if o['answer'].lower()==text.lower()]
             if same: same[0]['score'] += score
@@ -260,6 +262,8 @@ def reference(logits, inputs, context, tokenizer, top_k, max_answer_len, impossi
             if same and same[0]['score'] < o['score']: same[0].update(o)
             elif not same: answers.append(o)
     if impossible: answers.append(dict(score=null, start=0, end=0, answer=''))
+    if len(answers) < top_k and n < logits.shape[-2]*max_answer_len: # different spans may be the same answer
+        return reference(logits, inputs, context, tokenizer, top_k, max_answer_len, impossible, n*4)
     return sorted(answers, key=lambda o: -o['score'])[:top_k]
 
 
@@ -308,6 +312,53 @@ def test_answers_are_aligned_to_words_by_default():
     logits[0,0,places[-1]] = 20.
     assert read_answers(logits, inputs)[0][0]['answer'] == 'filmwarm'
     assert read_answers(logits, inputs, align_to_words=False)[0][0]['answer'] != 'filmwarm'
+
+
+UNSPACED = { # contexts, and answers in them
+    '映画は東京で撮影された。': '東京', 'ภาพยนตร์ถ่ายทำในกรุงเทพ': 'กรุงเทพ', '这部电影是2019年在北京拍摄的。': '北京',
+    '監督のSmithは東京タワーで': 'Smith', 'それは3.14と書いた': '3.14'}
+
+
+def unigram_of_characters():
+    "A tokenizer whose words are separated by spaces, as that of XLM-RoBERTa, with a token for each character"
+    vocab = [(o, 0.) for o in ('<unk>', '<pad>', '<s>', '</s>')] + [('▁', -2.)]
+    tok = Tokenizer(models.Unigram(vocab + [(o, -3.) for o in sorted({*''.join(UNSPACED), *'the film'} - {' '})], 0))
+    tok.pre_tokenizer = pre_tokenizers.Metaspace()
+    return PreTrainedTokenizerFast(tokenizer_object=tok, unk_token='<unk>', pad_token='<pad>', cls_token='<s>')
+
+
+KINDS = {'gpt': gpt_like, 'roberta': roberta_like, 'unigram': unigram_of_characters}
+
+
+@pytest.mark.parametrize('kind', KINDS)
+@pytest.mark.parametrize('context', UNSPACED)
+def test_an_answer_in_a_text_without_spaces_is_not_widened_to_the_text(kind, context):
+    answer = UNSPACED[context]
+    block = make_block(KINDS[kind](), max_length=200, stride=64, max_answer_len=40)
+    start = context.index(answer)
+    inputs,targets = collate([(('the film', context), Answer(answer, start))], block)
+    logits = gold_logits(inputs, targets)
+    best = block.task.read(logits, inputs)[0][0]
+    assert (best['answer'], best['start'], best['end']) == (answer, start, start + len(answer))
+    metric = block.task.metrics()[0]
+    metric.accumulate(SimpleNamespace(dls=SimpleNamespace(hf_block=block, train=SimpleNamespace(facts={})),
+                                      xb=(inputs,), pred=logits))
+    assert metric.value == 100
+
+
+@pytest.mark.parametrize('align', [True, False])
+@pytest.mark.parametrize('context', ['the film warm '*30, '映画は東京で撮影された。', 'a b c d e',
+                                     'film warm plot dull cast '*3])
+def test_top_k_gives_as_many_different_answers(context, align):
+    block = make_block(gpt_like(), max_length=120, stride=16)
+    inputs = encode(('the film', context), block)
+    logits = torch.randn(*inputs['input_ids'].shape, 2, generator=torch.Generator().manual_seed(0))*4
+    logits[:,:,int((inputs['sequence_ids']==1)[0,0].int().argmax())] += 20 # many spans of one text
+    for k in (1, 5):
+        answers = block.task.read(logits, inputs, top_k=k, align_to_words=align)[0]
+        assert len({o['answer'].lower() for o in answers}) == len(answers) == k
+        assert [o['score'] for o in answers] == sorted((o['score'] for o in answers), reverse=True)
+        assert all(context[o['start']:o['end']]==o['answer'] for o in answers)
 
 
 def test_an_answer_has_at_most_max_answer_len_tokens_and_never_ends_before_it_starts():

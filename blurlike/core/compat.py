@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['end_cleanup', 'take_step', 'item_pipeline', 'type_transforms', 'epoch_indices', 'set_input_count', 'has_model_class',
            'model_classes', 'quiet_load_report', 'remove_capture_hooks', 'idle_settings', 'has_pre_hook',
-           'entity_pipeline', 'fill_mask', 'has_native_arithmetic', 'has_int8_dot_products', 'int8_linear',
-           'autocast_depth']
+           'undeclared_sharing', 'entity_pipeline', 'fill_mask', 'has_native_arithmetic', 'has_int8_dot_products',
+           'int8_linear', 'autocast_depth']
 
 # %% ../../nbs/core/01_compat.ipynb #09eaaece
 import logging
@@ -119,6 +119,16 @@ def has_pre_hook(
 ) -> bool:
     "Return whether `hook` is called before the model's `forward`"
     return hook in model._forward_pre_hooks.values()
+
+# %% ../../nbs/core/01_compat.ipynb #4b2626ab
+def undeclared_sharing(
+    model, # A Hugging Face model
+) -> str: # Names of weights; empty if the model can be saved
+    "Return the weights that modules of `model` share although its class does not declare them as tied"
+    from transformers.modeling_utils import remove_tied_weights_from_state_dict # takes seconds to import
+    try: remove_tied_weights_from_state_dict(dict(model.state_dict()), model)
+    except RuntimeError as e: return ', '.join(sorted(re.findall(r"'([\w.]+)'", str(e).partition('}')[0])))
+    return ''
 
 # %% ../../nbs/core/01_compat.ipynb #f94d05e5
 def entity_pipeline(

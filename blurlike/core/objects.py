@@ -77,8 +77,10 @@ def set_pad_token(
     tokenizer:PreTrainedTokenizerBase, # Changed in place if it has no padding token
     config:PreTrainedConfig, # Changed in place: gets the id of the padding token
 ):
-    "Give `tokenizer` a padding token if it has none; raise `ValueError` if it has no special token"
+    "Give `tokenizer` a padding token if it has none; raise `ValueError` if there is none in its vocabulary"
     if tokenizer.pad_token is None: tokenizer.pad_token = _spare_token(tokenizer)
+    if tokenizer.convert_ids_to_tokens(tokenizer.pad_token_id) != tokenizer.pad_token:
+        raise ValueError(f"pad_token={tokenizer.pad_token!r} of {type(tokenizer).__name__} is not in its vocabulary.")
     config.get_text_config().pad_token_id = tokenizer.pad_token_id
 
 # %% ../../nbs/core/02_objects.ipynb #1b0a45ff

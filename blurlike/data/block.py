@@ -19,8 +19,10 @@ from fastai.torch_basics import is_listy, patch
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from ..core.checks import check_options, fast_tokenizer, one_of, print_once, whole_number
+from ..core.compat import undeclared_sharing
 from ..core.inputs import HFInputs, as_rows, decode_texts
-from ..core.objects import forward_args, model_skeleton, position_limit, set_pad_token, tokenizer_limit
+from ..core.objects import (forward_args, is_hf_model, model_skeleton, position_limit, set_pad_token,
+                                   tokenizer_limit)
 from .loader import HFDataLoader
 from ..tasks.base import Task, all_tasks, get_task, infer_task, task_options
 from ..text.lengths import text_columns
@@ -68,16 +70,33 @@ def _check_tokenizer_options(padding, truncation, tok_kwargs):
     for k in set(_HERE) & set(tok_kwargs or {}):
         raise ValueError(f"tok_kwargs={{{k!r}: ...}} is not possible: {_HERE[k]}.")
 
+# %% ../../nbs/data/41_block.ipynb #2ba652c5
+def _embedding_rows(model):
+    "Return the number of rows of the model's table of embeddings; None if it has no such table"
+    try: return getattr(model.get_input_embeddings(), 'num_embeddings', None)
+    except (AttributeError, NotImplementedError): return None # such as a model that hashes characters
+
 # %% ../../nbs/data/41_block.ipynb #8fe708e3
 def _check_vocab(tokenizer, model):
     "Raise `ValueError` if a token has no row in the model's table of embeddings"
-    try: table = model.get_input_embeddings()
-    except NotImplementedError: return # such as a model that hashes characters
-    rows = getattr(table, 'num_embeddings', None)
-    if rows is None or len(tokenizer) <= rows: return
-    raise ValueError(f"The tokenizer has {len(tokenizer)} tokens, but the model's embedding has {rows} rows: take "
-                     "both from the same checkpoint, or call `model.resize_token_embeddings(len(tokenizer))` if you "
-                     "added tokens.")
+    n,pad,rows = len(tokenizer),tokenizer.pad_token_id or 0,_embedding_rows(model)
+    if rows is None or max(n, pad+1) <= rows: return
+    if n <= rows:
+        raise ValueError(f"pad_token={tokenizer.pad_token!r} has the id {pad}, but the model's embedding has {rows} "
+                         "rows: use another token of the vocabulary.")
+    raise ValueError(f"The tokenizer has {n} tokens, but the model's embedding has {rows} rows: take both from the "
+                     "same checkpoint. If you added tokens, call model.resize_token_embeddings(len(tokenizer)), and "
+                     "pass the model as hf_model, or as the last of HFObjects.")
+
+# %% ../../nbs/data/41_block.ipynb #a6f554ad
+def _check_same_vocab(block, model):
+    "Raise `ValueError` if the vocabulary of `model` is not that of the block's configuration"
+    ours,theirs = (getattr(o.get_text_config(), 'vocab_size', None) for o in (block.hf_config, model.config))
+    n = len(block.hf_tokenizer)
+    if None in (ours, theirs) or ours==theirs or n <= theirs < n+256: return
+    raise ValueError(f"model={type(model).__name__}(...) has a vocabulary of {theirs} tokens, but the data was "
+                     f"tokenized with {n} tokens, for a {block.hf_arch} model with {ours}: take both from the same "
+                     "checkpoint.")
 
 # %% ../../nbs/data/41_block.ipynb #c2581574
 def _check_windows(block):
@@ -169,8 +188,8 @@ def _say_padding_side(block):
 @patch
 def _set_model(self:HFTextBlock, model, task, max_length):
     "Set the padding token, the limit of a row, and the names of the model's inputs"
-    _check_vocab(self.hf_tokenizer, model)
     for config in {id(o): o for o in (self.hf_config, model.config)}.values(): set_pad_token(self.hf_tokenizer, config)
+    _check_vocab(self.hf_tokenizer, model)
     self.max_length = resolve_max_length(max_length, self.hf_tokenizer, task.text_model(model), self.pad_to_multiple_of)
     if self.padding=='max_length' and self.max_length is None:
         raise ValueError(f"padding='max_length' needs a max_length: {self.hf_arch} has no limit of its own.")
@@ -188,6 +207,31 @@ def _set_task(self:HFTextBlock, task, model=None):
     whole_number('stride', self.stride, 0)
     self.setup = task.set_up(self, model)
     if self.windows: _check_windows(self)
+
+# %% ../../nbs/data/41_block.ipynb #a554d03e
+@patch
+def check_vocab(self:HFTextBlock,
+    model, # A model
+):
+    "Raise `ValueError` if a token has no row in the model's table of embeddings"
+    _check_vocab(self.hf_tokenizer, model)
+
+# %% ../../nbs/data/41_block.ipynb #eb550013
+@patch
+def check_model(self:HFTextBlock,
+    model, # The model to train
+):
+    "Raise `ValueError` if `model` cannot read the rows of this block, or cannot be saved"
+    self.check_vocab(model)
+    if not is_hf_model(model): return
+    _check_same_vocab(self, model)
+    limit,name = position_limit(self.task.text_model(model)),type(model).__name__
+    if limit and self.max_length and self.max_length > limit:
+        raise ValueError(f"max_length={self.max_length} of the data must be at most {limit}, the number of positions "
+                         f"of {name}: pass max_length={limit} when you create the DataLoaders.")
+    if shared := undeclared_sharing(model):
+        raise ValueError(f"{name} cannot be saved: its modules share {shared}, which its class does not declare as "
+                         "tied. Copy the weights instead.")
 
 # %% ../../nbs/data/41_block.ipynb #6f5e6276
 @patch

@@ -193,7 +193,7 @@ def _truncates_many(self:HFDataLoader):
     "Whether truncation cuts more than a tenth of the rows"
     return self.table is not None and len(self.table) > 0 and (_lost(self.table) > 0).mean() > .1
 
-# %% ../../nbs/data/40_loader.ipynb #456ff1fa
+# %% ../../nbs/data/40_loader.ipynb #3084cc52
 @patch
 def _say_truncated(self:HFDataLoader):
     "Print the number of truncated rows if it is more than a tenth"

@@ -232,12 +232,28 @@ def _word(place, words, offsets, context):
     same = np.flatnonzero((words==words[place]) & context)
     return offsets[same[0]][0],offsets[same[-1]][1]
 
+# %% ../../nbs/tasks/29_question_answering.ipynb #b53b4dc8
+# Thai, Lao, Tibetan, Myanmar, Khmer, Chinese and Japanese, with their punctuation
+_UNSPACED = re.compile('[\u0e00-\u109f\u1780-\u17ff\u2e80-\u312f\u31a0-\u9fff\uf900-\ufaff\uff00-\uff9f'
+                       '\U00020000-\U0003ffff]')
+
+def _joined(text, i):
+    "Return whether the characters before and after place `i` of `text` may be parts of one word"
+    return not _UNSPACED.search(text[i-1:i+1])
+
+# %% ../../nbs/tasks/29_question_answering.ipynb #b6c6f71b
+def _widened(a, b, text, least, most):
+    "Return `a` and `b` after widening `text[a:b]` to the word around it, from `least` to `most` at the farthest"
+    while a > least and _joined(text, a): a -= 1
+    while b < most and _joined(text, b): b += 1
+    return a,b
+
 # %% ../../nbs/tasks/29_question_answering.ipynb #40082cb4
-def _characters(start, end, words, offsets, context, align):
+def _characters(start, end, words, offsets, context, align, text):
     "Return the characters from token `start` to token `end`"
+    a,b = int(offsets[start][0]),int(offsets[end][1])
     first,last = (_word(o, words, offsets, context) for o in (start, end)) if align else (None, None)
-    if first is None or last is None: first,last = offsets[start],offsets[end]
-    return int(first[0]),int(last[1])
+    return (a, b) if first is None or last is None else _widened(a, b, text, first[0], last[1])
 
 # %% ../../nbs/tasks/29_question_answering.ipynb #3f0a0e21
 def _trimmed(a, b, text):
@@ -253,7 +269,7 @@ def _window_answers(text, spans, notes, align):
     found = {}
     for score,start,end in zip(*spans, strict=True):
         if score < 0: break
-        a,b = _trimmed(*_characters(start, end, *notes, align), text)
+        a,b = _trimmed(*_characters(start, end, *notes, align, text), text)
         answer = dict(score=0., start=a, end=b, answer=text[a:b])
         if a < b: found.setdefault(text[a:b].lower(), answer)['score'] += score
     return found
@@ -268,6 +284,18 @@ def _best_answers(windows, null, impossible, top_k):
     if impossible or not answers: answers.append(dict(score=null, start=0, end=0, answer=''))
     return sorted(answers, key=lambda o: o['score'], reverse=True)[:top_k]
 
+# %% ../../nbs/tasks/29_question_answering.ipynb #0259feca
+def _read(logits, inputs, contexts, n, top_k, max_answer_len, impossible, align):
+    "Return the answers of each row among the `n` most likely spans of each window"
+    *spans,nulls = best_spans(logits, inputs, max_answer_len, n)
+    nulls = [o[:n].min().item() for o,n in zip(nulls, inputs['n_windows'], strict=True)]
+    spans = zip(*(o.tolist() for o in spans), strict=True)
+    notes = zip(*(o.numpy() for o in (inputs['word_ids'], inputs['offsets'], inputs['sequence_ids']==1)), strict=True)
+    def windows(text, spans, notes):
+        for o in zip(*spans, *notes, strict=True): yield _window_answers(text, o[:3], o[3:], align)
+    return [_best_answers(windows(*o), null, impossible, top_k)
+            for *o,null in zip(contexts, spans, notes, nulls, strict=True)]
+
 # %% ../../nbs/tasks/29_question_answering.ipynb #17d1726d
 def read_answers(
     logits:Tensor, # Of shape batch x windows x sequence x 2, on any device
@@ -279,16 +307,17 @@ def read_answers(
     align_to_words:bool=True, # Whether to widen answers to whole words
 ) -> list[list[dict]]: # The answers of each row, best first, each with `score`, `start`, `end` and `answer`
     "Return the answers that `logits` point at"
-    inputs = HFInputs({k: v.cpu() for k,v in inputs.items()})
+    logits,inputs = logits.cpu(),HFInputs({k: v.cpu() for k,v in inputs.items()})
     if contexts is None: contexts = [from_characters(o)[1] for o in inputs['characters']]
-    *spans,nulls = best_spans(logits.cpu(), inputs, max_answer_len, 2*top_k+10 if align_to_words else top_k)
-    nulls = [o[:n].min().item() for o,n in zip(nulls, inputs['n_windows'], strict=True)]
-    spans = zip(*(o.tolist() for o in spans), strict=True)
-    notes = zip(*(o.numpy() for o in (inputs['word_ids'], inputs['offsets'], inputs['sequence_ids']==1)), strict=True)
-    def windows(text, spans, notes):
-        for o in zip(*spans, *notes, strict=True): yield _window_answers(text, o[:3], o[3:], align_to_words)
-    return [_best_answers(windows(*o), null, handle_impossible_answer, top_k)
-            for *o,null in zip(contexts, spans, notes, nulls, strict=True)]
+    options = top_k,max_answer_len,handle_impossible_answer,align_to_words
+    n = 2*top_k+10 if align_to_words else top_k
+    res = _read(logits, inputs, contexts, n, *options)
+    for i in range(len(res)):
+        row,more = {k: v[i:i+1] for k,v in inputs.items()},n
+        while len(res[i]) < top_k and more < logits.shape[-2]*max_answer_len:
+            more *= 4
+            res[i], = _read(logits[i:i+1], row, contexts[i:i+1], more, *options)
+    return res
 
 # %% ../../nbs/tasks/29_question_answering.ipynb #e56bb914
 def normalize_answer(

@@ -117,7 +117,9 @@ def take_dict(
 def _check(self:HFCallback):
     "Check that the model fits the data, and configure it; raise `ValueError` if it does not"
     def state(): return id(self.dls),id(self.model),str(getattr(getattr(self.model, 'config', None), 'id2label', None))
+    if self.task is not None: self.dls.hf_block.check_vocab(get_model(self.model)) # the user may have added tokens
     if self.task is None or self.checked==state(): return
+    self.dls.hf_block.check_model(get_model(self.model))
     self.task.check_model(self.dls, self.model)
     self.task.configure(self.dls, self.model)
     model = get_model(self.model)
