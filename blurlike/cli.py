@@ -259,7 +259,7 @@ def predict(
     from blurlike.all import get_block, load_hf_learner
     from blurlike.predict import WrongTexts
     _quiet()
-    learn = load_hf_learner(model)
+    with redirect_stdout(sys.stderr): learn = load_hf_learner(model) # standard output is for the predictions
     task = get_block(learn.dls).task
     generate = generate or getattr(task, 'writes_answers', False)
     answer,kwargs = (learn.hf_generate, options) if generate else (learn.hf_predict, options | dict(many=True))
@@ -289,13 +289,14 @@ def evaluate(
     from blurlike.data.dataloaders import csv_columns
     from blurlike.ship.save import preparation
     _quiet()
-    learn = load_hf_learner(model, text_col=_columns(text_col), label_col=_columns(label_col))
+    with redirect_stdout(sys.stderr):
+        learn = load_hf_learner(model, text_col=_columns(text_col), label_col=_columns(label_col))
     cols = preparation(learn.dls)['columns']
     read = csv_columns(get_block(learn.dls).task, **cols, vocab=get_vocab(learn.dls))
     df = read_table(data, encoding, no_na, **read)
     columns(df, **{f"--{k.replace('_', '-')}": v for k,v in cols.items()})
-    dl = learn.dls.test_dl(df, with_labels=True, bs=bs)
-    with learn.no_bar(), learn.no_logging(): loss,*values = learn.validate(dl=dl)
+    with redirect_stdout(sys.stderr), learn.no_bar(), learn.no_logging():
+        loss,*values = learn.validate(dl=learn.dls.test_dl(df, with_labels=True, bs=bs))
     metrics = {m.name: None if v is None else float(v) for m,v in zip(learn.metrics, values, strict=True)}
     _print_json(dict(rows=len(df), loss=float(loss)) | metrics)
 

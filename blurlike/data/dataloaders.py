@@ -29,6 +29,7 @@ from .block import HFTextBlock, check_call_options
 from .loader import LOADER_OPTIONS, HFDataLoader
 from ..tasks.base import Task, all_tasks, get_task, infer_task, task_class, task_options
 from ..tasks.corpus import Corpus
+from ..tasks.labels import has_fractions
 from ..tasks.sequence_classification import SequenceClassification
 from ..text.files import naming, read_csv
 from ..text.rows import (DatasetItems, StreamSamples, WrongRows, as_plain, class_names, columns_of,
@@ -209,6 +210,7 @@ def _with_classes(task, read, label_col, splits, random):
     df = read(names)
     column = df.iloc[:,0]
     if isinstance(column.dtype, pd.CategoricalDtype) or df.attrs.get('names') or column.isna().any(): return splits
+    if has_fractions(column): return splits # which the task reports
     try: classes = _row_classes(df)
     except TypeError: return splits # labels that cannot be classes, which the task reports
     if not random: _check_given(splits, classes, df.index)
