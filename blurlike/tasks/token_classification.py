@@ -32,7 +32,7 @@ from ..text.rows import ListReader, as_list
 from ..text.tokens import TokenTable
 
 # %% ../../nbs/tasks/28_token_classification.ipynb #62e4fd6d
-_PREFIXES = 'BIMELSUW' # of all schemes, in the order in which they are listed
+_PREFIXES = 'BIMELSUW' # the letters of all schemes
 
 def split_label(
     label:str, # Such as "B-PER"
