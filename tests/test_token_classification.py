@@ -636,8 +636,8 @@ def bad(rows, **cells):
 @pytest.mark.parametrize(('cells', 'facts'), [
     (dict(tokens=['a', 'b'], labels=['O']), [2, 1]),
     (dict(tokens=[], labels=[]), []),
-    (dict(tokens="['the', 'film']"), ["['the', 'film']", 'ast.literal_eval']),
-    (dict(labels="['O', 'O']"), ["['O', 'O']", 'ast.literal_eval']),
+    (dict(tokens="['the', 'film']"), ["['the', 'film']", 'from_csv']),
+    (dict(labels="['O', 'O']"), ["['O', 'O']", 'from_csv']),
     (dict(labels=3), [3]),
     (dict(tokens=['a'], labels=[3]), [3]),
     (dict(tokens=['a', None], labels=['O', 'O']), ["['a', None]"]),

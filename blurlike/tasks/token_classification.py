@@ -124,8 +124,7 @@ def label_order(
     return sorted(labels, key=key)
 
 # %% ../../nbs/tasks/28_token_classification.ipynb #181987ce
-_LISTS = (". If a CSV file stores the lists as strings, pass "
-          "csv_kwargs={'converters': {'tokens': ast.literal_eval, 'labels': ast.literal_eval}} to from_csv")
+_LISTS = '. If a CSV file stores the lists as strings, read it with from_csv'
 
 def _labels_problem(cell):
     "Return what is wrong with a list of labels"
@@ -367,9 +366,7 @@ def y_block(self:TokenClassification, labels):
 def _words_problem(words, block):
     "Return what is wrong with `words`"
     if isinstance(words, str):
-        return (f"the text is {words!r:.80}, not a list of words. Split it, for example with text.split(). If a CSV "
-                "file stores the lists as strings, pass "
-                "csv_kwargs={'converters': {'tokens': ast.literal_eval}} to from_csv")
+        return f"the text is {words!r:.80}, not a list of words. Split it, for example with text.split(){_LISTS}"
     if problem := block.text_problem(words): return problem
     return None if len(words) else "the list of words is empty"
 
