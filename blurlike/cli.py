@@ -10,6 +10,7 @@ import codecs
 import json
 import os
 import sys
+import warnings
 from argparse import RawDescriptionHelpFormatter
 from contextlib import closing, redirect_stdout
 from inspect import signature
@@ -400,6 +401,7 @@ def run(
 # %% ../nbs/80_cli.ipynb #714ba181
 def main():
     "Run the command in the process's arguments, and exit with its code"
+    warnings.filterwarnings('ignore', '`torch.jit.script` is deprecated', FutureWarning) # in an import of fastai
     sys.exit(run())
 
 def serve_main():

@@ -135,7 +135,7 @@ def hf_predict(self:Learner,
     task = block.task
     block.check_vocab(model)
     if getattr(task, 'writes_answers', False):
-        return self.hf_generate(texts, batch_tokens=batch_tokens, precision=precision, **options)
+        return self.hf_generate(texts, batch_tokens=batch_tokens, many=many, precision=precision, **options)
     ours,theirs = _options_of(task.tokenize, 2),_options_of(task.decode, 4)
     check_options(options, ['batch_tokens', 'precision', 'many', *ours, *theirs])
     texts,one = _as_several(task, texts, block, many)
@@ -205,6 +205,7 @@ def hf_generate(self:Learner,
     texts, # A text, or a list or column of texts, in the form that the learner was trained on
     *,
     batch_tokens:int=4096, # Maximum number of tokens in a batch, including generated tokens, padding and beams
+    many:bool=None, # Whether `texts` is a list of several texts; None to infer it
     precision:str=None, # Precision of the computation: "fp32", "bf16", "fp16" or "int8"; None for the weights' own
     **generate_kwargs # Passed to the model's `generate`, such as `num_beams`, `max_new_tokens`, `do_sample`
 ) -> dict|list: # The result for one text, or a list of results; a list per text if `num_return_sequences` is above 1
@@ -216,7 +217,7 @@ def hf_generate(self:Learner,
         raise ValueError(f"task={task.name!r} does not generate texts: use hf_predict.")
     check_options(generate_kwargs, generate_options(model))
     kwargs = _within_limit(model, task.block_kwargs(block) | _lengths_agree(generate_kwargs))
-    texts,one = _as_several(task, texts, block)
+    texts,one = _as_several(task, texts, block, many)
     samples = as_samples(block, texts, task.prompt)
     preds = _generate(task, block, model, samples, batch_tokens, precision, kwargs, hasattr(self, 'progress'))
     return preds[0] if one else preds

@@ -6,6 +6,7 @@
 __all__ = ['SampleTable', 'MarkedText', 'TaggedWords', 'show_batch', 'show_results', 'plot_top_losses']
 
 # %% ../nbs/06_show.ipynb #a6b46d49
+import sys
 from html import escape
 from io import StringIO
 from itertools import accumulate
@@ -74,7 +75,10 @@ def show(self:SampleTable):
     "Display the table"
     try: from IPython.display import display
     except ImportError: display = print
-    display(self)
+    try: display(self)
+    except UnicodeEncodeError: # an output that cannot encode the lines of the table, or a text
+        code = sys.stdout.encoding
+        print(repr(self).encode(code, 'replace').decode(code))
 
 # %% ../nbs/06_show.ipynb #ac0c8231
 class MarkedText:

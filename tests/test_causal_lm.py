@@ -153,10 +153,11 @@ def test_a_model_that_sees_later_tokens_is_refused(df):
         hf_learner(loaders(df, hf), hf.model)
 
 
-def test_a_model_without_a_head_over_the_vocabulary_is_refused(df, hf):
+def test_a_model_without_a_head_over_the_vocabulary_is_refused(df):
     gpt = make_lm()
+    bert = make_objects(vocab_size=len(gpt.tokenizer), max_position_embeddings=64).model
     with pytest.raises(ValueError, match=mentions('BertForSequenceClassification', 'causal-lm')):
-        hf_learner(loaders(df, gpt), hf.model)
+        hf_learner(loaders(df, gpt), bert)
     tokenizer,options = ARCHITECTURES['t5']
     with pytest.raises(ValueError, match="'t5'"):
         HFTextBlock('t5', AutoConfig.for_model('t5', **options), tokenizer(), task='causal-lm')

@@ -200,6 +200,7 @@ def test_loading_prints_neither_a_bar_nor_that_a_new_head_is_corrupted(tmp_path,
     encoder = AutoModel.from_config(make_config('bert')[0])
     encoder.save_pretrained(tmp_path)
     monkeypatch.setattr(logging.getLogger('transformers'), 'propagate', True)
+    monkeypatch.setattr(hf_logging, '_tqdm_active', True)
     capsys.readouterr()
     AutoModelForMaskedLM.from_pretrained(tmp_path)
     assert 'corrupted' in caplog.text

@@ -117,6 +117,17 @@ def test_batches_without_labels_predict_and_do_not_train(hf):
         assert learn.get_preds(dl=dl)[0].shape == (40, 2)
 
 
+@pytest.mark.parametrize(('tokens', 'labels', 'facts'), [
+    ([['the', 'film'], ['a', 'dull', 'plot'], ['warm']]*4, [['O', 'B-X'], ['O', 'O', 'B-X'], ['O', 'O']]*4,
+     ('row 2', '1 word', '2 labels')),
+    (['the film', 'a plot']*6, ['good', None]*6, ('label', 'no label', 'row 1'))])
+def test_what_is_wrong_with_rows_is_said_where_the_task_is_inferred(tokens, labels, facts):
+    df,hf = pd.DataFrame(dict(tokens=tokens, text=tokens, label=labels)),make_objects('bert')
+    cols = dict(text_col='tokens' if isinstance(tokens[0], list) else 'text', label_col='label')
+    with pytest.raises(ValueError, match=mentions(*facts)):
+        HFTextDataLoaders.from_df(df, hf, bs=2, device='cpu', splits=(range(6), range(6, 12)), **cols)
+
+
 def test_options_of_a_tokenizers_call(df):
     hf = make_objects('bert')
     def loaders(**options): return HFTextDataLoaders.from_df(df, hf, bs=4, max_length=16, device='cpu', **options)

@@ -1,5 +1,8 @@
 "Tables of texts, and fastai's own interpretation of other data."
 import importlib
+import os
+import subprocess
+import sys
 from functools import partial
 
 import pandas as pd
@@ -62,3 +65,11 @@ def test_misspelt_options_of_tables_are_refused(option, learn):
     losses = Interpretation.from_learner(learn).plot_top_losses
     for show in (learn.dls.show_batch, learn.show_results, partial(losses, 2)):
         with pytest.raises(TypeError, match=option): show(**{option: 5})
+
+
+def test_a_table_is_printed_where_its_lines_cannot_be_encoded():
+    code = "from blurlike.show import SampleTable; SampleTable([dict(text='東京 – a film')]).show(); print('done')"
+    run = subprocess.run([sys.executable, '-W', 'ignore', '-c', code], capture_output=True, check=True,
+                         env=os.environ | dict(PYTHONIOENCODING='cp1252'))
+    assert b'a film' in run.stdout
+    assert run.stdout.rstrip().endswith(b'done')

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['end_cleanup', 'take_step', 'item_pipeline', 'type_transforms', 'epoch_indices', 'set_input_count', 'has_model_class',
-           'model_classes', 'quiet_load_report', 'remove_capture_hooks', 'idle_settings', 'has_pre_hook',
-           'undeclared_sharing', 'entity_pipeline', 'fill_mask', 'has_native_arithmetic', 'has_int8_dot_products',
-           'int8_linear', 'autocast_depth']
+           'model_classes', 'no_model_bars', 'quiet_load_report', 'remove_capture_hooks', 'idle_settings',
+           'has_pre_hook', 'undeclared_sharing', 'entity_pipeline', 'fill_mask', 'has_native_arithmetic',
+           'has_int8_dot_products', 'int8_linear', 'autocast_depth']
 
 # %% ../../nbs/core/01_compat.ipynb #09eaaece
 import logging
@@ -81,19 +81,25 @@ def model_classes(
     found = auto_class._model_mapping.get(config_class, ()) if auto_class else ()
     return tuple(found) if isinstance(found, (list, tuple)) else (found,)
 
+# %% ../../nbs/core/01_compat.ipynb #c45df50a
+@contextmanager
+def no_model_bars():
+    "Hide the progress bars of loading and saving weights, and not those of downloads"
+    hf_logging._tqdm_active,bars = False,hf_logging._tqdm_active
+    try: yield
+    finally: hf_logging._tqdm_active = bars
+
 # %% ../../nbs/core/01_compat.ipynb #d7c8d009
 def _is_not_load_report(record): return not re.search('LOAD REPORT|checkpoint seem corrupted', record.getMessage())
 
 @contextmanager
 def quiet_load_report():
     "Hide only the loading progress bar and the log messages about newly initialized weights"
-    logger,bars = logging.getLogger('transformers.modeling_utils'),hf_logging._tqdm_active
+    logger = logging.getLogger('transformers.modeling_utils')
     logger.addFilter(_is_not_load_report)
-    hf_logging._tqdm_active = False # `disable_progress_bar` also hides the bars of downloads
-    try: yield
-    finally:
-        logger.removeFilter(_is_not_load_report)
-        hf_logging._tqdm_active = bars
+    try:
+        with no_model_bars(): yield
+    finally: logger.removeFilter(_is_not_load_report)
 
 # %% ../../nbs/core/01_compat.ipynb #f48bb8fc
 def remove_capture_hooks(

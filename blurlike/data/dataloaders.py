@@ -79,9 +79,9 @@ def _dataloaders(
     seed:int=None, # Seed of the shuffle
     val_bs:int=None, # Rows in a validation batch; None for `bs`
     num_workers:int=0, # Processes that prepare batches
-    batch_tokens:int=None, # Tokens in a batch, padding included, instead of `bs`
+    batch_tokens:int=None, # Maximum tokens in a batch, padding included, instead of `bs`
     pool:int=100, # Number of training batches in a pool, within which rows are sorted by length; 1 for no sorting
-    precompute_lengths:bool=None, # Whether to tokenize all rows up front; None does so for up to 100,000 training rows
+    precompute_lengths:bool=None, # Whether to tokenize all rows first; None: with `batch_tokens`, or up to 100,000 rows
     device=None, # The device of the batches; None for the GPU if there is one
     drop_last:bool=False, # Whether to leave out the last, partial training batch
     config_kwargs:dict=None, # Settings of the model's configuration to change, such as dropout
@@ -182,7 +182,7 @@ def _row_classes(df):
     return [set(o) if is_listy(o) else {o} for o in df.iloc[:,0]]
 
 def _moved(splits, classes):
-    "Return training and validation positions, with the validation rows of classes that training lacks moved"
+    "Return training and validation positions; one row of each class that training lacks is moved to training"
     train,valid,known,moved = *map(list, splits),set(),[]
     for i in train: known |= classes[i]
     for i in valid:
@@ -227,6 +227,7 @@ def _infer_task_of(label_col, texts, labels):
     "Return the task class that fits the columns; raise `ValueError` if there is not exactly one"
     task = infer_task(lambda o: o.fits_columns(texts, labels))
     if task is None:
+        _check_labels(labels.isna().any(axis=1).to_numpy(), f"label_col={label_col!r}", len(labels), labels.index)
         raise ValueError(f"label_col={label_col!r} fits several tasks, or none: pass task=, one of "
                          f"{', '.join(map(repr, sorted(all_tasks())))}.")
     print(f"Inferred task={task.name!r} from label_col={label_col!r}; pass task= to change it.")
@@ -278,7 +279,7 @@ def _frame_of(data):
 
 # %% ../../nbs/data/42_dataloaders.ipynb #d026d6a1
 def _string_names(df, *cols):
-    "Return `df` and the arguments `cols` with names of columns that are strings"
+    "Return `df` and the arguments `cols`, with all column names converted to strings"
     names = {o: str(o) for o in df.columns if not isinstance(o, str)}
     if both := [o for o in names if names[o] in df.columns]:
         raise ValueError(f"df has a column {both[0]!r} and a column {names[both[0]]!r}: rename one of them.")

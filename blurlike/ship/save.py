@@ -25,6 +25,7 @@ from huggingface_hub import ModelCard
 import blurlike
 from ..core.objects import tokenizer_limit
 from .card import is_generated, training_runs
+from ..core.compat import no_model_bars
 from ..tasks.base import get_block
 from ..tasks.generation import drop_idle_settings
 from ..tasks.labels import get_vocab
@@ -157,7 +158,7 @@ def save_pretrained(self:Learner,
     model = get_model(self.model)
     drop_idle_settings(model)
     with atomic_folder(path) as new:
-        model.save_pretrained(new, **kwargs)
+        with no_model_bars(): model.save_pretrained(new, **kwargs)
         keep_weights(folder_to_replace(path), new)
         _tokenizer_to_save(get_block(self.dls)).save_pretrained(new)
         info = preparation(self.dls) | dict(runs=training_runs(self))

@@ -151,10 +151,20 @@ class WordLabels(L):
     "The labels of a text's words"
     scheme = None # The `LabelScheme` of all labels
 
+# %% ../../nbs/tasks/28_token_classification.ipynb #df9dce10
+def _say_odd_label(labels):
+    "Print the only label that keeps the others from following a scheme, if there is one"
+    for odd in labels:
+        scheme = find_scheme([o for o in labels if o!=odd])
+        if odd not in ('O', 'o') and scheme.name and len(labels) > 4:
+            print_once(f"The label {odd!r} does not follow the {scheme.name} scheme of the others, so no scheme is "
+                       "used: neighboring words with one label are an entity.")
+            return
+
 # %% ../../nbs/tasks/28_token_classification.ipynb #9f384d4f
 def _say_scheme(scheme, labels):
     "Print the scheme of `labels`, if they follow one"
-    if scheme.name is None: return
+    if scheme.name is None: return _say_odd_label(labels)
     rule = ', where only complete entities count' if scheme.strict else ''
     examples = preview([o for o in labels if scheme.parts(o)[0]!='O'], 4)
     print_once(f"The labels follow the {scheme.name} scheme ({examples}){rule}.")
@@ -186,8 +196,8 @@ class WordLabelize(DisplayedTransform):
     def encodes(self, o):
         if problem := _labels_problem(o): raise ValueError(f"it {problem}")
         if new := [l for l in o if l not in self.vocab.o2i]:
-            raise ValueError(f"its label {new[0]!r} is not in the training rows, whose labels are "
-                             f"{preview(self.vocab, 20)}: pass a vocab that contains it")
+            raise ValueError(f"its label {new[0]!r} is not one of the classes {preview(self.vocab, 20)}: pass a vocab "
+                             "that contains it")
         res = TensorWordLabels(torch.tensor([self.vocab.o2i[l] for l in o], dtype=torch.long))
         res.inside = self.inside
         return res
@@ -350,7 +360,7 @@ def fits_columns(cls:TokenClassification, texts, labels):
     if texts.shape[1]!=1 or labels.shape[1]!=1: return False
     pairs = [(as_list(a), as_list(b)) for a,b in zip(texts.iloc[:,0], labels.iloc[:,0], strict=True)]
     if not all(is_listy(o) and all(isinstance(s, str) for s in o) for pair in pairs for o in pair): return False
-    return all(len(a)==len(b) for a,b in pairs)
+    return 2*sum(len(a)==len(b) for a,b in pairs) > len(pairs) # others are named when the rows are read
 
 # %% ../../nbs/tasks/28_token_classification.ipynb #60c2043e
 @patch
@@ -556,7 +566,7 @@ _STRATEGIES = (None, 'none', 'simple', 'first', 'average', 'max')
 
 @patch
 def decode(self:TokenClassification, logits, config, inputs=None, samples=None,
-    aggregation_strategy:str=None, # As in the pipeline; None for "first" with word lists and end labels, else "simple"
+    aggregation_strategy:str=None, # As in the pipeline; None for "first" with word lists or end labels, else "simple"
     ignore_labels:list=('O',), # Labels to leave out of the result
 ) -> list[list[dict]]: # The entities of each text
     "Return entities: `entity_group`, `score`, `word`, `start`, `end`; for words also `start_word` and `end_word`"

@@ -51,7 +51,9 @@ class HFLoss:
         "Return the model's loss of the batch; without one, or with another `reduction`, return that of `loss_func`"
         loss,self.model_loss = self.model_loss,None
         if loss is not None and self.reduction=='mean': return loss
-        if self.loss_func is None: raise ValueError("HFLoss needs a Learner with HFCallback, which provides the loss.")
+        if self.loss_func is None:
+            raise ValueError("HFLoss has no loss to compute: add HFCallback to the Learner, or pass loss_func= for "
+                             "data without an HFTextBlock.")
         self.loss_func.reduction,old = self.reduction,self.loss_func.reduction
         try: return TargetLoss(self.loss_func)(pred, *targs)
         finally: self.loss_func.reduction = old
