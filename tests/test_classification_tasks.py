@@ -26,7 +26,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import pipeline
 
-from blurlike.all import HFLoss, HFTextBlock, HFTextDataLoaders, SampleTable, all_tasks, hf_learner, load_hf_learner
+from blurlike.all import (
+    HFLoss,
+    HFTextBlock,
+    HFTextDataLoaders,
+    SampleTable,
+    all_tasks,
+    get_task,
+    hf_learner,
+    load_hf_learner,
+)
 from blurlike.core.inputs import HFInputs
 from blurlike.predict import text_batches
 
@@ -412,3 +421,10 @@ def test_pairs_are_tuples_or_the_dicts_of_a_pipeline(pairs, hf):
     for o in (dict(text='the film', text_b='the plot'), dict(text_a='the film')):
         for texts in (o, [o]):
             with pytest.raises(ValueError, match=mentions(repr(list(o)[-1]))): learn.hf_predict(texts)
+
+
+@pytest.mark.parametrize('task', sorted(all_tasks()))
+def test_the_loss_of_a_task_gets_no_arguments(task, recwarn):
+    loss = get_task(task).loss_func()
+    assert loss.reduction == 'mean'
+    assert not [o for o in recwarn if 'size_average' in str(o.message)]

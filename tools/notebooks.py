@@ -20,9 +20,8 @@ def notebooks(
 def is_noise(
     output, # An output of a cell
 ) -> bool:
-    "Return whether `output` is a widget, which needs a running kernel, or HTML without text or images"
-    # a module's notebook imports fastai before blurlike, which hides this warning of fastai's
-    if output.output_type=='stream': return output.name=='stderr' and '`torch.jit.script` is deprecated' in output.text
+    "Return whether `output` is a widget, which needs a running kernel, or HTML or a stream without text or images"
+    if output.output_type=='stream': return not output.text.strip()
     data = output.get('data', {})
     if 'application/vnd.jupyter.widget-view+json' in data: return True
     if 'text/html' not in data: return False
@@ -30,10 +29,23 @@ def is_noise(
     for o in soup(['style', 'script', 'progress']): o.decompose()
     return not soup.get_text(strip=True) and not soup(['img', 'svg'])
 
+# Bars, and warnings that `blurlike.all` hides, in notebooks that import fastai or transformers before it
+_UNSTABLE = re.compile(r'^.*(\d+%\||`torch\.jit\.script` is deprecated).*\n( +warnings\.warn.*\n)?|'
+                       r'^.*IProgress not found.*\n.*\n', re.MULTILINE)
+
+def stable_text(
+    text:str, # Standard error
+) -> str:
+    "Return `text` without progress bars and paths of this machine"
+    text = re.sub(r'\S*/site-packages/', '', _UNSTABLE.sub('', text))
+    return re.sub(r'/tmp/ipykernel_\d+/\d+\.py:\d+: ', '', text)
+
 def keep_stable(
     cell, # A code cell
 ):
     "Drop the outputs of `cell` that are noise, and everything that changes with each run"
+    for o in cell.outputs:
+        if o.get('name')=='stderr': o.text = stable_text(o.text)
     cell.outputs = [o for o in cell.outputs if not is_noise(o)]
     cell.execution_count = None
     for o in cell.outputs:

@@ -442,7 +442,7 @@ def _like(valid, train):
         if ours and theirs and ours!=theirs:
             raise ValueError(f"Column {k!r} has the classes {preview(ours)} in training and {preview(theirs)} in "
                              "validation, in this order: make them the same with cast_column.")
-    try: return valid.cast(train.features)
+    try: return valid if valid.features==train.features else valid.cast(train.features)
     except (TypeError, ValueError) as e:
         raise ValueError(f"The columns {preview(train.features)} have different types in validation and in training: "
                          f"{first_line(e)}.") from e

@@ -46,7 +46,7 @@ class Regression(PooledWindows, Task):
     name = 'regression'
     auto_model = AutoModelForSequenceClassification
     pipeline_tag = 'text-classification'
-    loss_func = MSELossFlat
+    loss_func = staticmethod(MSELossFlat)
     target_kind = 'numbers'
 
     def metrics(self): return [pearson(), spearman()]
