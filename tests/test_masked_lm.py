@@ -252,7 +252,7 @@ def test_tables_interpretation_and_new_texts_work(options, df, capsys, tmp_path)
     dls = loaders(df, hf, **options)
     learn = hf_learner(dls, hf.model)
     with learn.no_bar(), learn.no_logging():
-        dls.show_batch(max_n=2)
+        dls.show_batch(max_n=9)
         assert '[MASK]' in capsys.readouterr().out
         learn.show_results(max_n=2)
         interp = Interpretation.from_learner(learn)
