@@ -158,7 +158,7 @@ def _say_odd_label(labels):
         scheme = find_scheme([o for o in labels if o!=odd])
         if odd not in ('O', 'o') and scheme.name and len(labels) > 4:
             print_once(f"The label {odd!r} does not follow the {scheme.name} scheme of the others, so no scheme is "
-                       "used: neighboring words with one label are an entity.")
+                       f"used. Correct it to group words into entities by the {scheme.name} scheme.")
             return
 
 # %% ../../nbs/tasks/28_token_classification.ipynb #9f384d4f
