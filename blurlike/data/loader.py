@@ -62,7 +62,7 @@ class HFDataLoader(TfmdDL):
         sort:bool=True, # Whether to sort rows that are not shuffled, the longest first
         pool:int=100, # Number of batches in a pool, within which rows are sorted by length; 1 for no sorting
         batch_tokens:int=None, # Maximum tokens in a batch, padding included, instead of `bs`; without target tokens
-        precompute_lengths:bool=None, # Whether to tokenize all rows first; None: with `batch_tokens`, or up to 100,000 rows
+        precompute_lengths:bool=None, # Whether to tokenize all rows first; None: with `batch_tokens`, or up to 100,000
         table:TokenTable=None, # The encoded rows, if they already exist
         facts:dict=None, # The task's `facts` about the training targets; None to compute them
         **kwargs
