@@ -211,7 +211,10 @@ def _with_classes(task, read, label_col, splits, random):
     column = df.iloc[:,0]
     if isinstance(column.dtype, pd.CategoricalDtype) or df.attrs.get('names') or column.isna().any(): return splits
     if has_fractions(column): return splits # which the task reports
-    try: classes = _row_classes(df)
+    train,valid = (column.iloc[np.asarray(o)] for o in splits)
+    try:
+        if not is_listy(column.iloc[0]) and valid.isin(train.unique()).all(): return splits
+        classes = _row_classes(df)
     except TypeError: return splits # labels that cannot be classes, which the task reports
     if not random: _check_given(splits, classes, df.index)
     train,valid = _moved(splits, classes)
