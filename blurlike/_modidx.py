@@ -520,7 +520,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'blurlike.ship.save._is_export': ('ship/save.html#_is_export', 'blurlike/ship/save.py'),
                                     'blurlike.ship.save._learned_options': ('ship/save.html#_learned_options', 'blurlike/ship/save.py'),
                                     'blurlike.ship.save._own_card': ('ship/save.html#_own_card', 'blurlike/ship/save.py'),
-                                    'blurlike.ship.save._plain': ('ship/save.html#_plain', 'blurlike/ship/save.py'),
                                     'blurlike.ship.save._put_in_place': ('ship/save.html#_put_in_place', 'blurlike/ship/save.py'),
                                     'blurlike.ship.save._tokenizer_to_save': ('ship/save.html#_tokenizer_to_save', 'blurlike/ship/save.py'),
                                     'blurlike.ship.save.atomic_folder': ('ship/save.html#atomic_folder', 'blurlike/ship/save.py'),

@@ -102,12 +102,6 @@ def atomic_folder(
         _put_in_place(new, path)
     finally: shutil.rmtree(new, ignore_errors=True)
 
-# %% ../../nbs/ship/71_save.ipynb #5658e388
-def _plain(label):
-    "Convert a label to a JSON-compatible value"
-    label = label.item() if hasattr(label, 'item') else label
-    return label if isinstance(label, (str, bool, int, float)) else str(label)
-
 # %% ../../nbs/ship/71_save.ipynb #99262af1
 SCHEMA = 1 # The version of the format of `blurlike.json`
 BLOCK_OPTIONS = ('max_length', 'padding', 'truncation', 'is_split_into_words', 'pad_to_multiple_of', 'windows',
@@ -117,11 +111,11 @@ def preparation(
     dls, # The `DataLoaders` that the model was trained with
 ) -> dict:
     "Return how texts and targets are prepared, as JSON-compatible values"
-    block,vocab = get_block(dls),get_vocab(dls)
+    block = get_block(dls)
     task_options = {k: v for k,v in block.task.params().items() if k!='vocab'}
     return dict(schema=SCHEMA, task=block.task.name, task_options=task_options,
                 tokenizer={k: getattr(block, k) for k in BLOCK_OPTIONS},
-                vocab=None if vocab is None else [_plain(o) for o in vocab], columns=columns_of(dls.train_ds),
+                vocab=get_vocab(dls), columns=columns_of(dls.train_ds),
                 versions={o.__name__: o.__version__ for o in (blurlike, fastai, transformers, torch)})
 
 # %% ../../nbs/ship/71_save.ipynb #9994a62b
@@ -163,6 +157,6 @@ def save_pretrained(self:Learner,
         _tokenizer_to_save(get_block(self.dls)).save_pretrained(new)
         info = preparation(self.dls) | dict(runs=training_runs(self))
         info['task_options'] |= _learned_options(self, info['task_options'])
-        (new/'blurlike.json').write_text(json.dumps(info, indent=2) + '\n', encoding='utf-8')
+        (new/'blurlike.json').write_text(json.dumps(info, indent=2, default=str) + '\n', encoding='utf-8')
         (new/'README.md').write_text(str(card or _own_card(path) or self.model_card()), encoding='utf-8')
     return path

@@ -403,6 +403,7 @@ def _log(self:HFCallback, numbers):
     "Print the losses and metrics of an epoch with their names"
     cells = (f'{o:.4f}' if isinstance(o, float) else o for o in numbers)
     print('  '.join(f'{k} {v}' for k,v in zip(self.recorder.metric_names, cells, strict=False)))
+
 @patch
 def _hide_bar(self:HFCallback):
     "Turn off fastai's progress bar until the end of `fit` if output goes to a file"
