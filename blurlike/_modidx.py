@@ -26,7 +26,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                               'blurlike.cli._parse_args': ('cli.html#_parse_args', 'blurlike/cli.py'),
                               'blurlike.cli._parser': ('cli.html#_parser', 'blurlike/cli.py'),
                               'blurlike.cli._print_json': ('cli.html#_print_json', 'blurlike/cli.py'),
-                              'blurlike.cli._quiet': ('cli.html#_quiet', 'blurlike/cli.py'),
                               'blurlike.cli._vocab': ('cli.html#_vocab', 'blurlike/cli.py'),
                               'blurlike.cli.evaluate': ('cli.html#evaluate', 'blurlike/cli.py'),
                               'blurlike.cli.main': ('cli.html#main', 'blurlike/cli.py'),

@@ -118,12 +118,6 @@ def _vocab(
     found = {str(o): o for cell in cells for o in (cell if isinstance(cell, list) else [cell])}
     return [found.get(str(o), o) for o in read_list(names) or [o.strip() for o in names.split(',')]]
 
-# %% ../nbs/80_cli.ipynb #6b6170f6
-def _quiet():
-    "Disable the progress bars of transformers"
-    from transformers.utils import logging
-    logging.disable_progress_bar()
-
 # %% ../nbs/80_cli.ipynb #cf6bff74
 def _check_training(
     epochs, # The argument `epochs`
@@ -164,7 +158,6 @@ def train(
 
     from blurlike.all import HFTextDataLoaders, best_precision, hf_learner
     from blurlike.data.dataloaders import csv_columns
-    _quiet()
     set_seed(seed)
     cols = dict(task=task, text_col=_columns(text_col), label_col=_columns(label_col))
     df = read_table(data, encoding, no_na, **(read := csv_columns(**cols)))
@@ -259,7 +252,6 @@ def predict(
 
     from blurlike.all import get_block, load_hf_learner
     from blurlike.predict import WrongTexts
-    _quiet()
     with redirect_stdout(sys.stderr): learn = load_hf_learner(model) # standard output is for the predictions
     task = get_block(learn.dls).task
     generate = generate or getattr(task, 'writes_answers', False)
@@ -289,7 +281,6 @@ def evaluate(
     from blurlike.all import get_block, get_vocab, load_hf_learner
     from blurlike.data.dataloaders import csv_columns
     from blurlike.ship.save import preparation
-    _quiet()
     with redirect_stdout(sys.stderr):
         learn = load_hf_learner(model, text_col=_columns(text_col), label_col=_columns(label_col))
     cols = preparation(learn.dls)['columns']
@@ -312,7 +303,6 @@ def push(
     from huggingface_hub import ModelCard
 
     from blurlike.all import load_hf_learner
-    _quiet()
     learn,path = load_hf_learner(model),Path(model)/'README.md'
     card = ModelCard.load(path) if path.is_file() else None
     print(learn.push_to_hub(repo_id, private=private or None, commit_message=message, card=card).commit_url)
@@ -327,7 +317,6 @@ def serve(
 ):
     "Open a web page to try a model"
     from blurlike.ship.serve import serve
-    _quiet()
     serve(model, host, port, title, max_chars=max_chars, wait=True)
 
 # %% ../nbs/80_cli.ipynb #6b9e8b7b
