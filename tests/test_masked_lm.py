@@ -105,14 +105,17 @@ def test_validation_always_masks_the_same_tokens(df):
     assert len({str(o) for o in seen[0].values()}) > len(seen[0])//2
 
 
-def test_training_masks_other_tokens_each_epoch_and_is_reproducible(df):
+def test_training_masks_other_tokens_each_epoch_whatever_the_batches(df):
     def epoch(dls): return {tuple(torch.where(b >= 0, b, a).tolist()): b.tolist() for x,y in dls.train
                             for a,b in zip(x['input_ids'], y, strict=True)}
-    one,two = loaders(df, HF, padding='max_length', max_length=48),loaders(df, HF, padding='max_length', max_length=48)
+    def make(**kwargs): return loaders(df, HF, padding='max_length', max_length=48, **kwargs)
+    one = make()
     first,second = epoch(one),epoch(one)
     assert set(first) == set(second)
     assert first != second
-    assert epoch(two) == first
+    for kwargs in ({}, dict(bs=3), dict(num_workers=2)):
+        same = make(**kwargs)
+        assert [epoch(same), epoch(same)] == [first, second]
 
 
 def test_special_tokens_padding_and_unknown_tokens_are_never_masked(df):

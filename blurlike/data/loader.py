@@ -78,7 +78,7 @@ class HFDataLoader(TfmdDL):
             dataset = self.task.prepare(dataset, self.hf_block, facts)
         super().__init__(dataset, bs=int(bs), shuffle=shuffle, num_workers=num_workers, **kwargs)
         self.after_item.fs = L(o for o in self.after_item.fs if type(o) is not ToTensor) # a transform for images
-        self.sort,self.pool,self.seed,self.batch_tokens = sort,pool,seed,batch_tokens
+        self.sort,self.pool,self.seed,self.batch_tokens,self.epoch = sort,pool,seed,batch_tokens,0
         self.read,self.looking = sample_reader(self.dataset) if self.indexed else None,False
         if seed is not None: self.rng.seed(seed)
         self.table = table if table is not None or not self._fits(precompute_lengths) else self._tokenize_all()
@@ -245,7 +245,7 @@ def __len__(self:HFDataLoader):
 @patch
 def _collate(self:HFDataLoader, table, rows):
     "A batch of rows of `table`; a task with random steps, such as masking, is random only if the loader shuffles"
-    return self.task.collate(table, rows, self.hf_block, self.rng if self.shuffle else None)
+    return self.task.collate(table, rows, self.hf_block, self.epoch if self.shuffle else None)
 
 # %% ../../nbs/data/40_loader.ipynb #c4bc7cbe
 @patch
@@ -273,13 +273,13 @@ def _read_again(self:HFDataLoader, rows):
 
 # %% ../../nbs/data/40_loader.ipynb #03330b68
 @patch
-def _pool_batches(self:HFDataLoader, rows):
+def _pool_batches(self:HFDataLoader, rows, number):
     "Yield the batches of a pool; in the order of `rows` without shuffling, or if `get_preds` replaced `get_idxs`"
     tables = list(self._tables(rows))
     if not tables: return
     table,order = TokenTable.concat(tables),np.arange(len(rows))
     if self.shuffle and isinstance(self.get_idxs, MethodType):
-        rng = np.random.default_rng([self.epoch, rows[0]])
+        rng = np.random.default_rng([self.epoch, number])
         order = bucketed_order(table.lengths, self.bs, rng, self.pool, longest_first=False)
     for i in range(0, len(order), self.bs): yield self._collate(table, order[i:i+self.bs])
 
@@ -291,7 +291,7 @@ def create_batches(self:HFDataLoader,
     "Yield the batches of each group of rows"
     if not self.indexed: yield from super(HFDataLoader, self).create_batches(groups)
     elif self.table is None:
-        for rows in groups: yield from self._pool_batches(rows)
+        for i,rows in enumerate(groups): yield from self._pool_batches(rows, self.offs + i*self.num_workers)
     else:
         fixed = self.fixed
         for rows in filter(len, groups):

@@ -53,7 +53,7 @@ def collate(self:Task,
     table:TokenTable, # From `tokenize`
     rows, # The rows of the batch
     block, # The `HFTextBlock`
-    rng=None, # A `random.Random` where batches are random; None for the same batch each time
+    epoch:int=None, # What random steps depend on, beside the row; None for the same batch each time
 ) -> tuple: # `(HFInputs,)` or `(HFInputs, targets)`
     "Return a batch"
     return (block.inputs(table, rows), *(o[rows] for o in table.rows.values() if isinstance(o, Targets)))

@@ -345,7 +345,7 @@ def encode_corpus(self:CausalLM, dataset, block, facts):
 
 # %% ../../nbs/tasks/31_causal_lm.ipynb #a6ab2422
 @patch
-def collate(self:CausalLM, table, rows, block, rng=None):
+def collate(self:CausalLM, table, rows, block, epoch=None):
     "Return inputs padded on the right, and targets: the tokens that count, -100 elsewhere"
     inputs = block.inputs(table, rows, side='right')
     counts,ids = inputs.pop('counts', None),inputs['input_ids']

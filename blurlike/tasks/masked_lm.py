@@ -188,17 +188,17 @@ def tokenize(self:MaskedLM, samples, block):
 
 # %% ../../nbs/tasks/32_masked_lm.ipynb #549d398b
 @patch
-def collate(self:MaskedLM, table, rows, block, rng=None):
+def collate(self:MaskedLM, table, rows, block, epoch=None):
     "Return inputs with masked tokens, and targets: the true tokens, -100 elsewhere"
     if 'sequence_ids' not in table.columns: return (block.inputs(table, rows),)
     inputs = block.inputs(table, rows, side='right')
     parts,words = inputs.pop('sequence_ids'),inputs.pop('word_ids', None)
     labels,strategy = torch.full_like(inputs['input_ids'], -100),self.strategy(block)
     special = torch.tensor(block.hf_tokenizer.all_special_ids)
-    generator = torch.Generator().manual_seed(0 if rng is None else rng.getrandbits(62))
+    generator = torch.Generator()
     for i,text in enumerate(parts >= 0):
         ids = inputs['input_ids'][i,text]
-        if rng is None: generator.manual_seed(zlib.crc32(ids.numpy().astype(np.int32).tobytes()))
+        generator.manual_seed(zlib.crc32(ids.numpy().astype(np.int32).tobytes(), (epoch or 0) % 2**32))
         row_words = torch.ones_like(ids) if words is None else words[i,text]
         inputs['input_ids'][i,text],labels[i,text] = strategy(ids, ~torch.isin(ids, special), row_words, generator)
     return inputs,labels

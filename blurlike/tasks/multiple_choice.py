@@ -215,7 +215,7 @@ def tokenize(self:MultipleChoice, samples, block):
 
 # %% ../../nbs/tasks/33_multiple_choice.ipynb #713755e1
 @patch
-def collate(self:MultipleChoice, table, rows, block, rng=None):
+def collate(self:MultipleChoice, table, rows, block, epoch=None):
     inputs = block.inputs(table.rows['choices'].table, rows)
     for k in set(inputs) - set(inputs.row_notes): inputs[k] = inputs[k].unsqueeze(2)
     return (inputs, table.rows['target'][rows]) if 'target' in table.rows else (inputs,)

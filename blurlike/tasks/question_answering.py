@@ -540,7 +540,7 @@ def _padded_spans(spans):
 
 # %% ../../nbs/tasks/29_question_answering.ipynb #c32f5615
 @patch
-def collate(self:QuestionAnswering, table, rows, block, rng=None):
+def collate(self:QuestionAnswering, table, rows, block, epoch=None):
     "Return windows, and the positions of the answer in each, of shape batch x windows x 2"
     inputs = block.inputs(table, rows)
     inputs['null_at'] = null_places(inputs, block.hf_tokenizer.cls_token_id)

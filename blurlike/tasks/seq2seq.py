@@ -237,7 +237,7 @@ def tokenize(self:Seq2Seq, samples, block):
 
 # %% ../../nbs/tasks/30_seq2seq.ipynb #5473c6af
 @patch
-def collate(self:Seq2Seq, table, rows, block, rng=None):
+def collate(self:Seq2Seq, table, rows, block, epoch=None):
     "Return inputs, and the targets' tokens, batch x tokens, padded with -100"
     inputs = block.inputs(table, rows)
     if 'target' not in table.rows: return (inputs,)

@@ -343,7 +343,7 @@ def tokenize(self:TokenClassification, samples, block):
 
 # %% ../../nbs/tasks/28_token_classification.ipynb #b663bba0
 @patch
-def collate(self:TokenClassification, table, rows, block, rng=None):
+def collate(self:TokenClassification, table, rows, block, epoch=None):
     "Return the encoded words, and token labels in the shape of `input_ids`"
     inputs = block.inputs(table, rows)
     for o in ('offsets', 'sequence_ids'): inputs.pop(o, None)
