@@ -1217,6 +1217,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                                    'blurlike/tasks/question_answering.py'),
                                                    'blurlike.tasks.question_answering.QuestionAnswering.metrics': ( 'tasks/question_answering.html#questionanswering.metrics',
                                                                                                                     'blurlike/tasks/question_answering.py'),
+                                                   'blurlike.tasks.question_answering.QuestionAnswering.pred': ( 'tasks/question_answering.html#questionanswering.pred',
+                                                                                                                 'blurlike/tasks/question_answering.py'),
                                                    'blurlike.tasks.question_answering.QuestionAnswering.problem': ( 'tasks/question_answering.html#questionanswering.problem',
                                                                                                                     'blurlike/tasks/question_answering.py'),
                                                    'blurlike.tasks.question_answering.QuestionAnswering.read': ( 'tasks/question_answering.html#questionanswering.read',

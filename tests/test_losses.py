@@ -54,8 +54,7 @@ TASKS = {
     'masked-lm': dict(text=TEXTS),
 }
 ARCHS = {'summarization': 'bart', 'causal-lm': 'gpt2'}
-# The loss of an answer's start is a softmax over positions, as in transformers, and padding is among them
-OPTIONS = {'question-answering': dict(max_length=24, stride=4, padding='max_length'), 'masked-lm': dict(packing=False),
+OPTIONS = {'question-answering': dict(max_length=48, stride=4), 'masked-lm': dict(packing=False),
            'causal-lm': dict(label_col='label')}
 OVER_TOKENS = ['token-classification', 'summarization', 'causal-lm', 'masked-lm']
 

@@ -414,8 +414,19 @@ class QuestionAnswering(Windowed, Task):
 
     def metrics(self): return [exact_match(), squad_f1()]
     def logits(self, outputs): return torch.stack([outputs.start_logits, outputs.end_logits], -1)
-    def labels(self, yb, inputs): return dict(start_positions=yb[0][...,0], end_positions=yb[0][...,1])
     def example(self, block): return dict(question='What is this?', context='This is an example sentence.')
+
+# %% ../../nbs/tasks/29_question_answering.ipynb #dd9d214a
+@patch
+def pred(self:QuestionAnswering, outputs, inputs):
+    "Return logits of shape batch x windows x sequence x 2, with the lowest number for padding"
+    logits,mask = super(QuestionAnswering, self).pred(outputs, inputs),inputs.get('attention_mask')
+    return logits if mask is None else logits.masked_fill(mask[...,None]==0, torch.finfo(logits.dtype).min)
+
+@patch
+def labels(self:QuestionAnswering, yb, inputs):
+    if 'attention_mask' in inputs and not inputs['attention_mask'].all(): return {}
+    return dict(start_positions=yb[0][...,0], end_positions=yb[0][...,1])
 
 # %% ../../nbs/tasks/29_question_answering.ipynb #019726c0
 @patch(cls_method=True)
