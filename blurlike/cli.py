@@ -53,7 +53,7 @@ def _json(
     return value
 
 # %% ../nbs/80_cli.ipynb #3dba7940
-_HINTS = dict(encoding='--encoding latin-1', words='--no-na')
+_HINTS = dict(encoding='--encoding latin-1', words='--no-na', separator='save it with commas')
 
 def _csv(path, kwargs, columns):
     from blurlike.text.files import read_csv

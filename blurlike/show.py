@@ -224,6 +224,12 @@ def _class_pairs(interp):
 
 # %% ../nbs/06_show.ipynb #63d557ca
 @patch
+def __init__(self:ClassificationInterpretation, learn, dl, *args, **kwargs):
+    if not hasattr(dl, 'vocab') and hasattr(dl, 'hf_block'): dl.hf_block.task.class_pairs(learn, dl) # says what to use
+    self._orig___init__(learn, dl, *args, **kwargs)
+
+# %% ../nbs/06_show.ipynb #ff650fee
+@patch
 def confusion_matrix(self:ClassificationInterpretation):
     "Return the confusion matrix as an array of shape actual x predicted"
     if (pairs := _class_pairs(self)) is None: return self._orig_confusion_matrix()

@@ -6,9 +6,16 @@ import pytest
 from conftest import make_config, make_objects, mentions
 from datasets import ClassLabel, Dataset, DatasetDict
 from fastai.data.all import CategoryBlock, ColReader, ColSplitter, DataBlock, MultiCategoryBlock, RegressionBlock
-from fastai.text.all import CrossEntropyLossFlat, DataLoaders, Learner
+from fastai.text.all import ClassificationInterpretation, CrossEntropyLossFlat, DataLoaders, Learner
 from tokenizers import Tokenizer, models
-from transformers import AutoConfig, AutoModelForMaskedLM, AutoModelForSequenceClassification, PreTrainedTokenizerFast
+from transformers import (
+    AutoConfig,
+    AutoModelForMaskedLM,
+    AutoModelForMultipleChoice,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+    PreTrainedTokenizerFast,
+)
 
 from blurlike.all import (
     HFCallback,
@@ -525,3 +532,30 @@ def test_options_of_hf_predict_are_suggested(learn):
     for f in (learn.hf_predict, learn.hf_generate):
         with pytest.raises(ValueError, match=mentions('batch_tokens=0')): f('the film', batch_tokens=0)
     with pytest.raises(ValueError, match="batch_tokens='512'"): learn.dls.train.new(batch_tokens='512')
+
+
+@pytest.mark.parametrize('precompute_lengths', [True, False])
+def test_a_text_with_more_tokens_than_the_model_has_positions(precompute_lengths, df, hf):
+    df.loc[7, 'text'] = 'the film '*hf.config.max_position_embeddings
+    with pytest.raises(ValueError, match=mentions('row 7', 'truncation=False', hf.config.max_position_embeddings)):
+        for _ in from_df(df, hf, truncation=False, precompute_lengths=precompute_lengths).train: pass
+    learn = hf_learner(from_df(df.drop(7), hf, truncation=False), hf.model)
+    with pytest.raises(ValueError, match=mentions('texts[1]', 'truncation=False')):
+        learn.hf_predict(['the film', df.text[7]])
+
+
+def test_new_rows_of_another_type():
+    df = pd.DataFrame(dict(tokens=[['the', 'film']]*8, labels=[['O', 'B-X']]*8))
+    hf = make_objects(auto_model=AutoModelForTokenClassification)
+    learn = hf_learner(HFTextDataLoaders.from_df(df, hf, task='token-classification', bs=2), hf.model)
+    with pytest.raises(ValueError, match=mentions("test_items: 'the film'", 'str', 'list')), learn.no_bar():
+        learn.predict('the film')
+    with learn.no_bar(): assert len(learn.predict(['the', 'film'])[0]) == 2
+
+
+def test_a_confusion_matrix_without_classes():
+    df = pd.DataFrame(dict(question=['the film']*8, choices=[['warm', 'dull']]*8, label=[0, 1]*4))
+    hf = make_objects(auto_model=AutoModelForMultipleChoice)
+    learn = hf_learner(HFTextDataLoaders.from_df(df, hf, task='multiple-choice', bs=2), hf.model)
+    with pytest.raises(ValueError, match=mentions("task='multiple-choice'", 'Interpretation')), learn.no_bar():
+        ClassificationInterpretation.from_learner(learn)

@@ -184,3 +184,12 @@ def test_read_csv_reads_all_columns(tmp_path):
     df = read_csv(path, ['text'], ['label'])
     assert df.label.tolist()[:2] == ['007', '7']
     assert df.is_valid.dtype == bool
+
+
+@pytest.mark.parametrize('sep', [';', '\t', '|'])
+def test_another_separator_is_named(sep, tmp_path):
+    path = csv_of(['a', 'b'], tmp_path/'rows.csv', sep=sep)
+    with pytest.raises(ValueError, match=mentions('csv=', path, repr(sep), 'csv_kwargs=')):
+        HFTextDataLoaders.from_csv(path, make_objects())
+    dls = HFTextDataLoaders.from_csv(path, make_objects(), csv_kwargs=dict(sep=sep), valid_col='is_valid')
+    assert list(dls.vocab) == ['a', 'b']

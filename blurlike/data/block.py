@@ -26,6 +26,7 @@ from ..core.objects import (forward_args, is_hf_model, model_skeleton, position_
 from .loader import HFDataLoader
 from ..tasks.base import Task, all_tasks, get_task, infer_task, task_options
 from ..text.lengths import text_columns
+from ..text.rows import SampleProblems
 from ..text.tokens import RowTemplate, TokenTable, tokenize
 
 if TYPE_CHECKING: from transformers import PreTrainedModel
@@ -190,7 +191,9 @@ def _set_model(self:HFTextBlock, model, task, max_length):
     "Set the padding token, the limit of a row, and the names of the model's inputs"
     for config in {id(o): o for o in (self.hf_config, model.config)}.values(): set_pad_token(self.hf_tokenizer, config)
     _check_vocab(self.hf_tokenizer, model)
-    self.max_length = resolve_max_length(max_length, self.hf_tokenizer, task.text_model(model), self.pad_to_multiple_of)
+    text_model = task.text_model(model)
+    self.max_length = resolve_max_length(max_length, self.hf_tokenizer, text_model, self.pad_to_multiple_of)
+    self.positions = position_limit(text_model)
     if self.padding=='max_length' and self.max_length is None:
         raise ValueError(f"padding='max_length' needs a max_length: {self.hf_arch} has no limit of its own.")
     self.input_names = forward_args(model)
@@ -302,6 +305,17 @@ def _wants(self:HFTextBlock, name):
     asked = self.tok_kwargs.get(f'return_{name}')
     return name in self.input_names and (name in self.hf_tokenizer.model_input_names if asked is None else asked)
 
+# %% ../../nbs/data/41_block.ipynb #829acb99
+@patch
+def _check_positions(self:HFTextBlock, table):
+    "Raise `SampleProblems` for rows with more tokens than the model has positions"
+    if not self.positions: return
+    long = np.flatnonzero(table.lengths > self.positions).tolist()
+    if not long: return
+    hint = f"shorten it, or do not pass truncation={self.truncation!r}"
+    raise SampleProblems([(i, f"the text has {table.lengths[i]} tokens, but {self.hf_arch} has {self.positions} "
+                              f"positions: {hint}") for i in long])
+
 # %% ../../nbs/data/41_block.ipynb #3842f62c
 @patch
 def tokenize(self:HFTextBlock,
@@ -321,6 +335,7 @@ def tokenize(self:HFTextBlock,
     keep = {'input_ids', *columns, *(['token_type_ids'] if self._wants('token_type_ids') else []),
             *(['sequence_ids'] if pair and not tells_parts else [])}
     table.columns = {k: v for k,v in table.columns.items() if k in keep}
+    if self.length_limit is None: self._check_positions(table)
     return table
 
 # %% ../../nbs/data/41_block.ipynb #b75beb51

@@ -18,7 +18,7 @@ import torch
 from fastai.data.block import DataBlock
 from fastai.data.core import DataLoaders, Datasets
 from fastai.data.transforms import ColSplitter, RandomSplitter, get_text_files, parent_label
-from fastai.torch_basics import delegates, get_first, is_listy, patch
+from fastai.torch_basics import delegates, flatten, get_first, is_listy, patch
 from fasttransform import Transform
 
 from ..core.checks import (as_names, check_options, columns, first_line, fraction, preview, print_once,
@@ -575,6 +575,14 @@ def from_dataset(cls:HFTextDataLoaders,
     return _dataloaders(items, checkpoint, task, *readers, splits, y_block, n=n, seed=seed, **kwargs)
 
 # %% ../../nbs/data/42_dataloaders.ipynb #f78baeee
+def _check_type(dataset, row):
+    "Raise `ValueError` for a row of a type that none of the data's transforms takes"
+    types = set(flatten([tl.types for tl in getattr(dataset, 'tls', [])[:1]]))
+    if not types or isinstance(row, tuple(types)): return
+    names = ' or '.join(sorted(o.__name__ for o in types))
+    raise ValueError(f"test_items: {row!r:.80} is of type {type(row).__name__}, but the data has rows of type {names}.")
+
+# %% ../../nbs/data/42_dataloaders.ipynb #7cd66cb4
 _ROWS = (dict, pd.Series)
 
 def _check_items(dls, items, with_labels):
@@ -605,6 +613,8 @@ def test_dl(self:DataLoaders,
         if isinstance(test_items, Dataset): test_items = DatasetItems(test_items)
         if isinstance(test_items, pd.DataFrame): test_items, = _string_names(test_items)
         skip = _check_items(self, test_items, with_labels)
-        if rm_type_tfms is None: rm_type_tfms = skip
+        if rm_type_tfms is None:
+            rm_type_tfms = skip
+            if skip is None: _check_type(self.valid_ds, get_first(test_items))
     try: return self._orig_test_dl(test_items, rm_type_tfms, with_labels, **kwargs)
     except WrongRows as e: raise e.called('new ') from None

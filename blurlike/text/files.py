@@ -7,6 +7,7 @@ __all__ = ['HINTS', 'read_list', 'with_lists', 'parse_targets', 'naming', 'read_
 
 # %% ../../nbs/text/14_files.ipynb #d1dad70a
 import json
+import re
 from ast import literal_eval
 from contextlib import contextmanager
 
@@ -89,7 +90,15 @@ def _check_words(arg, path, df, columns, kwargs, hint):
                              f"missing value. To keep it as text, pass {hint}.")
 
 # %% ../../nbs/text/14_files.ipynb #4d6e078d
-HINTS = dict(encoding="csv_kwargs={'encoding': 'latin-1'}", words="csv_kwargs={'keep_default_na': False}")
+def _check_separator(arg, path, df, hint):
+    "Raise `ValueError` if the header of a CSV file was read as one column with another separator in its name"
+    if len(df.columns) > 1 or not (found := re.search('[;\t|]', str(df.columns[0]))): return
+    raise ValueError(f"{arg}={str(path)!r} has one column, {df.columns[0]!r}, which contains {found[0]!r}: "
+                     f"{hint.format(found[0])}.")
+
+# %% ../../nbs/text/14_files.ipynb #0bb49871
+HINTS = dict(encoding="csv_kwargs={'encoding': 'latin-1'}", words="csv_kwargs={'keep_default_na': False}",
+             separator="pass csv_kwargs={{'sep': {!r}}}")
 
 @contextmanager
 def naming(
@@ -112,7 +121,7 @@ def read_csv(
     kind:str='classes', # What targets are: "classes", "numbers" or "texts"
     vocab:list=None, # The classes, if they are known
     arg:str='csv', # The name of the argument `path`, for error messages
-    hints:dict=HINTS, # How to pass an encoding and how to keep words such as NA, for error messages
+    hints:dict=HINTS, # How to pass an encoding or a separator and how to keep words such as NA, for error messages
     **kwargs # Passed to `pandas.read_csv`, such as `sep`
 ) -> pd.DataFrame:
     "Read a CSV file, with texts and targets as written; raise `ValueError` if it cannot be read"
@@ -120,6 +129,7 @@ def read_csv(
     types = dict(dtype=dict.fromkeys(guessed, str) | (kwargs.get('dtype') or {})) if guessed else {}
     with naming(arg, path, hints['encoding']): df = pd.read_csv(path, **kwargs | types)
     if 'index_col' not in kwargs: check_header(arg, path, df)
+    if not {'sep', 'delimiter'} & set(kwargs): _check_separator(arg, path, df, hints['separator'])
     _check_words(arg, path, df, guessed, kwargs, hints['words'])
     own = [o for o in guessed if o in df]
     df[own] = with_lists(df[own])
