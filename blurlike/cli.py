@@ -21,7 +21,7 @@ from pathlib import Path
 from fastcore.script import anno_parser
 
 import blurlike
-from .core.checks import columns, first_line, suggest, whole_number
+from .core.checks import columns, suggest, whole_number
 
 # %% ../nbs/80_cli.ipynb #d0628d15
 def _check_file(
@@ -39,19 +39,6 @@ def _check_encoding(
     try: codecs.lookup(encoding or 'utf-8')
     except LookupError: raise ValueError(f"encoding={encoding!r} is unknown; use a name such as latin-1.") from None
 
-# %% ../nbs/80_cli.ipynb #06388d90
-def _json(
-    line:str, # A line of JSON
-    n:int, # Its number, for the error message
-): # Its value
-    "Parse a line of JSON"
-    try: value = json.loads(line)
-    except ValueError as e: raise ValueError(f"line {n} is not JSON: {e}") from e
-    if '\\ud' in line.lower(): # an escaped surrogate, whose other half may be missing
-        try: json.dumps(value, ensure_ascii=False).encode()
-        except UnicodeEncodeError as e: raise ValueError(f"line {n} is not valid Unicode: {first_line(e)}") from e
-    return value
-
 # %% ../nbs/80_cli.ipynb #3dba7940
 _HINTS = dict(encoding='--encoding latin-1', words='--no-na')
 
@@ -62,9 +49,9 @@ def _csv(path, kwargs, columns):
 def _jsonl(path, kwargs, columns):
     import pandas as pd
 
-    from blurlike.text.files import naming
+    from blurlike.text.files import json_line, naming
     with naming('data', path, _HINTS['encoding']), open(path, encoding=kwargs.get('encoding', 'utf-8-sig')) as lines:
-        return pd.DataFrame([_json(o, i) for i,o in enumerate(lines, 1) if o.strip()])
+        return pd.DataFrame([json_line(o, i) for i,o in enumerate(lines, 1) if o.strip()])
 
 def _parquet(path, kwargs, columns):
     import pandas as pd
@@ -189,7 +176,8 @@ def _parse(
     task, # The model's task
 ): # An input of `hf_predict`
     "Parse a line of JSON"
-    item = _json(line, n)
+    from blurlike.text.files import json_line
+    item = json_line(line, n)
     pair = isinstance(item, list) and not task.is_split_into_words and all(isinstance(o, str) for o in item)
     return tuple(item) if pair else item
 
