@@ -40,6 +40,7 @@ def _csv_tables(path, rows, encoding, sep):
             check_header('data', path, df)
             yield pa.table({c: pa.array(df[c], pa.string(), from_pandas=True) for c in df})
 
+# %% ../nbs/82_scale.ipynb #b17bb83e
 def _json_tables(path, rows, encoding):
     with naming('data', path, "encoding='latin-1'"), open(path, encoding=encoding or 'utf-8-sig') as lines:
         numbered = ((i, o) for i,o in enumerate(lines, 1) if o.strip())
@@ -47,6 +48,7 @@ def _json_tables(path, rows, encoding):
             names = dict.fromkeys(k for o in items for k in o)
             yield pa.table({k: [o.get(k) for o in items] for k in names})
 
+# %% ../nbs/82_scale.ipynb #ccf61e74
 def _parquet_tables(path, rows, encoding):
     with naming('data', path), pq.ParquetFile(path) as file:
         for o in file.iter_batches(batch_size=rows): yield pa.Table.from_batches([o])
@@ -105,6 +107,7 @@ def _conform(table, schema):
     def column(o): return table[o.name].cast(o.type) if o.name in table.column_names else pa.nulls(len(table), o.type)
     return pa.table(list(map(column, schema)), schema=schema)
 
+# %% ../nbs/82_scale.ipynb #f0c1fbda
 class Chunks:
     "The rows of a data set, as numbered tables"
     def __init__(self,
@@ -239,6 +242,7 @@ def _shares(workers):
     share = dict(num_cpus=min(1, (cpus - 1 or .5)/n))
     return n,share | (dict(num_gpus=min(1, gpus/n)) if gpus else {})
 
+# %% ../nbs/82_scale.ipynb #20539998
 @contextmanager
 def _quiet(context):
     context.enable_progress_bars,old = False,context.enable_progress_bars
