@@ -21,7 +21,7 @@ from pathlib import Path
 from fastcore.script import anno_parser
 
 import blurlike
-from .core.checks import columns, first_line, suggest, whole_number
+from .core.checks import columns, suggest, whole_number
 
 # %% ../nbs/80_cli.ipynb #d0628d15
 def _check_file(
@@ -39,19 +39,6 @@ def _check_encoding(
     try: codecs.lookup(encoding or 'utf-8')
     except LookupError: raise ValueError(f"encoding={encoding!r} is unknown; use a name such as latin-1.") from None
 
-# %% ../nbs/80_cli.ipynb #06388d90
-def _json(
-    line:str, # A line of JSON
-    n:int, # Its number, for the error message
-): # Its value
-    "Parse a line of JSON"
-    try: value = json.loads(line)
-    except ValueError as e: raise ValueError(f"line {n} is not JSON: {e}") from e
-    if '\\ud' in line.lower(): # an escaped surrogate, whose other half may be missing
-        try: json.dumps(value, ensure_ascii=False).encode()
-        except UnicodeEncodeError as e: raise ValueError(f"line {n} is not valid Unicode: {first_line(e)}") from e
-    return value
-
 # %% ../nbs/80_cli.ipynb #3dba7940
 _HINTS = dict(encoding='--encoding latin-1', words='--no-na', separator='save it with commas')
 
@@ -62,9 +49,9 @@ def _csv(path, kwargs, columns):
 def _jsonl(path, kwargs, columns):
     import pandas as pd
 
-    from blurlike.text.files import naming
+    from blurlike.text.files import json_line, naming
     with naming('data', path, _HINTS['encoding']), open(path, encoding=kwargs.get('encoding', 'utf-8-sig')) as lines:
-        return pd.DataFrame([_json(o, i) for i,o in enumerate(lines, 1) if o.strip()])
+        return pd.DataFrame([json_line(o, i) for i,o in enumerate(lines, 1) if o.strip()])
 
 def _parquet(path, kwargs, columns):
     import pandas as pd
@@ -189,7 +176,8 @@ def _parse(
     task, # The model's task
 ): # An input of `hf_predict`
     "Parse a line of JSON"
-    item = _json(line, n)
+    from blurlike.text.files import json_line
+    item = json_line(line, n)
     pair = isinstance(item, list) and not task.is_split_into_words and all(isinstance(o, str) for o in item)
     return tuple(item) if pair else item
 
@@ -233,6 +221,17 @@ def _print_json(
     except UnicodeEncodeError: line = json.dumps(_finite(value))
     print(line)
 
+# %% ../nbs/80_cli.ipynb #07552a0f
+def _score(input, output, model, file, jsonl, **kwargs):
+    "Score the rows of `input`; raise `ValueError` for arguments of lines"
+    if not (input and output):
+        raise ValueError("--input and --output are needed together, such as --input data.parquet --output scores. For "
+                         "lines of text, use --file.")
+    if file or jsonl: raise ValueError(f"{'--file' if file else '--jsonl'} is for lines: leave it out with --input.")
+    from blurlike.scale import score
+    with redirect_stdout(sys.stderr): out = score(input, model, output, **kwargs)
+    print(f"Scores saved to {out}")
+
 # %% ../nbs/80_cli.ipynb #852da5d1
 def predict(
     model:str, # A folder that save_pretrained wrote, or a name on the Hub
@@ -242,9 +241,17 @@ def predict(
     option:str=None, # Prediction options, separated by commas, such as precision=int8 or (for some tasks) top_k=3
     chunk:int=512, # Lines to predict at a time
     encoding:str=None, # Encoding of the input; UTF-8 by default
+    input:str=None, # Instead of lines: a Parquet, CSV, TSV or JSON Lines file with columns, or a folder of such files
+    output:str=None, # Folder of Parquet files to write the rows of --input and their predictions to
+    engine:str='local', # Engine for --input: local or ray
+    text_col:str=None, # Column of the texts in --input, or several; by default as in training
+    prefix:str='', # Put before the columns of predictions in --output
 ):
-    "Run the model on each line of a file, and write each prediction as a line of JSON"
+    "Run the model on each line of a file, and print predictions as JSON; or on the rows of --input, into --output"
     whole_number('chunk', chunk)
+    if input or output:
+        return _score(input, output, model, file, jsonl, encoding=encoding, engine=engine, prefix=prefix,
+                      text_col=_columns(text_col), generate=generate, **_options(option))
     if file: _check_file('file', file)
     _check_encoding(encoding)
     options = _options(option)
@@ -332,7 +339,8 @@ def _help() -> str:
 _EXAMPLES = dict(
     train='blurlike train reviews.csv --checkpoint distilbert-base-uncased --label-col mood --out my_model',
     predict='blurlike predict my_model < texts.txt > out.jsonl\n'
-            '  blurlike predict my_model --file questions.jsonl --jsonl --option top_k=3',
+            '  blurlike predict my_model --file questions.jsonl --jsonl --option top_k=3\n'
+            '  blurlike predict my_model --input data.parquet --output scores --engine ray',
     evaluate='blurlike evaluate my_model more_reviews.csv',
     push='blurlike push my_model me/moods --private',
     serve='blurlike-serve my_model --port 8000')

@@ -12,13 +12,14 @@ from contextlib import closing
 from functools import cache
 from itertools import chain, pairwise
 
+import numpy as np
 import torch
 from fastai.learner import Learner
 from fastai.torch_basics import L, master_bar, patch, to_device
 from fastai.torch_core import get_model
 from transformers import GenerationConfig
 
-from .core.checks import check_options, whole_number
+from .core.checks import check_options, one_of, whole_number
 from .core.inputs import HFInputs, can_redraw, with_progress
 from .core.objects import forward_args, forward_kwargs, position_limit
 from .core.precision import evaluating
@@ -55,18 +56,33 @@ def as_samples(
     block, # An `HFTextBlock`
     texts, # Several texts, in the form that the block's task takes
     read=None, # A function of a text and the block that returns a sample; None for the task's `sample`
-) -> list: # The `x` of samples
+    wrong:dict=None, # Gets the position of each invalid text, and what is wrong with it; None to raise instead
+) -> list: # The `x` of samples; None for invalid texts
     "Return the samples of `texts`; raise `ValueError` for invalid texts, reported together"
     if hasattr(texts, 'columns') or hasattr(texts, 'column_names') or isinstance(texts, dict):
         raise ValueError(f"texts={type(texts).__name__}(...) must be a list or column of texts, or of dicts for a task "
                          "that reads several columns.")
     if isinstance(texts, str): raise ValueError(f"texts={texts!r:.80} is one text: leave out many=True.")
-    samples,wrong,texts,read = [],[],list(texts),read or block.task.sample
+    texts,read,found = list(texts),read or block.task.sample,{}
+    samples = [None]*len(texts)
     for i,o in enumerate(texts):
-        try: samples.append(read(o, block))
-        except ValueError as e: wrong.append((i, e))
-    if wrong: raise WrongTexts(wrong, len(texts))
+        try: samples[i] = read(o, block)
+        except ValueError as e: found[i] = e
+    if found and wrong is None: raise WrongTexts(list(found.items()), len(texts))
+    if found: wrong.update(found)
     return samples
+
+# %% ../nbs/50_predict.ipynb #ecc8f321
+def _tokenized(block, samples, idxs, wrong, options):
+    "Return those of the positions `idxs` whose samples can be tokenized, and their table; raise without a dict `wrong`"
+    while len(idxs):
+        try: return idxs,block.task.tokenize([(samples[i],) for i in idxs], block, **options)
+        except SampleProblems as e:
+            found = {int(idxs[i]): why for i,why in e.problems}
+            if wrong is None: raise WrongTexts(list(found.items()), len(samples)) from e
+            wrong.update(found)
+            idxs = np.setdiff1d(idxs, list(found))
+    return idxs,None
 
 # %% ../nbs/50_predict.ipynb #89270edb
 def text_batches(
@@ -76,16 +92,17 @@ def text_batches(
     room:int=0, # Tokens to reserve per row, such as those to generate
     pool:int=10_000, # Samples that are tokenized and sorted together
     progress:bool=True, # Whether to show a progress bar if there are many batches
+    wrong:dict=None, # Positions to leave out, with reasons; gets those that cannot be tokenized; None to raise instead
     **options # Options of the task's `tokenize`
 ): # Yields positions of samples, the `TokenTable` they are in, and their rows there
     "Tokenize samples and yield batches of similar length"
-    starts,equal = range(0, len(samples), pool),'attention_mask' not in block.input_names
+    good,equal = np.setdiff1d(np.arange(len(samples)), list(wrong or ())),'attention_mask' not in block.input_names
+    starts = range(0, len(good), pool)
     bar = master_bar(starts) if len(starts) > 1 and progress and can_redraw() else None
     for start in starts if bar is None else bar:
-        try: table = block.task.tokenize([(o,) for o in samples[start:start+pool]], block, **options)
-        except SampleProblems as e: raise WrongTexts([(start+i, why) for i,why in e.problems], len(samples)) from e
-        batches = token_batches(table.lengths + room, batch_tokens, equal)
-        for rows in with_progress(batches, 10, bar) if progress else batches: yield start + rows,table,rows
+        idxs,table = _tokenized(block, samples, good[start:start+pool], wrong, options)
+        batches = token_batches(table.lengths + room, batch_tokens, equal) if len(idxs) else []
+        for rows in with_progress(batches, 10, bar) if progress else batches: yield idxs[rows],table,rows
 
 # %% ../nbs/50_predict.ipynb #66aa6132
 def _as_several(task, texts, block, many=None):
@@ -119,6 +136,18 @@ def _predict(task, block, model, samples, batches, precision, options):
             for i,o in zip(idxs, decoded, strict=True): preds[i] = o
     return preds
 
+# %% ../nbs/50_predict.ipynb #4b6b9075
+def _check_errors(errors):
+    "Raise `ValueError` for an unknown `errors`; return a dict for the errors of texts, or None to raise them"
+    one_of('errors', errors, ['raise', 'none', 'return'])
+    return None if errors=='raise' else {}
+
+def _with_errors(preds, wrong, errors):
+    "Return `preds` with the errors in `wrong` in their places, if that is how to handle them"
+    if errors!='return': return preds
+    as_error = lambda o: o if isinstance(o, Exception) else ValueError(o)
+    return [as_error(wrong[i]) if i in wrong else o for i,o in enumerate(preds)]
+
 # %% ../nbs/50_predict.ipynb #7e551109
 @patch
 def hf_predict(self:Learner,
@@ -127,23 +156,25 @@ def hf_predict(self:Learner,
     batch_tokens:int=4096, # Maximum number of tokens in a batch, including padding
     many:bool=None, # Whether `texts` is a list of several texts; None to infer it
     precision:str=None, # Precision of the computation: "fp32", "bf16", "fp16" or "int8"; None for the weights' own
+    errors:str='raise', # Texts that cannot be used "raise", give "none" (None) or "return" their `ValueError`
     **options # The task's options, such as `threshold`, `top_k` or `aggregation_strategy`
 ) -> dict|list: # The result for one text, or a list of results in the order of `texts`
     "Return predictions for `texts`; raise `ValueError` for invalid texts"
     whole_number('batch_tokens', batch_tokens)
-    block,model = get_block(self.dls),get_model(self.model)
+    block,model,wrong = get_block(self.dls),get_model(self.model),_check_errors(errors)
     task = block.task
     block.check_vocab(model)
     if getattr(task, 'writes_answers', False):
-        return self.hf_generate(texts, batch_tokens=batch_tokens, many=many, precision=precision, **options)
+        common = dict(batch_tokens=batch_tokens, many=many, precision=precision, errors=errors)
+        return self.hf_generate(texts, **common, **options)
     ours,theirs = _options_of(task.tokenize, 2),_options_of(task.decode, 4)
-    check_options(options, ['batch_tokens', 'precision', 'many', *ours, *theirs])
+    check_options(options, ['batch_tokens', 'precision', 'many', 'errors', *ours, *theirs])
     texts,one = _as_several(task, texts, block, many)
-    samples = as_samples(block, texts)
-    batches = text_batches(block, samples, batch_tokens, progress=hasattr(self, 'progress'),
+    samples = as_samples(block, texts, wrong=wrong)
+    batches = text_batches(block, samples, batch_tokens, progress=hasattr(self, 'progress'), wrong=wrong,
                            **{k: v for k,v in options.items() if k in ours})
     options = task.decode_options(self) | {k: v for k,v in options.items() if k in theirs}
-    preds = _predict(task, block, model, samples, batches, precision, options)
+    preds = _with_errors(_predict(task, block, model, samples, batches, precision, options), wrong, errors)
     return preds[0] if one else preds
 
 # %% ../nbs/50_predict.ipynb #0e3a0167
@@ -186,11 +217,11 @@ def _within_limit(model, kwargs):
     return kwargs | dict(stopping_criteria=[*(kwargs.get('stopping_criteria') or []), stop])
 
 # %% ../nbs/50_predict.ipynb #44d8815c
-def _generate(task, block, model, samples, batch_tokens, precision, kwargs, progress=True):
+def _generate(task, block, model, samples, batch_tokens, precision, kwargs, progress=True, wrong=None):
     "Return the generated texts for `samples`, in their order"
     device,preds = next(model.parameters()).device,[None]*len(samples)
     n,copies,room = _copies_and_room(model, kwargs)
-    batches = text_batches(block, samples, batch_tokens//copies, room, progress=progress)
+    batches = text_batches(block, samples, batch_tokens//copies, room, progress=progress, wrong=wrong)
     with evaluating(model, precision) as model, closing(batches):
         for idxs,table,rows in batches:
             inputs = task.collate_prompts(table, rows, block)
@@ -207,19 +238,21 @@ def hf_generate(self:Learner,
     batch_tokens:int=4096, # Maximum number of tokens in a batch, including generated tokens, padding and beams
     many:bool=None, # Whether `texts` is a list of several texts; None to infer it
     precision:str=None, # Precision of the computation: "fp32", "bf16", "fp16" or "int8"; None for the weights' own
+    errors:str='raise', # Texts that cannot be used "raise", give "none" (None) or "return" their `ValueError`
     **generate_kwargs # Passed to the model's `generate`, such as `num_beams`, `max_new_tokens`, `do_sample`
 ) -> dict|list: # The result for one text, or a list of results; a list per text if `num_return_sequences` is above 1
     "Generate texts from `texts`; raise `ValueError` for invalid texts and for a task that does not generate"
     whole_number('batch_tokens', batch_tokens)
-    block,model = get_block(self.dls),get_model(self.model)
+    block,model,wrong = get_block(self.dls),get_model(self.model),_check_errors(errors)
     task = block.task
     if not isinstance(task, Generates):
         raise ValueError(f"task={task.name!r} does not generate texts: use hf_predict.")
     check_options(generate_kwargs, generate_options(model))
     kwargs = _within_limit(model, task.block_kwargs(block) | _lengths_agree(generate_kwargs))
     texts,one = _as_several(task, texts, block, many)
-    samples = as_samples(block, texts, task.prompt)
-    preds = _generate(task, block, model, samples, batch_tokens, precision, kwargs, hasattr(self, 'progress'))
+    samples = as_samples(block, texts, task.prompt, wrong)
+    preds = _generate(task, block, model, samples, batch_tokens, precision, kwargs, hasattr(self, 'progress'), wrong)
+    preds = _with_errors(preds, wrong, errors)
     return preds[0] if one else preds
 
 # %% ../nbs/50_predict.ipynb #4e7252c5

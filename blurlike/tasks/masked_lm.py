@@ -17,7 +17,7 @@ from ..core.checks import fast_tokenizer, fraction, one_of
 from ..core.compat import fill_mask
 from .base import named_subclasses
 from .corpus import LanguageModel, block_cuts, check_block_size, resolve_block_size
-from ..text.rows import read_rows
+from ..text.rows import SampleProblems, read_rows
 from ..text.tokens import TokenTable, unicode_problem
 
 # %% ../../nbs/tasks/32_masked_lm.ipynb #382f5e32
@@ -182,9 +182,14 @@ def encode_corpus(self:MaskedLM, dataset, block, facts):
 # %% ../../nbs/tasks/32_masked_lm.ipynb #5d536bf5
 @patch
 def tokenize(self:MaskedLM, samples, block):
-    "Return the table of `samples`: rows of tokens, or texts with masks for `hf_predict`"
-    if samples and isinstance(samples[0][0], str): return block.tokenize([o[0] for o in samples])
-    return super(MaskedLM, self).tokenize(samples, block)
+    "Return the table of `samples`: rows of tokens, or texts for `hf_predict`; raise for texts without a mask in reach"
+    if not samples or not isinstance(samples[0][0], str): return super(MaskedLM, self).tokenize(samples, block)
+    table,tok = block.tokenize([o[0] for o in samples]),block.hf_tokenizer
+    masks = np.diff(np.r_[0, (table.columns['input_ids']==tok.mask_token_id).cumsum()][table.bounds])
+    why = f"max_length={block.max_length} removes every {tok.mask_token} of {{!r:.80}}: shorten the text"
+    lost = np.flatnonzero(masks==0).tolist()
+    if lost: raise SampleProblems([(i, why.format(samples[i][0])) for i in lost])
+    return table
 
 # %% ../../nbs/tasks/32_masked_lm.ipynb #549d398b
 @patch
@@ -232,9 +237,4 @@ def decode(self:MaskedLM,
     targets:str|list=None, # The words to choose from; None for the whole vocabulary
 ) -> list: # For each row a list of dicts; for several masks, a list of such lists
     "Return the most likely tokens for each mask, with `score`, `token`, `token_str`, and the `sequence` with the token"
-    tokenizer = inputs.hf_block.hf_tokenizer
-    lost = (inputs['input_ids'] != tokenizer.mask_token_id).all(1).nonzero().flatten().tolist()
-    if lost:
-        raise ValueError(f"max_length={inputs.hf_block.max_length} removes every {tokenizer.mask_token} "
-                         f"of {samples[lost[0]]!r:.80}: shorten the text.")
-    return fill_mask(tokenizer, inputs['input_ids'], logits.float().cpu(), top_k, targets)
+    return fill_mask(inputs.hf_block.hf_tokenizer, inputs['input_ids'], logits.float().cpu(), top_k, targets)

@@ -28,7 +28,7 @@ from ..show import TaggedWords
 from .base import Task, TokenCrossEntropy, get_block
 from .labels import ClassNames, get_vocab
 from .windows import Windowed, _changes, token_order
-from ..text.rows import ListReader, as_list
+from ..text.rows import ListReader, SampleProblems, as_list
 from ..text.tokens import TokenTable
 
 # %% ../../nbs/tasks/28_token_classification.ipynb #62e4fd6d
@@ -304,9 +304,10 @@ def text_table(self:TokenClassification,
     texts:list, # Lists of words, or strings
     block, # The `HFTextBlock` that encodes the texts
 ) -> TokenTable: # With the columns `word_ids`, `offsets` and `sequence_ids`
-    "Encode `texts`, with at least one token for each word; raise `ValueError` for a mix of strings and lists"
-    if len({isinstance(o, str) for o in texts}) > 1:
-        raise ValueError("texts must be strings or lists of words, not both: predict them in two calls.")
+    "Encode `texts`, with at least one token for each word; raise `SampleProblems` for a mix of strings and lists"
+    what = lambda o: 'a string' if isinstance(o, str) else 'a list of words'
+    if mixed := [(i, f"it is {what(o)}, but the first text is {what(texts[0])}: predict them in two calls")
+                 for i,o in enumerate(texts) if what(o)!=what(texts[0])]: raise SampleProblems(mixed)
     samples,tok,columns = _spaced(texts, block.hf_tokenizer),block.hf_tokenizer,('word_ids', 'offsets', 'sequence_ids')
     table = block.tokenize(samples, columns=columns)
     if isinstance(texts[0], str) or not (unread := _unread(texts, table)): return table

@@ -1,0 +1,305 @@
+"Data sets of every kind are scored on both engines, completely or not at all, and a killed run is completed."
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pandas as pd
+import psutil
+import pytest
+from conftest import make_texts, mentions
+from datasets import Dataset
+from test_load import ARCHS, quiet
+from test_matrix import TASKS, assert_same, frame, make_learner
+
+from blurlike.cli import run
+from blurlike.scale import MANIFEST, Chunks, score
+
+ray = pytest.importorskip('ray')
+
+
+@pytest.fixture(scope='module')
+def engine():
+    ray.init(num_cpus=2, include_dashboard=False, logging_level='warning')
+    yield 'ray'
+    ray.shutdown()
+
+
+@pytest.fixture(scope='module')
+def models(tmp_path_factory):
+    "A function that returns a saved model for a task, and its learner"
+    made = {}
+    def of(task):
+        if task not in made:
+            learn = quiet(make_learner(ARCHS.get(task, 'bert'), task))
+            made[task] = learn.save_pretrained(tmp_path_factory.mktemp('scale')/task),learn
+        return made[task]
+    return of
+
+
+@pytest.fixture
+def rows():
+    "60 rows, three of which have no text"
+    df = make_texts(60, seed=3)[['text']].assign(id=range(60))
+    df.loc[[3, 30, 31], 'text'] = None
+    return df
+
+
+def read(out): return pd.read_parquet(out)
+
+
+def assert_scores(out, df, learn, prefix=''):
+    "Assert that `out` has the rows of `df`, with the predictions of `hf_predict`"
+    found = read(out)
+    assert found['text'].fillna('-').tolist() == df.text.fillna('-').tolist()
+    texts = [None if pd.isna(o) else o for o in df.text]
+    for (_,row),pred in zip(found.iterrows(), learn.hf_predict(texts, errors='return'), strict=True):
+        if isinstance(pred, ValueError):
+            assert row[f'{prefix}error'] == str(pred)
+            assert pd.isna(row[f'{prefix}label'])
+            continue
+        assert pd.isna(row[f'{prefix}error'])
+        probs = [row[f'{prefix}prob_{o}'] for o in learn.dls.vocab]
+        names = ('label', 'index', 'score')
+        assert_same(dict(zip(names, [row[f'{prefix}{o}'] for o in names], strict=True)) | dict(probs=probs), pred)
+
+
+def parts(out): return sorted(o.name for o in Path(out).glob('*.parquet'))
+
+
+# ---- engines and inputs
+
+def write_csv(df, folder): df.to_csv(folder/'a.csv', index=False)
+def write_tsv(df, folder): df.to_csv(folder/'a.tsv', index=False, sep='\t')
+def write_parquet(df, folder): df.to_parquet(folder/'a.parquet')
+def write_jsonl(df, folder): df.to_json(folder/'a.jsonl', orient='records', lines=True)
+def write_folder(df, folder):
+    df[:25].to_parquet(folder/'a.parquet')
+    (folder/'b').mkdir()
+    df[25:].to_parquet(folder/'b'/'c.parquet')
+    (folder/'notes.txt').write_text('no rows')
+
+
+@pytest.mark.parametrize('write', [write_csv, write_tsv, write_parquet, write_jsonl, write_folder])
+def test_files_and_folders(models, rows, tmp_path, write):
+    model,learn = models('sequence-classification')
+    (tmp_path/'data').mkdir()
+    write(rows, tmp_path/'data')
+    out = score(tmp_path/'data', model, tmp_path/'out', rows=20)
+    assert_scores(out, rows, learn)
+    assert read(out)['id'].astype(int).tolist() == rows.id.tolist()
+    assert len(parts(out)) == (4 if write is write_folder else 3)
+
+
+def test_a_dataset(models, rows, tmp_path):
+    model,learn = models('sequence-classification')
+    assert_scores(score(Dataset.from_pandas(rows), model, tmp_path/'out', rows=25), rows, learn)
+
+
+def test_both_engines_agree(models, rows, tmp_path, engine):
+    model,learn = models('sequence-classification')
+    rows.to_parquet(tmp_path/'a.parquet')
+    outs = [score(tmp_path/'a.parquet', model, tmp_path/o, engine=o, rows=16) for o in ('local', engine)]
+    for o in outs: assert_scores(o, rows, learn)
+    assert parts(outs[0]) == parts(outs[1])
+    pd.testing.assert_frame_equal(*map(read, outs))
+
+
+@pytest.mark.parametrize('workers', [1, 3])
+def test_a_ray_dataset_and_more_actors_than_processors(models, rows, tmp_path, engine, workers):
+    model,learn = models('sequence-classification')
+    data = ray.data.from_pandas([rows[:33], rows[33:]])
+    assert_scores(score(data, model, tmp_path/'out', engine=engine, rows=16, workers=workers), rows, learn)
+
+
+# ---- columns
+
+@pytest.mark.parametrize('task', sorted(TASKS))
+def test_predictions_of_every_task_are_columns(models, tmp_path, task):
+    model,learn = models(task)
+    df = frame(task).drop(columns='is_valid')
+    text_col = TASKS[task].text_col
+    cols = [text_col] if isinstance(text_col, str) else list(text_col)
+    df = df[cols]
+    if task=='masked-lm': df[text_col] = df[text_col] + ' [MASK]'
+    df.loc[len(df)] = None
+    read_x = learn.dls.hf_block.task.get_x(text_col)
+    preds = learn.hf_predict([read_x(o) for _,o in df[:-1].iterrows()], many=True)
+    found = read(score(Dataset.from_pandas(df), model, tmp_path/'out', rows=4))
+    assert found.error.isna().tolist() == [True]*8 + [False]
+    for (_,row),pred in zip(found.iterrows(), preds, strict=False):
+        if not isinstance(pred, dict): pred = dict(prediction=json.dumps(pred, ensure_ascii=False, default=float))
+        for k,v in pred.items():
+            if k=='prediction': assert_same(json.loads(row[k]), json.loads(v))
+            elif k=='probs' and 'probs' not in row: assert_same([row[f'prob_{o}'] for o in learn.dls.vocab], v)
+            else: assert_same(row[k].tolist() if isinstance(v, list) else row[k], v)
+
+
+def test_options_and_generated_texts(models, tmp_path):
+    model,learn = models('causal-lm')
+    data,options = Dataset.from_dict(dict(text=['the film', 'the plot'])),dict(max_new_tokens=2, do_sample=False)
+    found = read(score(data, model, tmp_path/'out', generate=True, **options))
+    expected = learn.hf_generate(data['text'][:], **options)
+    assert found.generated_text.tolist() == [o['generated_text'] for o in expected]
+    with pytest.raises(TypeError, match=mentions('max_tokens')):
+        score(data, model, tmp_path/'out2', generate=True, max_tokens=2)
+    assert not (tmp_path/'out2').exists()
+
+
+def test_columns_of_the_data_are_not_replaced(models, rows, tmp_path):
+    model,learn = models('sequence-classification')
+    data = Dataset.from_pandas(rows.assign(label='mine', error=0))
+    with pytest.raises(ValueError, match=mentions('prefix', "'label'", "'error'")): score(data, model, tmp_path/'out')
+    assert not (tmp_path/'out').exists()
+    out = score(data, model, tmp_path/'out', prefix='pred_')
+    assert_scores(out, rows, learn, 'pred_')
+    assert set(read(out).label) == {'mine'}
+
+
+def test_the_columns_of_json_lines_may_differ(models, tmp_path):
+    model,_ = models('sequence-classification')
+    lines = [dict(text='the film'), dict(text='the plot', n=1), dict(n=2.5, text=None, more=['a'])]
+    (tmp_path/'a.jsonl').write_text('\n'.join(map(json.dumps, lines)))
+    found = read(score(tmp_path/'a.jsonl', model, tmp_path/'out', rows=1))
+    assert found.n.tolist()[1:] == [1, 2.5]
+    assert found.error.isna().tolist() == [True, True, False]
+
+
+# ---- refused
+
+def test_bad_arguments(models, rows, tmp_path):
+    model,_ = models('sequence-classification')
+    data,out = Dataset.from_pandas(rows),tmp_path/'out'
+    for name,value in dict(engine='spark', text_col='review', rows=0, workers=-1).items():
+        with pytest.raises(ValueError, match=mentions(name, repr(value))): score(data, model, out, **{name: value})
+    with pytest.raises(TypeError, match=mentions('data', 'DataFrame')): score(rows, model, out)
+    with pytest.raises(FileNotFoundError, match=mentions('data', 'nowhere')): score('nowhere', model, out)
+    (tmp_path/'bad.jsonl').write_text('{"text": "a"}\n{')
+    with pytest.raises(ValueError, match=mentions('data', 'bad.jsonl', 'line 2')):
+        score(tmp_path/'bad.jsonl', model, out)
+    assert not out.exists()
+
+
+def test_the_scores_of_another_run_are_kept(models, rows, tmp_path):
+    model,learn = models('sequence-classification')
+    data,out = Dataset.from_pandas(rows),tmp_path/'out'
+    score(data, model, out, rows=20)
+    before = {o.name: o.read_bytes() for o in out.iterdir()}
+    other = quiet(make_learner('distilbert', 'sequence-classification')).save_pretrained(tmp_path/'other')
+    changed = Dataset.from_pandas(rows.assign(id=rows.id.where(rows.id != 59, 100)))
+    for what,kwargs in dict(model=dict(model=other), data=dict(data=changed), rows=dict(rows=10),
+                            options=dict(precision='bf16'), prefix=dict(prefix='a')).items():
+        with pytest.raises(ValueError, match=mentions('out', what)):
+            score(**dict(data=data, model=model, out=out, rows=20) | kwargs)
+    assert {o.name: o.read_bytes() for o in out.iterdir()} == before
+    (tmp_path/'notes').mkdir()
+    (tmp_path/'notes'/'mine.txt').write_text('mine')
+    with pytest.raises(FileExistsError, match=mentions('out', 'notes')): score(data, model, tmp_path/'notes')
+
+
+def test_a_missing_package_is_named(models, rows, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, 'ray.data', None)
+    with pytest.raises(ImportError, match=mentions('blurlike[scale]')):
+        score(Dataset.from_pandas(rows), 'model', tmp_path/'out', engine='ray')
+
+
+def test_a_second_start_does_only_what_is_missing(models, rows, tmp_path):
+    model,learn = models('sequence-classification')
+    rows.to_csv(tmp_path/'a.csv', index=False)
+    args = tmp_path/'a.csv',model,tmp_path/'out'
+    out = score(*args, rows=20)
+    whole = {o: (out/o).stat().st_mtime_ns for o in parts(out)}
+    (out/'part-000001.parquet').unlink()
+    (out/'.part-000001.parquet.abcd').write_bytes(b'half')
+    score(*args, rows=20)
+    assert_scores(out, rows, learn)
+    again = {o: (out/o).stat().st_mtime_ns for o in parts(out)}
+    assert [o for o in whole if whole[o]!=again[o]] == ['part-000001.parquet']
+    assert sorted(o.name for o in out.iterdir()) == [MANIFEST, *whole]
+
+
+def test_chunks_can_be_read_in_any_order(rows, tmp_path):
+    rows.to_csv(tmp_path/'a.csv', index=False)
+    chunks = Chunks(tmp_path/'a.csv', 7)
+    for k in (8, 3, 3, 0, 5, 4): assert chunks[k]['id'].to_pylist() == [str(o) for o in rows.id[k*7:k*7+7]]
+
+
+# ---- killed
+
+KILLED = """
+import os, signal, sys
+import pyarrow.parquet as pq
+from blurlike.scale import score
+write,n = pq.write_table,[0]
+def die(table, path):
+    n[0] += 1
+    if n[0]==3: # in the middle of the third file
+        write(table.slice(0, 5), path)
+        os.kill(os.getpid(), signal.SIGKILL)
+    write(table, path)
+pq.write_table = die
+score(*sys.argv[1:4], rows=10)
+"""
+
+
+def test_a_run_that_is_killed_leaves_whole_files_and_is_completed(models, rows, tmp_path):
+    model,learn = models('sequence-classification')
+    rows.to_parquet(tmp_path/'a.parquet')
+    args = [str(o) for o in (tmp_path/'a.parquet', model, tmp_path/'out')]
+    done = subprocess.run([sys.executable, '-W', 'ignore', '-c', KILLED, *args], capture_output=True, text=True)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert parts(args[2]) == ['part-000000.parquet', 'part-000001.parquet']
+    assert len(read(args[2])) == 20
+    assert len(list(Path(args[2]).glob('.part-*'))) == 1
+    times = [(tmp_path/'out'/o).stat().st_mtime_ns for o in parts(args[2])]
+    score(*args, rows=10)
+    assert_scores(args[2], rows, learn)
+    assert [(tmp_path/'out'/o).stat().st_mtime_ns for o in parts(args[2])][:2] == times
+    assert not list(Path(args[2]).glob('.part-*'))
+
+
+def actors():
+    "The processes of Ray's actors that score"
+    found = []
+    for o in psutil.process_iter(['cmdline']):
+        if any('MapWorker' in p or 'RayWorker' in p for p in o.info['cmdline'] or ()): found.append(o)
+    return found
+
+
+def test_an_actor_that_is_killed_loses_nothing(models, tmp_path, engine):
+    model,learn = models('sequence-classification')
+    df = make_texts(3000, seed=4)[['text']]
+    df.to_parquet(tmp_path/'a.parquet')
+    killed = []
+    def kill():
+        for _ in range(3000):
+            if len(parts(tmp_path/'out')) >= 2 and (found := actors()):
+                killed.append(found[0].pid)
+                return os.kill(found[0].pid, signal.SIGKILL)
+            time.sleep(.01)
+    thread = threading.Thread(target=kill)
+    thread.start()
+    out = score(tmp_path/'a.parquet', model, tmp_path/'out', engine=engine, rows=100)
+    thread.join()
+    assert killed
+    found = read(out)
+    assert found.text.tolist() == df.text.tolist()
+    assert_same(found.score.tolist(), [o['score'] for o in learn.hf_predict(df.text.tolist())])
+
+
+# ---- the command line
+
+def test_the_command_line(models, rows, tmp_path, capsys):
+    model,learn = models('sequence-classification')
+    rows.to_csv(tmp_path/'a.csv', index=False)
+    args = ['predict', str(model), '--input', str(tmp_path/'a.csv'), '--output', str(tmp_path/'out')]
+    assert run([*args, '--option', 'batch_tokens=512']) == 0
+    assert_scores(tmp_path/'out', rows, learn)
+    assert run([*args[:4]]) == 1
+    assert '--output' in capsys.readouterr().err
+    assert run([*args, '--file', 'lines.txt']) == 1
+    assert '--file' in capsys.readouterr().err
