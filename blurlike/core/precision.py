@@ -62,7 +62,7 @@ def train_in_fp32(
 # %% ../../nbs/core/04_precision.ipynb #e9dc4230
 @contextmanager
 def _evaluation_mode(model):
-    "Put `model` in evaluation mode, and back in its mode afterwards"
+    "Put `model` in evaluation mode, and back in its mode afterward"
     training,switch = model.training,any(o.training for o in model.modules())
     if switch: model.eval()
     try: yield
