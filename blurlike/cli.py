@@ -130,7 +130,7 @@ def train(
     epochs:int=3, # Number of epochs
     lr:float=2e-4, # Learning rate of the head; the first layers use a tenth of it
     bs:int=16, # Rows per batch
-    max_length:int=None, # Tokens per text, at most; the model's limit by default
+    max_length:int=None, # Maximum number of tokens per text; the model's limit by default
     precision:str=None, # "fp32", "bf16" or "fp16"; by default the fastest that is safe on this device
     seed:int=42, # Seed of the split, the shuffling and new weights
     vocab:str=None, # The classes, separated by commas; those of the training rows by default
@@ -318,9 +318,9 @@ def push(
 def serve(
     model:str, # A folder that save_pretrained wrote, or a name on the Hub
     host:str='127.0.0.1', # Address to listen on: 127.0.0.1 allows this machine, 0.0.0.0 the network
-    port:int=None, # The first free one from 7860 on by default
+    port:int=None, # Port to listen on; the first free one from 7860 on by default
     title:str=None, # Title of the page; the task by default
-    max_chars:int=20_000, # Characters per text, at most
+    max_chars:int=20_000, # Maximum number of characters per text
 ):
     "Open a web page to try a model"
     from blurlike.ship.serve import serve

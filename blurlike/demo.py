@@ -70,7 +70,7 @@ def main(
     max_length:int=128, # Tokens per text, at most
     n:int=4000, # Number of reviews
 ):
-    "Fine-tune a transformer on labelled texts, show its results, save it, and load it with transformers"
+    "Fine-tune a transformer on labeled texts, show its results, save it, and load it with transformers"
     start = time.time()
     set_seed(42)
     dls = demo_dls(checkpoint, data, n, text_col=text_col, label_col=label_col, bs=bs, max_length=max_length)

@@ -30,7 +30,7 @@ from .text.rows import SampleProblems
 
 # %% ../nbs/50_predict.ipynb #fa801f3c
 class WrongTexts(ValueError):
-    "An error for texts that cannot be used, with their number and the first of them"
+    "An error for texts that cannot be used, with their count and the first of them"
     def __init__(self,
         problems:list, # Pairs of a text's position and what is wrong with it
         n:int, # The number of texts
@@ -43,7 +43,7 @@ class WrongTexts(ValueError):
     def why(self): return str(self.problems[0][1]).rstrip('.')
 
     def message(self,
-        what:str='texts', # What the texts are called
+        what:str='texts', # The noun for the texts in the message
         name:str='texts[{}]', # The name of a text, with a placeholder for its number
         start:int=0, # The number of the first text
     ) -> str:

@@ -1,4 +1,4 @@
-"Tiny models of real architectures and a small set of labelled texts, all built locally."
+"Tiny models of real architectures and a small set of labeled texts, all built locally."
 import os
 
 os.environ['HF_HUB_OFFLINE'] = '1' # before any Hugging Face library is imported
@@ -62,7 +62,7 @@ def make_texts(n, seed=0):
 
 @pytest.fixture(scope='session')
 def df():
-    "120 labelled texts, the last 40 of them for validation"
+    "120 labeled texts, the last 40 of them for validation"
     df = make_texts(120)
     df['is_valid'] = df.index >= 80
     return df

@@ -258,7 +258,7 @@ with contextlib.redirect_stdout(printed), learn.no_bar(), learn.no_logging():
     interp.plot_top_losses(2)
     res = dict(values=list(learn.validate()), matrix=interp.confusion_matrix().tolist(),
                row=learn.predict(df.iloc[0])[2].tolist(), new=learn.get_preds(dl=dls.test_dl(df[:5]))[0].tolist(),
-               labelled=list(learn.validate(dl=dls.test_dl(df[:9], with_labels=True))))
+               labeled=list(learn.validate(dl=dls.test_dl(df[:9], with_labels=True))))
 print(json.dumps([res, printed.getvalue()], default=list))
 """
 

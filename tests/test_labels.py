@@ -120,7 +120,7 @@ def test_a_trained_model_is_as_right_about_data_in_another_order(way, trained):
 
 
 @pytest.mark.parametrize('way', WAYS)
-def test_what_is_saved_afterwards_names_the_same_weights(way, trained, tmp_path):
+def test_what_is_saved_afterward_names_the_same_weights(way, trained, tmp_path):
     task,folder,loss,preds = trained
     learn = quiet(way(task, folder))
     learn.validate()

@@ -652,7 +652,7 @@ def test_each_of_several_right_answers_is_in_its_context(qa):
 
 
 def test_a_prediction_that_is_one_of_the_right_answers_is_right():
-    answer = as_answer(dict(text=['cat', 'a grey cat'], answer_start=[7, 0]))
+    answer = as_answer(dict(text=['cat', 'a gray cat'], answer_start=[7, 0]))
     task = get_task('question-answering')
-    assert [task.is_right(answer, Answer(o, 0)) for o in ('cat', 'the grey cat', 'grey')] == [True, True, False]
+    assert [task.is_right(answer, Answer(o, 0)) for o in ('cat', 'the gray cat', 'gray')] == [True, True, False]
     assert pickle.loads(pickle.dumps(answer)).others == answer.others

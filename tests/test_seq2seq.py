@@ -50,7 +50,7 @@ SPECIAL = ['<s>', '<pad>', '</s>', '<unk>']
 
 
 def make_pairs(n, seed=0):
-    "`n` lines of one to seven words, and the same words backwards"
+    "`n` lines of one to seven words, and the same words backward"
     rng = random.Random(seed)
     lines = [[rng.choice(WORDS) for _ in range(rng.randint(1, 7))] for _ in range(n)]
     return pd.DataFrame([(' '.join(o), ' '.join(o[::-1])) for o in lines], columns=['text', 'translation'])

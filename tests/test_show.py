@@ -61,7 +61,7 @@ def test_any_cell_is_cut_formatted_and_escaped():
 
 
 @pytest.mark.parametrize('option', ['trun_at', 'max_m'])
-def test_misspelt_options_of_tables_are_refused(option, learn):
+def test_misspelled_options_of_tables_are_refused(option, learn):
     losses = Interpretation.from_learner(learn).plot_top_losses
     for show in (learn.dls.show_batch, learn.show_results, partial(losses, 2)):
         with pytest.raises(TypeError, match=option): show(**{option: 5})

@@ -152,7 +152,7 @@ def test_a_word_without_tokens_keeps_its_place_and_label():
     assert (inputs['input_ids'] == words_block().hf_tokenizer.unk_token_id).sum() == 3
 
 
-def test_a_word_in_two_windows_is_labelled_where_it_has_most_context():
+def test_a_word_in_two_windows_is_labeled_where_it_has_most_context():
     texts = [[random.Random(0).choice(THINGS) for _ in range(40)]]
     _,inputs,y = there_and_back(texts, [['B-THING']*40], words_block(max_length=12, stride=6))
     assert (y != -100).sum() == 40

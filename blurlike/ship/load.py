@@ -33,7 +33,7 @@ def _require(found, folder, what, hint=''):
 
 # %% ../../nbs/ship/74_load.ipynb #95876606
 def _read_json(file, *keys):
-    "Return the content of a JSON file; raise `ValueError` if it is damaged or lacks one of `keys`"
+    "Return the content of a JSON file; raise `ValueError` if it is damaged or does not contain all `keys`"
     try:
         info = json.loads(file.read_text(encoding='utf-8'))
         for k in keys: info[k]

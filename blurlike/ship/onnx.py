@@ -35,7 +35,7 @@ ONNX_FILES = ('onnx/model.onnx', 'onnx/model_quantized.onnx') # With fp32 weight
 
 # %% ../../nbs/ship/73_onnx.ipynb #76d69578
 class OnnxModel(nn.Module):
-    "A model that onnxruntime runs; it predicts, and cannot be trained"
+    "A model that onnxruntime runs; it can predict, but cannot be trained"
     library_name = 'onnx' # The Hub's name for the library that runs it
 
     def __init__(self,

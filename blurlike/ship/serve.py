@@ -46,7 +46,7 @@ class Page:
 
     def __init__(self,
         learn:Learner, # The `Learner` that answers
-        max_chars:int=20_000, # Characters per text, at most
+        max_chars:int=20_000, # Maximum number of characters per text
     ):
         self.learn,self.max_chars,self.gr = learn,max_chars,import_extra('serve', 'gradio')
         self.block,self.config = get_block(learn.dls),get_model(learn.model).config
@@ -88,7 +88,7 @@ def predict(self:Page,
 def answer(self:Page,
     *values # The values of the input components
 ): # The value of the output component, or a tuple of them
-    "Answer what was typed"
+    "Return the output for the values of the input components"
     return self.predict(values)
 
 # %% ../../nbs/ship/75_serve.ipynb #abc83162
@@ -312,7 +312,7 @@ class LimitBody:
     "ASGI middleware that answers requests with a body over `max_bytes` with status 413"
     def __init__(self,
         app, # The ASGI application that answers the other requests
-        max_bytes:int, # Size of the largest body
+        max_bytes:int, # Maximum size of a body
     ): self.app,self.max_bytes = app,max_bytes
 
 # %% ../../nbs/ship/75_serve.ipynb #0b2fc6e6
@@ -343,7 +343,7 @@ def limited(self:LimitBody,
 # %% ../../nbs/ship/75_serve.ipynb #33416167
 @patch
 async def __call__(self:LimitBody, scope, receive, send):
-    "Answer a request, or refuse it"
+    "Answer a request, or reject it if its body is too large"
     if scope['type'] != 'http': return await self.app(scope, receive, send)
     length = dict(scope['headers']).get(b'content-length', b'0')
     if not length.isdigit() or int(length) > self.max_bytes: return await self.refuse(send)
@@ -365,7 +365,7 @@ def gradio_page(
     title:str=None, # The page's title; None for the task
     description:str=None, # Markdown below the title; None for a description of the model
     examples:list=None, # Texts to click on; a list for each if there are several boxes
-    max_chars:int=20_000, # Characters per text, at most
+    max_chars:int=20_000, # Maximum number of characters per text
 ): # A `gradio.Blocks`; `serve` launches it with limits
     "Return the web page of a learner's task"
     task = get_block(learn.dls).task
@@ -396,7 +396,7 @@ def _launch(
     app, # From `gradio_page`
     host:str, # The address to listen on
     port:int, # The port; None for the first free one from 7860 on
-    max_bytes:int, # Size of the largest request
+    max_bytes:int, # Maximum size of a request
 ):
     "Start a page's server in a thread"
     gr = import_extra('serve', 'gradio')
@@ -417,7 +417,7 @@ def serve(
     title:str=None, # The page's title; None for the task
     description:str=None, # Markdown below the title; None for a description of the model
     examples:list=None, # Texts to click on; a list for each if there are several boxes
-    max_chars:int=20_000, # Characters per text, at most
+    max_chars:int=20_000, # Maximum number of characters per text
     wait:bool=None, # Whether to return only when the page is closed; None to wait except in a notebook
     **kwargs # Passed to `load_hf_learner`, such as `revision` or `onnx`
 ): # A `gradio.Blocks`, with `local_url` and `close()`

@@ -197,7 +197,7 @@ def decode(self:TokenCells,
 @patch
 def runs(self:TokenCells,
     mask, # The tokens to show
-    sep:str=' … ', # Between tokens that are not neighbours
+    sep:str=' … ', # Between tokens that are not neighbors
 ) -> str:
     "Decode the tokens under `mask`"
     groups = groupby(zip(self.ids, mask, strict=True), key=lambda o: o[1])

@@ -48,7 +48,7 @@ class HFLoss:
         self.loss_func,self.reduction,self.model_loss = loss_func,reduction,None
 
     def __call__(self, pred, *targs):
-        "Return the model's loss of the batch; without one, or with another `reduction`, return that of `loss_func`"
+        "Return the model's loss of the batch; without one, or with another `reduction`, the loss of `loss_func`"
         loss,self.model_loss = self.model_loss,None
         if loss is not None and self.reduction=='mean': return loss
         if self.loss_func is None:
@@ -69,7 +69,7 @@ class HFLoss:
 def activation(self:HFLoss,
     x, # Logits
 ):
-    "Return probabilities, or what the task's loss makes of logits"
+    "Return the probabilities, or the other activations of the task's loss"
     return getcallable(self.loss_func, 'activation')(x)
 
 @patch
@@ -213,7 +213,7 @@ def _take_dicts(self:HFCallback, with_labels=False):
 # %% ../../nbs/train/62_callback.ipynb #347f1b7a
 @patch
 def before_train(self:HFCallback):
-    "Raise `ValueError` if there are no rows to train on, and convert weights in 16 bits to float32"
+    "Raise `ValueError` if there are no rows to train on, and convert 16-bit weights to float32"
     if getattr(self.dl, 'n', None)==0:
         raise ValueError("There are no rows to train on: use load_hf_learner(..., dls=...) or set learn.dls.")
     self._take_dicts(with_labels=True)
@@ -236,7 +236,7 @@ _NO_MEMORY = ('out of memory', "can't allocate memory", 'not enough memory', 'al
 def is_out_of_memory(
     e:BaseException, # Any exception
 ) -> bool:
-    "Return whether `e` was raised because a device has no memory left"
+    "Return whether `e` was raised because a device ran out of memory"
     if isinstance(e, (torch.cuda.OutOfMemoryError, MemoryError)): return True
     return isinstance(e, RuntimeError) and any(o in str(e).lower() for o in _NO_MEMORY)
 
@@ -255,10 +255,10 @@ def batch_shape(
 def remedies(
     learn, # A `Learner` that ran out of memory
 ) -> str: # A list for a message
-    "Return what would reduce the memory of the current batch"
+    "Return what would reduce the memory that the current batch needs"
     rows,_ = batch_shape(learn)
     budget = getattr(learn.dl, 'batch_tokens', None)
-    size = f'a smaller batch_tokens than {budget}' if budget else 'a smaller bs'
+    size = f'batch_tokens below {budget}' if budget else 'a smaller bs'
     if learn.training: size += ' (find_batch_size(learn) finds one)'
     if learn.training and not hasattr(learn, 'gradient_accumulation'): size += ' with GradientAccumulation'
     precision = [] if hasattr(learn, 'mixed_precision') else ['precision="bf16"']
@@ -358,9 +358,9 @@ def clean_up(self:HFCallback,
 @patch
 @contextmanager
 def by_name(self:HFCallback):
-    "Let the model take a dict of inputs"
+    "Pass the inputs of a batch to the model by name while the context is open"
     model = get_model(self.model)
-    # other implementations return no attentions
+    # Other implementations of attention do not return its weights
     if self.kwargs.get('output_attentions'): model.set_attn_implementation('eager')
     hook = model.register_forward_pre_hook(partial(inputs_by_name, forward_kwargs(model) | self.kwargs),
                                            with_kwargs=True)
@@ -415,7 +415,7 @@ def before_fit(self:HFCallback):
     "Check data, model and callbacks, and move the loss to the model's device"
     self._check()
     if mixing := [type(o).__name__ for o in self.learn.cbs if isinstance(o, MixHandler)]:
-        raise ValueError(f"cbs={mixing} mixes the inputs of a batch, and token ids cannot be mixed: remove it.")
+        raise ValueError(f"cbs={mixing} mixes the inputs of a batch, but token ids cannot be mixed: remove it.")
     loss_to(self.loss_func, next(self.model.parameters()).device)
     self._hide_bar()
     if self.learn.logger is print and not can_redraw(): self.learn.logger = self._log
