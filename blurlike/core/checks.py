@@ -7,6 +7,7 @@ __all__ = ['preview', 'suggest', 'one_of', 'whole_number', 'fraction', 'as_names
            'fast_tokenizer', 'import_extra', 'first_line', 'print_once']
 
 # %% ../../nbs/core/00_checks.ipynb #ef51418c
+import os
 from difflib import get_close_matches
 from functools import cache
 from importlib import import_module
@@ -143,5 +144,5 @@ def print_once(
     line:str, # What to print
     *about, # What the line is about, such as a checkpoint
 ):
-    "Print `line`, unless it has been printed about the same things"
-    print(line)
+    "Print `line`, unless it has been printed about the same things; of several processes, the first prints"
+    if not int(os.environ.get('RANK') or 0): print(line)
