@@ -151,7 +151,7 @@ def check_accelerator(
     if (precision := accelerator.mixed_precision) != 'no':
         raise ValueError(f"mixed_precision={precision!r}: pass precision={precision!r} to hf_learner instead.")
 
-# %% ../../nbs/train/65_distributed.ipynb #7bd81538
+# %% ../../nbs/train/65_distributed.ipynb #58bfab2e
 def join_ranks(
     learn, # A `Learner` in `distrib_ctx`, before fastai's own preparations
 ):
@@ -165,8 +165,7 @@ def join_ranks(
         raise ValueError(f"dls={type(learn.dls).__name__}(...) was not made with an HFTextBlock, which training on several "
                          "processes needs.")
     keep_loaders(trainer, HFDataLoader)
-    learn.dls.to(trainer.accelerator.device)
-    learn.model.to(trainer.accelerator.device)
+    if (device := trainer.accelerator.device).type!='cpu': learn.dls.to(device)
     learn.add_cbs([ShareLoss(), ShareRows()])
     steps = getattr(getattr(learn, 'lr_finder', None), 'num_it', None)
     if steps: learn.n_epoch = steps//len(learn.dls.train.part(0, n_ranks())) + 1
