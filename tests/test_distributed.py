@@ -37,7 +37,7 @@ def results(folder, *names):
 
 @pytest.fixture(scope='module')
 def exact(tmp_path_factory):
-    return results(tmp_path_factory.mktemp('exact'), 'exact_all', 'accumulated')[0]
+    return results(tmp_path_factory.mktemp('exact'), 'exact_all', 'accumulated', 'unused')[0]
 
 
 @pytest.fixture(scope='module')
@@ -76,6 +76,12 @@ def test_two_processes_are_one_with_the_larger_batch(task, own_loss, exact):
 def test_accumulated_gradients_are_those_of_all_processes(exact):
     check_same(ranks.accumulated(bs=4), [o['accumulated'] for o in exact])
     assert len(exact[0]['accumulated']['gradients']) < 10
+
+
+def test_parameters_without_use_do_not_matter(exact):
+    one,both = ranks.unused(),[o['unused'] for o in exact]
+    for two in both: same(one, two)
+    assert len(one[0])==6
 
 
 # ---- loaders

@@ -6,7 +6,7 @@
 __all__ = ['distrib_ctx', 'ShareLoss', 'own_random_numbers', 'save_for_lr_find', 'ShareRows', 'check_accelerator', 'join_ranks',
            'leave_ranks']
 
-# %% ../../nbs/train/65_distributed.ipynb #a17d5f6f
+# %% ../../nbs/train/65_distributed.ipynb #48f9e2d2
 from contextlib import contextmanager
 
 import torch
@@ -19,7 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ..core.checks import import_extra
 from ..core.compat import keep_loaders
-from ..core.ranks import from_rank0, join_shares, n_ranks, share, sum_of_ranks
+from ..core.ranks import average, from_rank0, join_shares, n_ranks, share, sum_of_ranks
 from ..data.loader import HFDataLoader
 from ..tasks.base import target_weight
 from .callback import HFCallback, HFLoss
@@ -68,18 +68,35 @@ def save_for_lr_find(
     state = dict(model=get_model(learn.model).state_dict(), opt=learn.opt.state_dict())
     torch.save(state, learn.path/learn.model_dir/folder/'_tmp.pth')
 
-# %% ../../nbs/train/65_distributed.ipynb #c872cc17
+# %% ../../nbs/train/65_distributed.ipynb #8d452061
+@patch
+def _wrap_again(self:ShareLoss): self.learn.model = self.distributed_trainer.accelerator.prepare(get_model(self.model))
+
 @patch
 def before_train(self:ShareLoss):
     "Prepare what each rank needs before its first batch"
-    if self.learn.hf._to_fp32():
-        self.learn.model = self.learn.distributed_trainer.accelerator.prepare(get_model(self.model))
-    if hasattr(self, 'began'): return
-    self.began = True
+    if self.learn.hf._to_fp32(): self._wrap_again()
+    if hasattr(self, 'checked'): return
+    self.checked = False
     own_random_numbers()
     save_for_lr_find(self.learn)
 
-# %% ../../nbs/train/65_distributed.ipynb #109afac6
+# %% ../../nbs/train/65_distributed.ipynb #d2d546b9
+@patch
+def after_backward(self:ShareLoss):
+    "Check once whether there are unused parameters"
+    if self.checked or getattr(self.model, 'find_unused_parameters', True): return
+    self.checked,params = True,[o for o in self.learn.model.parameters() if o.requires_grad]
+    unused, = sum_of_ranks([sum(o.grad is None for o in params)], params[0].device)
+    if not unused: return
+    from accelerate import DistributedDataParallelKwargs
+    average([o.grad for o in params if o.grad is not None])
+    accelerator = self.distributed_trainer.accelerator
+    accelerator.ddp_handler = accelerator.ddp_handler or DistributedDataParallelKwargs()
+    accelerator.ddp_handler.find_unused_parameters = True
+    self._wrap_again()
+
+# %% ../../nbs/train/65_distributed.ipynb #b6988708
 class ShareRows(Callback):
     "Divide the rows of batches among the ranks"
     order,run_train,shared = MixedPrecision.order+.5,False,False
@@ -98,7 +115,7 @@ class ShareRows(Callback):
         rng = getattr(self.dl, 'rng', None)
         if rng is not None: rng.setstate(from_rank0(rng.getstate()))
 
-# %% ../../nbs/train/65_distributed.ipynb #1265fce9
+# %% ../../nbs/train/65_distributed.ipynb #13204f14
 @patch
 def before_batch(self:ShareRows):
     "Pass this rank's share of the rows to the model; a rank without rows takes the first, to keep in step"
@@ -116,7 +133,7 @@ def after_pred(self:ShareRows):
     self.learn.pred = apply(lambda o: join_shares(o, n), self.pred)
     self.learn.xb = (self.inputs,)
 
-# %% ../../nbs/train/65_distributed.ipynb #6b1447e6
+# %% ../../nbs/train/65_distributed.ipynb #6f1b9a9f
 @patch
 def _join_loss(self:ShareRows):
     "Replace the loss of the model by the mean over all ranks"
@@ -126,7 +143,7 @@ def _join_loss(self:ShareRows):
     total,targets = sum_of_ranks([loss.item()*own if own else 0., own], loss.device)
     if targets: self.loss_func.model_loss = torch.full_like(loss, total/targets)
 
-# %% ../../nbs/train/65_distributed.ipynb #abb34445
+# %% ../../nbs/train/65_distributed.ipynb #2c64740e
 @patch
 def after_validate(self:ShareRows): self.shared = True
 
@@ -136,7 +153,7 @@ def after_epoch(self:ShareRows):
     recorder = getattr(self.learn, 'recorder', None)
     if self.shared and hasattr(recorder, 'log'): recorder.log = L(from_rank0(list(recorder.log)))
 
-# %% ../../nbs/train/65_distributed.ipynb #76af386a
+# %% ../../nbs/train/65_distributed.ipynb #5f3761f1
 def check_accelerator(
     accelerator, # accelerate's `Accelerator`
 ):
@@ -151,7 +168,7 @@ def check_accelerator(
     if (precision := accelerator.mixed_precision) != 'no':
         raise ValueError(f"mixed_precision={precision!r}: pass precision={precision!r} to hf_learner instead.")
 
-# %% ../../nbs/train/65_distributed.ipynb #58bfab2e
+# %% ../../nbs/train/65_distributed.ipynb #d7bf3ff1
 def join_ranks(
     learn, # A `Learner` in `distrib_ctx`, before fastai's own preparations
 ):
@@ -170,7 +187,7 @@ def join_ranks(
     steps = getattr(getattr(learn, 'lr_finder', None), 'num_it', None)
     if steps: learn.n_epoch = steps//len(learn.dls.train.part(0, n_ranks())) + 1
 
-# %% ../../nbs/train/65_distributed.ipynb #f74a4eda
+# %% ../../nbs/train/65_distributed.ipynb #e826c4e7
 def leave_ranks(
     learn, # A `Learner`
 ):
@@ -178,7 +195,7 @@ def leave_ranks(
     learn.remove_cbs([o for o in learn.cbs if isinstance(o, (ShareLoss, ShareRows))])
     if isinstance(learn.model, DistributedDataParallel): learn.model = learn.model.module
 
-# %% ../../nbs/train/65_distributed.ipynb #59a6238d
+# %% ../../nbs/train/65_distributed.ipynb #376b7bed
 @patch
 def before_fit(self:HFCallback):
     "Check data, model and callbacks; in `distrib_ctx`, share the work"
@@ -195,7 +212,7 @@ def after_fit(self:HFCallback):
     self.learn.remove_cbs([o for o in self.learn.cbs if isinstance(o, (ShareLoss, ShareRows))])
     trainer.accelerator.free_memory() # it would keep each wrapped model
 
-# %% ../../nbs/train/65_distributed.ipynb #d5f68142
+# %% ../../nbs/train/65_distributed.ipynb #46300bc2
 def _has_callback(learn): return any(isinstance(o, HFCallback) for o in learn.cbs)
 
 @patch
@@ -203,7 +220,7 @@ def to_detach(self:Learner, b, cpu=True, gather=True):
     "Call `to_detach` of the loader, or fastai's; with `HFCallback`, gather nothing from other processes"
     return self._orig_to_detach(b, cpu, gather and not _has_callback(self))
 
-# %% ../../nbs/train/65_distributed.ipynb #049d83ef
+# %% ../../nbs/train/65_distributed.ipynb #dc7f89e6
 @patch
 def save(self:Learner,
     file, # The name of the file
