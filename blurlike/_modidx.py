@@ -46,6 +46,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'blurlike.core.checks.import_extra': ('core/checks.html#import_extra', 'blurlike/core/checks.py'),
                                       'blurlike.core.checks.one_of': ('core/checks.html#one_of', 'blurlike/core/checks.py'),
                                       'blurlike.core.checks.preview': ('core/checks.html#preview', 'blurlike/core/checks.py'),
+                                      'blurlike.core.checks.print_line': ('core/checks.html#print_line', 'blurlike/core/checks.py'),
                                       'blurlike.core.checks.print_once': ('core/checks.html#print_once', 'blurlike/core/checks.py'),
                                       'blurlike.core.checks.suggest': ('core/checks.html#suggest', 'blurlike/core/checks.py'),
                                       'blurlike.core.checks.whole_number': ('core/checks.html#whole_number', 'blurlike/core/checks.py')},

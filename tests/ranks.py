@@ -39,7 +39,8 @@ class Gradients(Callback):
     order = 10
     def __init__(self): self.gradients,self.seen = [],[]
     def before_step(self):
-        self.gradients.append(torch.cat([p.grad.flatten() for p in self.learn.model.parameters() if p.grad is not None]))
+        found = [p.grad.flatten() for p in self.learn.model.parameters() if p.grad is not None]
+        self.gradients.append(torch.cat(found))
     def after_batch(self):
         if self.training: self.seen.append(self.learn.loss.item())
 

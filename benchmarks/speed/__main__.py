@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from fastcore.script import call_parse
 
-from . import data, fixed, generation, prediction, training
+from . import data, fixed, generation, prediction, ranks, training
 from .common import section_text, write_section
 
 ROUNDS = 5
@@ -27,7 +27,8 @@ SECTIONS = {
     'data': Section(data, dict(rows=1000, sizes=(10_000, 100_000)),
                     dict(rows=8000, sizes=(10_000, 100_000, 1_000_000))),
     'fixed': Section(fixed, dict(calls=50, steps=50), dict(calls=200, steps=200)),
-    'generation': Section(generation, dict(texts=8, tokens=8), dict(texts=200, tokens=20))}
+    'generation': Section(generation, dict(texts=8, tokens=8), dict(texts=200, tokens=20)),
+    'ranks': Section(ranks, dict(rows=160), dict(rows=1600))}
 
 def chosen(
     only:str, # Comma-separated names; "" for all sections

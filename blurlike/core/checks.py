@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['preview', 'suggest', 'one_of', 'whole_number', 'fraction', 'as_names', 'columns', 'check_header', 'check_options',
-           'fast_tokenizer', 'import_extra', 'first_line', 'print_once']
+           'fast_tokenizer', 'import_extra', 'first_line', 'print_line', 'print_once']
 
 # %% ../../nbs/core/00_checks.ipynb #ef51418c
 import os
@@ -138,11 +138,18 @@ def first_line(
     "Return the first line of an exception's message"
     return next((o.strip() for o in str(e).splitlines() if o.strip()), type(e).__name__)
 
+# %% ../../nbs/core/00_checks.ipynb #7286e749
+def print_line(
+    line:str, # What to print
+):
+    "Print `line`; of several processes that a launcher started, the first prints"
+    if not int(os.environ.get('RANK') or 0): print(line)
+
 # %% ../../nbs/core/00_checks.ipynb #db1f9d39
 @cache
 def print_once(
     line:str, # What to print
     *about, # What the line is about, such as a checkpoint
 ):
-    "Print `line`, unless it has been printed about the same things; of several processes, the first prints"
-    if not int(os.environ.get('RANK') or 0): print(line)
+    "Print `line`, unless it has been printed about the same things"
+    print_line(line)

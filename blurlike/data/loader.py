@@ -382,8 +382,10 @@ def part(self:HFDataLoader,
     ranks:int, # How many processes train together
 ): # A loader
     "Return a loader of the rows that one of several processes trains on"
-    if not self.indexed: raise ValueError(f"ranks={ranks}: the data must be a list, a table or a stream of known size.")
-    if self.n < ranks: raise ValueError(f"ranks={ranks} is more than the {self.n} rows to train on: use fewer processes.")
+    if not self.indexed:
+        raise ValueError(f"ranks={ranks}: the data must be a list, a table or a stream of known size.")
+    if self.n < ranks:
+        raise ValueError(f"ranks={ranks} is more than the {self.n} rows to train on: use fewer processes.")
     dl = self._copy()
     dl.rank,dl.ranks,dl.origin = rank,ranks,self
     return dl

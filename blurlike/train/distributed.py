@@ -24,7 +24,7 @@ from ..data.loader import HFDataLoader
 from ..tasks.base import target_weight
 from .callback import HFCallback, HFLoss
 
-# %% ../../nbs/train/65_distributed.ipynb #fb0e0d2c
+# %% ../../nbs/train/65_distributed.ipynb #9a71b59d
 @contextmanager
 def distrib_ctx(
     self:Learner,
@@ -33,7 +33,7 @@ def distrib_ctx(
 ):
     "Import fastai's `distrib_ctx`, and use it; raise `ImportError` without accelerate"
     import_extra('distributed', 'accelerate')
-    import fastai.distributed # replaces this method
+    import fastai.distributed # noqa: F401  replaces this method
     with self.distrib_ctx(*args, **kwargs): yield self
 
 if not hasattr(Learner, 'distrib_ctx'): patch(distrib_ctx)
@@ -96,7 +96,7 @@ def after_backward(self:ShareLoss):
     accelerator.ddp_handler.find_unused_parameters = True
     self._wrap_again()
 
-# %% ../../nbs/train/65_distributed.ipynb #b6988708
+# %% ../../nbs/train/65_distributed.ipynb #e7f41495
 class ShareRows(Callback):
     "Divide the rows of batches among the ranks"
     order,run_train,shared = MixedPrecision.order+.5,False,False
@@ -111,11 +111,13 @@ class ShareRows(Callback):
         self.shared = False
         self._draw_alike()
 
+    def after_validate(self): self.shared = True
+
     def _draw_alike(self):
         rng = getattr(self.dl, 'rng', None)
         if rng is not None: rng.setstate(from_rank0(rng.getstate()))
 
-# %% ../../nbs/train/65_distributed.ipynb #13204f14
+# %% ../../nbs/train/65_distributed.ipynb #20e1df99
 @patch
 def before_batch(self:ShareRows):
     "Pass this rank's share of the rows to the model; a rank without rows takes the first, to keep in step"
@@ -125,6 +127,7 @@ def before_batch(self:ShareRows):
     rows = self.rows if self.own else slice(1)
     self.learn.xb = (type(inputs)({k: v[rows] for k,v in inputs.items()}),)
 
+# %% ../../nbs/train/65_distributed.ipynb #ddc10cc5
 @patch
 def after_pred(self:ShareRows):
     "Join the predictions of all ranks"
@@ -133,7 +136,7 @@ def after_pred(self:ShareRows):
     self.learn.pred = apply(lambda o: join_shares(o, n), self.pred)
     self.learn.xb = (self.inputs,)
 
-# %% ../../nbs/train/65_distributed.ipynb #6f1b9a9f
+# %% ../../nbs/train/65_distributed.ipynb #19f334ad
 @patch
 def _join_loss(self:ShareRows):
     "Replace the loss of the model by the mean over all ranks"
@@ -143,32 +146,29 @@ def _join_loss(self:ShareRows):
     total,targets = sum_of_ranks([loss.item()*own if own else 0., own], loss.device)
     if targets: self.loss_func.model_loss = torch.full_like(loss, total/targets)
 
-# %% ../../nbs/train/65_distributed.ipynb #2c64740e
-@patch
-def after_validate(self:ShareRows): self.shared = True
-
+# %% ../../nbs/train/65_distributed.ipynb #168169ea
 @patch
 def after_epoch(self:ShareRows):
     "Record the losses and metrics of the first rank"
     recorder = getattr(self.learn, 'recorder', None)
     if self.shared and hasattr(recorder, 'log'): recorder.log = L(from_rank0(list(recorder.log)))
 
-# %% ../../nbs/train/65_distributed.ipynb #5f3761f1
+# %% ../../nbs/train/65_distributed.ipynb #ced6043d
 def check_accelerator(
     accelerator, # accelerate's `Accelerator`
 ):
     "Raise `ValueError` for settings that fastai's training loop does not support"
     kind = accelerator.distributed_type.value
     if n_ranks() > 1 and not kind.startswith('MULTI_'):
-        raise ValueError(f"distributed_type={kind!r} is not supported: fastai creates the optimizer before the model is "
-                         "split. Launch with one process for each GPU, and without FSDP, DeepSpeed or Megatron-LM.")
+        raise ValueError(f"distributed_type={kind!r} is not supported: fastai creates the optimizer before the model "
+                         "is split. Launch one process for each GPU, without FSDP, DeepSpeed or Megatron-LM.")
     if (steps := accelerator.gradient_accumulation_steps) != 1:
         raise ValueError(f"gradient_accumulation_steps={steps} has no effect in fastai: pass "
                          "cbs=GradientAccumulation(n_acc), where n_acc counts the rows of all processes.")
     if (precision := accelerator.mixed_precision) != 'no':
         raise ValueError(f"mixed_precision={precision!r}: pass precision={precision!r} to hf_learner instead.")
 
-# %% ../../nbs/train/65_distributed.ipynb #d7bf3ff1
+# %% ../../nbs/train/65_distributed.ipynb #98f03720
 def join_ranks(
     learn, # A `Learner` in `distrib_ctx`, before fastai's own preparations
 ):
@@ -179,15 +179,15 @@ def join_ranks(
         return
     check_accelerator(trainer.accelerator)
     if not isinstance(learn.dls.train, HFDataLoader):
-        raise ValueError(f"dls={type(learn.dls).__name__}(...) was not made with an HFTextBlock, which training on several "
-                         "processes needs.")
+        raise ValueError(f"dls={type(learn.dls).__name__}(...) was not made with an HFTextBlock, which training on "
+                         "several processes needs.")
     keep_loaders(trainer, HFDataLoader)
     if (device := trainer.accelerator.device).type!='cpu': learn.dls.to(device)
     learn.add_cbs([ShareLoss(), ShareRows()])
     steps = getattr(getattr(learn, 'lr_finder', None), 'num_it', None)
     if steps: learn.n_epoch = steps//len(learn.dls.train.part(0, n_ranks())) + 1
 
-# %% ../../nbs/train/65_distributed.ipynb #e826c4e7
+# %% ../../nbs/train/65_distributed.ipynb #029d9f95
 def leave_ranks(
     learn, # A `Learner`
 ):
@@ -195,7 +195,7 @@ def leave_ranks(
     learn.remove_cbs([o for o in learn.cbs if isinstance(o, (ShareLoss, ShareRows))])
     if isinstance(learn.model, DistributedDataParallel): learn.model = learn.model.module
 
-# %% ../../nbs/train/65_distributed.ipynb #376b7bed
+# %% ../../nbs/train/65_distributed.ipynb #fed8b5c2
 @patch
 def before_fit(self:HFCallback):
     "Check data, model and callbacks; in `distrib_ctx`, share the work"
@@ -203,6 +203,7 @@ def before_fit(self:HFCallback):
     if hasattr(self.learn, 'distributed_trainer'): join_ranks(self.learn)
     self._orig_before_fit()
 
+# %% ../../nbs/train/65_distributed.ipynb #db2bb4b1
 @patch
 def after_fit(self:HFCallback):
     "Restore the learner's logger, record the run, and no longer share the work"
@@ -212,7 +213,7 @@ def after_fit(self:HFCallback):
     self.learn.remove_cbs([o for o in self.learn.cbs if isinstance(o, (ShareLoss, ShareRows))])
     trainer.accelerator.free_memory() # it would keep each wrapped model
 
-# %% ../../nbs/train/65_distributed.ipynb #46300bc2
+# %% ../../nbs/train/65_distributed.ipynb #4312605d
 def _has_callback(learn): return any(isinstance(o, HFCallback) for o in learn.cbs)
 
 @patch
@@ -220,7 +221,7 @@ def to_detach(self:Learner, b, cpu=True, gather=True):
     "Call `to_detach` of the loader, or fastai's; with `HFCallback`, gather nothing from other processes"
     return self._orig_to_detach(b, cpu, gather and not _has_callback(self))
 
-# %% ../../nbs/train/65_distributed.ipynb #dc7f89e6
+# %% ../../nbs/train/65_distributed.ipynb #15fef741
 @patch
 def save(self:Learner,
     file, # The name of the file

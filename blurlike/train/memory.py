@@ -23,10 +23,9 @@ import torch
 from fastai.callback.core import Callback, CancelFitException
 from fastai.learner import Learner
 from fastai.torch_basics import get_random_states, noop, patch, set_random_states, to_device
-from fastai.torch_core import rank_distrib
 from torch import nn
 
-from ..core.checks import whole_number
+from ..core.checks import print_line, whole_number
 from ..core.ranks import alone, from_ranks, n_ranks
 from .callback import is_out_of_memory
 from ..text.tokens import TokenTable
@@ -195,7 +194,7 @@ def peak_memory(
 class _Search:
     "Try batches of different sizes on one learner"
     def __init__(self, learn, most, memory=None, show=True):
-        self.learn,self.memory,self.dl,self.print = learn,memory,learn.dls.train,print if show and not rank_distrib() else noop
+        self.learn,self.memory,self.dl,self.print = learn,memory,learn.dls.train,print_line if show else noop
         self.samples,self.length = longest_samples(self.dl, with_room(most))
         self.device = next(learn.model.parameters()).device
         self.base,self.rows,self.peak = 0,1,0 # of a step without rows, and of the last try
