@@ -23,6 +23,7 @@ from .core.checks import check_options, one_of, whole_number
 from .core.inputs import HFInputs, can_redraw, with_progress
 from .core.objects import forward_args, forward_kwargs, position_limit
 from .core.precision import evaluating
+from .core.ranks import alone
 from .tasks.base import get_block
 from .tasks.generation import Generates
 from .text.batching import token_batches
@@ -267,7 +268,7 @@ def show_results(self:Learner,
     "Show targets and predictions; generate the predictions if the task's predictions are texts"
     task = getattr(getattr(self.dls, 'hf_block', None), 'task', None)
     if not getattr(task, 'writes_answers', False):
-        return self._orig_show_results(ds_idx, dl, max_n, shuffle, **kwargs)
+        with alone(self): return self._orig_show_results(ds_idx, dl, max_n, shuffle, **kwargs)
     if dl is None: dl = self.dls[ds_idx].new(shuffle=shuffle)
     inputs,*targets = dl.one_batch()
     rows = HFInputs({k: v[:max_n] for k,v in inputs.items()})

@@ -42,6 +42,7 @@ from blurlike.core.compat import (
     has_native_arithmetic,
     int8_linear,
     item_pipeline,
+    keep_loaders,
     model_classes,
     quiet_load_report,
     remove_capture_hooks,
@@ -289,3 +290,17 @@ def test_autocast_depth_counts_open_contexts():
         assert autocast_depth() == 1
         with torch.autocast('cpu', enabled=False): assert autocast_depth() == 2
     assert autocast_depth() == 0
+
+
+def test_loaders_can_be_kept_from_the_distributed_trainer(monkeypatch):
+    from fastai.distributed import DistributedDL, DistributedTrainer
+    trainer,dl = DistributedTrainer.__new__(DistributedTrainer),TfmdDL(list(range(4)), bs=2)
+    trainer.learn = synth_learner()
+    trainer.learn.model.device = 'cpu'
+    keep_loaders(trainer, Marked)
+    assert isinstance(trainer._wrap_dl(dl), DistributedDL)
+    kept = Marked(list(range(4)), bs=2)
+    assert trainer._wrap_dl(kept) is kept
+
+
+class Marked(TfmdDL): pass

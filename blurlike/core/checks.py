@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['preview', 'suggest', 'one_of', 'whole_number', 'fraction', 'as_names', 'columns', 'check_header', 'check_options',
-           'fast_tokenizer', 'import_extra', 'first_line', 'print_once']
+           'fast_tokenizer', 'import_extra', 'first_line', 'print_line', 'print_once']
 
 # %% ../../nbs/core/00_checks.ipynb #ef51418c
+import os
 from difflib import get_close_matches
 from functools import cache
 from importlib import import_module
@@ -137,6 +138,13 @@ def first_line(
     "Return the first line of an exception's message"
     return next((o.strip() for o in str(e).splitlines() if o.strip()), type(e).__name__)
 
+# %% ../../nbs/core/00_checks.ipynb #7286e749
+def print_line(
+    line:str, # What to print
+):
+    "Print `line`; of several processes that a launcher started, the first prints"
+    if not int(os.environ.get('RANK') or 0): print(line)
+
 # %% ../../nbs/core/00_checks.ipynb #db1f9d39
 @cache
 def print_once(
@@ -144,4 +152,4 @@ def print_once(
     *about, # What the line is about, such as a checkpoint
 ):
     "Print `line`, unless it has been printed before with the same `about`"
-    print(line)
+    print_line(line)

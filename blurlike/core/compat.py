@@ -6,7 +6,7 @@
 __all__ = ['end_cleanup', 'take_step', 'item_pipeline', 'type_transforms', 'epoch_indices', 'set_input_count', 'has_model_class',
            'model_classes', 'no_model_bars', 'quiet_load_report', 'remove_capture_hooks', 'idle_settings',
            'has_pre_hook', 'undeclared_sharing', 'entity_pipeline', 'fill_mask', 'has_native_arithmetic',
-           'has_int8_dot_products', 'int8_linear', 'autocast_depth']
+           'has_int8_dot_products', 'int8_linear', 'keep_loaders', 'autocast_depth']
 
 # %% ../../nbs/core/01_compat.ipynb #09eaaece
 import logging
@@ -190,6 +190,15 @@ def int8_linear() -> type: # For `quantize_dynamic(mapping={nn.Linear: ...})`
             packed = self._packed_params._packed_params
             return torch.ops.quantized.linear_dynamic(x.float(), packed, reduce_range=self.reduce_range).to(x.dtype)
     return Int8Linear
+
+# %% ../../nbs/core/01_compat.ipynb #3ef9d163
+def keep_loaders(
+    trainer, # A fastai `DistributedTrainer`
+    kind:type, # A class of loaders
+):
+    "Let `trainer` leave loaders of this class as they are"
+    wrap = type(trainer)._wrap_dl
+    trainer._wrap_dl = lambda dl: dl if isinstance(dl, kind) else wrap(trainer, dl)
 
 # %% ../../nbs/core/01_compat.ipynb #83a64300
 def autocast_depth() -> int:

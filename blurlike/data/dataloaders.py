@@ -21,8 +21,8 @@ from fastai.data.transforms import ColSplitter, RandomSplitter, get_text_files, 
 from fastai.torch_basics import delegates, flatten, get_first, is_listy, patch
 from fasttransform import Transform
 
-from ..core.checks import (as_names, check_options, columns, first_line, fraction, preview, print_once,
-                                  whole_number)
+from ..core.checks import (as_names, check_options, columns, first_line, fraction, preview, print_line,
+                                  print_once, whole_number)
 from ..core.compat import type_transforms
 from ..core.objects import HFObjects, load_hf_config, load_hf_tokenizer
 from .block import HFTextBlock, check_call_options
@@ -233,7 +233,7 @@ def _infer_task_of(label_col, texts, labels):
         _check_labels(labels.isna().any(axis=1).to_numpy(), f"label_col={label_col!r}", len(labels), labels.index)
         raise ValueError(f"label_col={label_col!r} fits several tasks, or none: pass task=, one of "
                          f"{', '.join(map(repr, sorted(all_tasks())))}.")
-    print(f"Inferred task={task.name!r} from label_col={label_col!r}; pass task= to change it.")
+    print_line(f"Inferred task={task.name!r} from label_col={label_col!r}; pass task= to change it.")
     return task
 
 # %% ../../nbs/data/42_dataloaders.ipynb #c8a86ad4

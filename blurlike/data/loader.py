@@ -26,6 +26,7 @@ from fastai.torch_basics import L, Tensor, delegates, detuplify, noop, patch, to
 from ..core.checks import check_options, first_line, print_once, whole_number
 from ..core.compat import epoch_indices, set_input_count
 from ..core.inputs import HFInputs
+from ..core.ranks import share
 from ..tasks.corpus import Corpus
 from ..text.batching import bucketed_order, cut_batches
 from ..text.rows import (SampleProblems, StreamSamples, WrongRows, never_changes, read_rows, row_name,
@@ -80,6 +81,7 @@ class HFDataLoader(TfmdDL):
         self.after_item.fs = L(o for o in self.after_item.fs if type(o) is not ToTensor) # a transform for images
         self.sort,self.pool,self.seed,self.batch_tokens,self.epoch = sort,pool,seed,batch_tokens,0
         self.read,self.looking = sample_reader(self.dataset) if self.indexed else None,False
+        self.rank,self.ranks,self.origin,self.spare = 0,1,None,False # see `part`
         if seed is not None: self.rng.seed(seed)
         self.table = table if table is not None or not self._fits(precompute_lengths) else self._tokenize_all()
         self.facts = self.task.facts(self.dataset, self.hf_block, self.table) if facts is None else facts
@@ -214,16 +216,25 @@ def get_idxs(self:HFDataLoader):
     if not self.shuffle: return list(range(self.n)) if in_order else np.argsort(-lengths, kind='stable').tolist()
     rng = np.random.default_rng(self.epoch)
     if lengths is None: return rng.permutation(self.n).tolist()
-    return bucketed_order(lengths, self.bs, rng, self.pool, not self.looking, self.batch_tokens).tolist()
+    size = self.bs*self.ranks
+    return bucketed_order(lengths, size, rng, self.pool, not self.looking, self.batch_tokens).tolist()
 
 # %% ../../nbs/data/40_loader.ipynb #8d4d7945
 @patch
 def _cut(self:HFDataLoader, rows):
     "The rows of each batch; of each pool where there is no table"
-    if self.batch_tokens: return [rows[o] for o in cut_batches(self.row_lengths[rows], self.batch_tokens)]
-    n = self.bs if self.table is not None else self.bs*self.pool
-    end = len(rows) - (len(rows)%self.bs if self.drop_last else 0)
-    return [rows[i:min(i+n, end)] for i in range(0, end, n)]
+    if self.batch_tokens: return self._own([rows[o] for o in cut_batches(self.row_lengths[rows], self.batch_tokens)])
+    size = self.bs*self.ranks
+    n = size if self.table is not None else size*self.pool
+    end = len(rows) - (len(rows)%size if self.drop_last else 0)
+    return [self._own(rows[i:min(i+n, end)]) for i in range(0, end, n)]
+
+# %% ../../nbs/data/40_loader.ipynb #9e05b840
+@patch
+def _own(self:HFDataLoader, parts):
+    "This rank's share of the rows of a batch or a pool, or of all batches"
+    if self.table is None or self.batch_tokens: return parts[self.rank::self.ranks]
+    return parts[share(len(parts), self.rank, self.ranks)]
 
 # %% ../../nbs/data/40_loader.ipynb #6ebbd757
 @patch
@@ -235,9 +246,11 @@ def sample(self:HFDataLoader):
 # %% ../../nbs/data/40_loader.ipynb #095b24ae
 @patch
 def __len__(self:HFDataLoader):
-    if self.batch_tokens is None: return super(HFDataLoader, self).__len__()
     dl = copy(self)
-    dl.rng = copy(self.rng)
+    if self.batch_tokens is None:
+        dl.bs = self.bs and self.bs*self.ranks
+        return super(HFDataLoader, dl).__len__()
+    dl.rng,dl.rank = copy(self.rng),0 # the first rank has the most batches
     dl.randomize()
     return len(dl._cut(dl.get_idxs()))
 
@@ -324,22 +337,58 @@ def _starting_workers(num_workers):
 
 # %% ../../nbs/data/40_loader.ipynb #f4aa21f3
 @patch
-def __iter__(self:HFDataLoader):
+def _batches(self:HFDataLoader):
+    "Yield the batches of an epoch"
     batches = super(HFDataLoader, self).__iter__()
     with _starting_workers(self.fake_l.num_workers): b = next(batches, None)
+    if self.origin is not None and not self.looking: self.origin.rng = self.rng
     if b is None: return
     yield self._as_inputs(b)
     yield from map(self._as_inputs, batches)
 
+# %% ../../nbs/data/40_loader.ipynb #128ee108
+@patch
+def __iter__(self:HFDataLoader):
+    if self.ranks==1: return (yield from self._batches())
+    left,b,self.spare = len(self),None,False
+    for b in self._batches():
+        left -= 1
+        yield b
+    if left and b is None: raise ValueError(f"Process {self.rank} has no rows to train on: all of them were skipped.")
+    self.spare = True
+    for _ in range(left): yield b
+
 # %% ../../nbs/data/40_loader.ipynb #a974bf28
 @patch
-def one_batch(self:HFDataLoader):
-    "Return a batch for inspection, at random if the loader shuffles; later epochs do not change"
+def _copy(self:HFDataLoader):
+    "A copy that draws its own epochs, from the same rows"
     dl = copy(self)
     dl.fake_l = copy(self.fake_l)
     dl.fake_l.d,dl.fake_l.dataset = dl,dl.fake_l
+    return dl
+
+# %% ../../nbs/data/40_loader.ipynb #8e1fb191
+@patch
+def one_batch(self:HFDataLoader):
+    "Return a batch for inspection, at random if the loader shuffles; later epochs do not change"
+    dl = self._copy()
     dl.rng,dl.looking = random.Random(random.getrandbits(64)),True
     return super(HFDataLoader, dl).one_batch()
+
+# %% ../../nbs/data/40_loader.ipynb #a5a52089
+@patch
+def part(self:HFDataLoader,
+    rank:int, # The number of a process, from 0
+    ranks:int, # How many processes train together
+): # A loader
+    "Return a loader of the rows that one of several processes trains on"
+    if not self.indexed:
+        raise ValueError(f"ranks={ranks}: the data must be a list, a table or a stream of known size.")
+    if self.n < ranks:
+        raise ValueError(f"ranks={ranks} is more than the {self.n} rows to train on: use fewer processes.")
+    dl = self._copy()
+    dl.rank,dl.ranks,dl.origin = rank,ranks,self
+    return dl
 
 # %% ../../nbs/data/40_loader.ipynb #9c854b4a
 @patch

@@ -25,8 +25,9 @@ from huggingface_hub.errors import (
 from huggingface_hub.utils import validate_repo_id
 
 from ..core.checks import first_line
+from ..core.ranks import on_rank0
 from .card import is_generated
-from .save import is_model_file
+from .save import is_model_file, write_model
 
 # %% ../../nbs/ship/72_hub.ipynb #405c7037
 _STATUS = {401: 'it does not exist, or it is private and the token gives no access', 404: 'it does not exist',
@@ -124,6 +125,13 @@ def push_folder(
         return api.create_commit(repo_id, _operations(folder, there, keep, is_ours), repo_type=repo_type,
                                  commit_message=commit_message, revision=revision, create_pr=create_pr)
 
+# %% ../../nbs/ship/72_hub.ipynb #f044af64
+def _write_and_push(learn, repo_id, card, kwargs, **push_kwargs):
+    "Write the model to a temporary folder, and push it"
+    with tempfile.TemporaryDirectory() as folder:
+        folder = write_model(learn, Path(folder)/'model', card, **kwargs)
+        return push_folder(folder, repo_id, replace_card=card is not None, **push_kwargs)
+
 # %% ../../nbs/ship/72_hub.ipynb #d8e9bf21
 @patch
 def push_to_hub(self:Learner,
@@ -138,7 +146,5 @@ def push_to_hub(self:Learner,
 ) -> CommitInfo: # With `commit_url` and `pr_url`
     "Push the model to the Hub in one commit; raise `OSError` and leave the repository unchanged if that fails"
     check_repo_id(repo_id)
-    with tempfile.TemporaryDirectory() as folder:
-        folder = self.save_pretrained(Path(folder)/'model', card=card, **kwargs)
-        return push_folder(folder, repo_id, private=private, token=token, commit_message=commit_message,
-                           create_pr=create_pr, revision=revision, replace_card=card is not None)
+    return on_rank0(_write_and_push, self, repo_id, card, kwargs, private=private, token=token,
+                    commit_message=commit_message, create_pr=create_pr, revision=revision)

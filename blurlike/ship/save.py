@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MODEL_FILES', 'SCHEMA', 'BLOCK_OPTIONS', 'folder_to_replace', 'keep_weights', 'is_model_file', 'atomic_folder',
-           'preparation']
+           'preparation', 'write_model']
 
 # %% ../../nbs/ship/71_save.ipynb #fc7654ac
 import json
@@ -24,6 +24,7 @@ from huggingface_hub import ModelCard
 
 import blurlike
 from ..core.objects import tokenizer_limit
+from ..core.ranks import on_rank0
 from .card import is_generated, training_runs
 from ..core.compat import no_model_bars
 from ..tasks.base import get_block
@@ -141,6 +142,26 @@ def _learned_options(learn, options):
     "Return the task options determined by the data or the learner, such as a threshold"
     return {k: v for k,v in get_block(learn.dls).task.decode_options(learn).items() if k in options}
 
+def write_model(
+    learn, # A `Learner`
+    path:Path, # The folder to write
+    card:ModelCard=None, # As in `save_pretrained`
+    **kwargs # Passed to the model's `save_pretrained`
+) -> Path: # The folder
+    "Write model, tokenizer, label names and model card, whether or not other processes do the same"
+    model = get_model(learn.model)
+    drop_idle_settings(model)
+    with atomic_folder(path) as new:
+        with no_model_bars(): model.save_pretrained(new, **kwargs)
+        keep_weights(folder_to_replace(path), new)
+        _tokenizer_to_save(get_block(learn.dls)).save_pretrained(new)
+        info = preparation(learn.dls) | dict(runs=training_runs(learn))
+        info['task_options'] |= _learned_options(learn, info['task_options'])
+        (new/'blurlike.json').write_text(json.dumps(info, indent=2, default=str) + '\n', encoding='utf-8')
+        (new/'README.md').write_text(str(card or _own_card(path) or learn.model_card()), encoding='utf-8')
+    return path
+
+# %% ../../nbs/ship/71_save.ipynb #e3ff92e8
 @patch
 def save_pretrained(self:Learner,
     path:str|Path, # The folder to write; a saved model there is replaced
@@ -148,15 +169,4 @@ def save_pretrained(self:Learner,
     **kwargs # Passed to the model's `save_pretrained`, such as `max_shard_size`
 ) -> Path: # The folder
     "Save model, tokenizer, label names and model card as a folder that `from_pretrained` and `pipeline` load"
-    path = Path(path).expanduser()
-    model = get_model(self.model)
-    drop_idle_settings(model)
-    with atomic_folder(path) as new:
-        with no_model_bars(): model.save_pretrained(new, **kwargs)
-        keep_weights(folder_to_replace(path), new)
-        _tokenizer_to_save(get_block(self.dls)).save_pretrained(new)
-        info = preparation(self.dls) | dict(runs=training_runs(self))
-        info['task_options'] |= _learned_options(self, info['task_options'])
-        (new/'blurlike.json').write_text(json.dumps(info, indent=2, default=str) + '\n', encoding='utf-8')
-        (new/'README.md').write_text(str(card or _own_card(path) or self.model_card()), encoding='utf-8')
-    return path
+    return on_rank0(write_model, self, Path(path).expanduser(), card, **kwargs)

@@ -23,11 +23,12 @@ from transformers import TextIteratorStreamer
 
 import blurlike
 from ..core.checks import check_options, first_line, import_extra, whole_number
+from ..core.ranks import on_rank0
 from ..predict import stop_when
 from .card import GENERATED
 from .hub import check_repo_id, push_folder
 from .load import load_hf_learner
-from .save import preparation
+from .save import preparation, write_model
 from ..tasks.base import Task, get_block
 from ..tasks.causal_lm import CausalLM
 from ..tasks.masked_lm import MaskedLM
@@ -452,6 +453,17 @@ def _space_files(
             'requirements.txt': f"blurlike[{'serve,onnx' if onnx else 'serve'}]=={blurlike.__version__}\n",
             'README.md': f'---\n{meta.to_yaml()}\n---\n\n# {title}\n\n{about}\n'}
 
+# %% ../../nbs/ship/75_serve.ipynb #5dd2c446
+def _write_and_push(learn, repo_id, title, kwargs, **push_kwargs):
+    "Write the model and its page to a temporary folder, and push it"
+    with tempfile.TemporaryDirectory() as folder:
+        folder = Path(folder)
+        write_model(learn, folder/'model', **kwargs)
+        files = _space_files(title, (folder/'model'/'onnx').exists())
+        for name,text in files.items(): (folder/name).write_text(text, encoding='utf-8')
+        return push_folder(folder, repo_id, 'space', is_ours=lambda o: o.startswith('model/'), space_sdk='gradio',
+                           **push_kwargs)
+
 # %% ../../nbs/ship/75_serve.ipynb #84ae2592
 @patch
 def push_to_space(self:Learner,
@@ -465,10 +477,6 @@ def push_to_space(self:Learner,
 ) -> CommitInfo: # With `commit_url` and `pr_url`
     "Push the model and its page to a Space on the Hub, in one commit; raise `OSError` if the Hub refuses"
     check_repo_id(repo_id)
-    with tempfile.TemporaryDirectory() as folder:
-        folder = Path(folder)
-        self.save_pretrained(folder/'model', **kwargs)
-        files = _space_files(title or _title(get_block(self.dls).task), (folder/'model'/'onnx').exists())
-        for name,text in files.items(): (folder/name).write_text(text, encoding='utf-8')
-        return push_folder(folder, repo_id, 'space', is_ours=lambda o: o.startswith('model/'), private=private,
-                           token=token, commit_message=commit_message, create_pr=create_pr, space_sdk='gradio')
+    title = title or _title(get_block(self.dls).task)
+    return on_rank0(_write_and_push, self, repo_id, title, kwargs, private=private, token=token,
+                    commit_message=commit_message, create_pr=create_pr)

@@ -23,6 +23,7 @@ from ..core.checks import check_options, import_extra, preview, whole_number
 from ..core.inputs import HFInputs
 from ..core.objects import model_skeleton, position_limit, tokenizer_limit
 from ..core.precision import evaluating
+from ..core.ranks import by_share
 from .base import Task, TokenCrossEntropy
 from .generation import Generates
 from ..text.rows import read_targets
@@ -381,7 +382,8 @@ def generated_texts(
     inputs,block = learn.xb[0],learn.dls.hf_block
     if not hasattr(inputs, 'written'):
         task = block.task
-        inputs.written = task.generated(get_model(learn.model), inputs, block),task.decode_ids(learn.yb[0].cpu(), block)
+        texts = by_share(learn, lambda o: task.generated(get_model(learn.model), o, block), inputs)
+        inputs.written = texts,task.decode_ids(learn.yb[0].cpu(), block)
     return inputs.written
 
 # %% ../../nbs/tasks/30_seq2seq.ipynb #a0d7920c

@@ -21,7 +21,7 @@ from fastai.torch_basics import L, TensorBase, is_iter, is_listy, patch, to_cpu
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModelForTokenClassification
 
-from ..core.checks import fast_tokenizer, import_extra, one_of, preview, print_once
+from ..core.checks import fast_tokenizer, import_extra, one_of, preview, print_line, print_once
 from ..core.compat import entity_pipeline
 from ..core.inputs import as_rows
 from ..show import TaggedWords
@@ -498,7 +498,7 @@ def entity_f1(
 @patch
 def metrics(self:TokenClassification):
     try: return [entity_precision(), entity_recall(), entity_f1(), word_accuracy()]
-    except ImportError as e: print(f"Entity metrics are not available: {e}")
+    except ImportError as e: print_line(f"Entity metrics are not available: {e}")
     return [word_accuracy()]
 
 # %% ../../nbs/tasks/28_token_classification.ipynb #3b5937c8

@@ -216,9 +216,10 @@ class StreamRows:
         if self._rows is None or rows[0] < self._at:
             self.restart()
             self._rows = iter(self.stream)
-        self._pool = dict(zip(rows, itertools.islice(self._rows, rows[0]-self._at, rows[-1]+1-self._at), strict=False))
-        self._at = rows[-1]+1
-        if (end := rows[0]+len(self._pool)) < self._at:
+        read = itertools.islice(self._rows, rows[0]-self._at, rows[-1]+1-self._at, rows.step)
+        self._pool,self._at = dict(zip(rows, read, strict=False)),rows[-1]+1
+        if len(self._pool) < len(rows):
+            end = max(self._pool, default=rows[0]-1) + 1
             raise ValueError(f"The stream ends before row {end}: pass n={end} or less.")
 
     def __getitem__(self, i):

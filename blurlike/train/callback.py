@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['HFLoss', 'inputs_by_name', 'HFCallback', 'take_dict', 'RowPreds', 'DictBatches', 'is_out_of_memory', 'batch_shape',
-           'remedies', 'AverageLoss', 'AccumulateTargets', 'accumulated', 'over_targets', 'last_run']
+           'remedies', 'AverageLoss', 'batch_weight', 'AccumulateTargets', 'accumulated', 'over_targets', 'last_run']
 
 # %% ../../nbs/train/62_callback.ipynb #b04cc2e6
 import math
@@ -210,6 +210,16 @@ def _take_dicts(self:HFCallback, with_labels=False):
     "Let fastai's loop read a loader that returns dicts"
     if not hasattr(self.dl, 'hf_block'): self.learn.dl = DictBatches(self.dl, with_labels)
 
+# %% ../../nbs/train/62_callback.ipynb #fd572638
+@patch
+def _to_fp32(self:HFCallback):
+    "Convert weights in 16 bits to float32, print that, and return whether there were any"
+    model = get_model(self.model)
+    dtype = train_in_fp32(model)
+    if dtype is None: return False
+    print_once(f"Converted {type(model).__name__} from {str(dtype).removeprefix('torch.')} to float32 for training.")
+    return True
+
 # %% ../../nbs/train/62_callback.ipynb #347f1b7a
 @patch
 def before_train(self:HFCallback):
@@ -217,10 +227,7 @@ def before_train(self:HFCallback):
     if getattr(self.dl, 'n', None)==0:
         raise ValueError("There are no rows to train on: use load_hf_learner(..., dls=...) or set learn.dls.")
     self._take_dicts(with_labels=True)
-    model = get_model(self.model)
-    if dtype := train_in_fp32(model):
-        was = str(dtype).removeprefix('torch.')
-        print_once(f"Converted {type(model).__name__} from {was} to float32 for training.")
+    self._to_fp32()
 
 @patch
 def before_validate(self:HFCallback):
@@ -281,6 +288,15 @@ class AverageLoss(Callback):
         self.weight_sum += weight
         if self.weight_sum: average.total,average.count = self.loss_sum,self.weight_sum
 
+# %% ../../nbs/train/62_callback.ipynb #4095cef6
+def batch_weight(
+    learn, # A `Learner` with a batch to train on
+) -> tuple[float, float]: # The divisor of the batch's mean loss, and the number of rows
+    "Return the weight of the batch, together with those of other processes that train with this one"
+    shared = getattr(learn, 'share_loss', None)
+    if shared is not None: return shared.all_targets,shared.all_rows
+    return target_weight(learn.loss_func, learn.yb),find_bs(learn.yb)
+
 # %% ../../nbs/train/62_callback.ipynb #ae9037e2
 class AccumulateTargets(Callback):
     "Make accumulated gradients equal to those of one large batch"
@@ -292,10 +308,11 @@ class AccumulateTargets(Callback):
 
     def after_loss(self):
         "Multiply the loss by the targets per row, relative to the first batch, whose loss is not changed"
-        weight,rows = target_weight(self.loss_func, self.yb),find_bs(self.yb)
+        own,(weight,rows) = find_bs(self.yb),batch_weight(self.learn)
         if not self.weight_sum: self.unit = (weight or rows)/rows
         self.weight_sum += weight
-        self.learn.loss_grad = self.loss_grad*(weight/rows/self.unit)
+        self.learn.loss_grad = self.loss_grad*(weight/own/self.unit)
+        self.accumulation.count += rows - own # the rows of other processes count too
 
     def before_step(self):
         "Divide the gradients by the targets of all batches"

@@ -10,6 +10,7 @@ __all__ = ['largest_size', 'with_room', 'longest_samples', 'worst_batch', 'train
 import gc
 import io
 import math
+import os
 from contextlib import contextmanager
 from copy import deepcopy
 from itertools import cycle, islice
@@ -24,7 +25,8 @@ from fastai.learner import Learner
 from fastai.torch_basics import get_random_states, noop, patch, set_random_states, to_device
 from torch import nn
 
-from ..core.checks import whole_number
+from ..core.checks import print_line, whole_number
+from ..core.ranks import alone, from_ranks, n_ranks
 from .callback import is_out_of_memory
 from ..text.tokens import TokenTable
 
@@ -95,6 +97,7 @@ def train_twice(
 ):
     "Take two training steps on `batch`"
     learn.gather_preds = None
+    if n_ranks() > 1 and hasattr(learn, 'recorder'): learn.recorder.run_train = False # it waits for other processes
     with learn.no_bar(), learn.no_logging(): learn.fit(1, lr=0., cbs=_TwoSteps(batch))
 
 # %% ../../nbs/train/64_memory.ipynb #87772f40
@@ -157,8 +160,8 @@ def memory_limit(
 ) -> float: # Bytes
     "Return how much memory this process may use on `device`"
     if device.type!='cpu': return math.inf
-    memory = psutil.virtual_memory()
-    return min(process_memory() + 0.9*memory.available, 0.9*memory.total)
+    memory,processes = psutil.virtual_memory(),int(os.environ.get('LOCAL_WORLD_SIZE') or 1) # on this machine
+    return min(process_memory() + 0.9*memory.available/processes, 0.9*memory.total)
 
 # %% ../../nbs/train/64_memory.ipynb #68d741c1
 @contextmanager
@@ -191,7 +194,7 @@ def peak_memory(
 class _Search:
     "Try batches of different sizes on one learner"
     def __init__(self, learn, most, memory=None, show=True):
-        self.learn,self.memory,self.dl,self.print = learn,memory,learn.dls.train,print if show else noop
+        self.learn,self.memory,self.dl,self.print = learn,memory,learn.dls.train,print_line if show else noop
         self.samples,self.length = longest_samples(self.dl, with_room(most))
         self.device = next(learn.model.parameters()).device
         self.base,self.rows,self.peak = 0,1,0 # of a step without rows, and of the last try
@@ -207,8 +210,8 @@ def attempt(self:_Search, rows):
         except Exception as e:
             if rows==1 or not is_out_of_memory(e): raise
             return math.inf
-    self.rows,self.peak = rows,peak()
     grads = sum(p.nbytes for p in self.learn.model.parameters() if p.requires_grad)
+    self.rows,self.peak = rows,peak() + grads*(n_ranks() > 1) # processes exchange copies of their gradients
     self.base = self.base or process_memory() + grads
     return self.peak
 
@@ -236,16 +239,17 @@ def find_batch_size(
     memory:float=None, # The memory that the process may use on the model's device, in bytes; None for what is available
     show:bool=True, # Whether to print the tries
 ) -> int: # Rows per batch; tokens per batch for a loader with `batch_tokens`
-    "Return the largest batch size that fits, with an eighth to spare, and leave `learn` unchanged"
+    "Return the largest batch size that fits, in each process if there are several, and leave `learn` unchanged"
     if not isinstance(learn, Learner): raise ValueError(f"learn={type(learn).__name__}(...) is not a Learner.")
     whole_number('max_bs', max_bs)
     if not isinstance(memory, Real|None): raise ValueError(f"{memory=} must be a number of bytes, such as 8e9.")
     dl = learn.dls.train
     if dl.n==0: raise ValueError("There are no rows to train on: pass data, as learn.dls = ...")
     most = max_bs if dl.n is None else min(max_bs, dl.n)
-    with restored(learn):
+    with alone(learn), restored(learn):
         search = _Search(learn, most, memory, show)
         size = largest_size(search.fits, most)
+    size = min(from_ranks(size))
     if size: return size if dl.batch_tokens is None else size*search.length
     limit = f'{memory=}' if memory else 'the available memory'
     raise ValueError(f"One row of {search.length} tokens takes {search.peak/1e9:.2f} GB, more than {limit}: "
