@@ -31,6 +31,7 @@ from blurlike.train.callback import HFCallback, HFLoss
 from blurlike.data.dataloaders import HFTextDataLoaders
 from blurlike.core.inputs import HFInputs, padding_share
 from blurlike.train.learner import HFMixedPrecision, build_model, hf_adamw, hf_learner
+from blurlike.ship.checkpoint import HFCheckpoint
 from blurlike.ship.load import load_hf_learner
 from blurlike.data.loader import HFDataLoader
 from blurlike.train.memory import find_batch_size
