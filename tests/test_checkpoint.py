@@ -3,27 +3,26 @@ Runs are processes forked from a server that has imported everything (`python te
 import json
 import os
 import random
+import resource
 import shutil
 import signal
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 
 import pandas as pd
 import pytest
 import torch
 from conftest import make_config, make_objects, make_texts, mentions
-from datasets import Dataset, DatasetDict
-from fastai.callback.core import Callback, event
-from fastai.callback.tracker import EarlyStoppingCallback, ReduceLROnPlateau, SaveModelCallback
+from datasets import Dataset
+from fastai.callback.core import Callback
+from fastai.callback.tracker import EarlyStoppingCallback, ReduceLROnPlateau, SaveModelCallback, TrackerCallback
 from fastai.callback.training import GradientAccumulation
 from fastai.torch_basics import set_seed
 from fasttransform import ItemTransform
-from test_matrix import CONFIGS, ROWS, TASKS, frame
+from test_matrix import CONFIGS, TASKS, frame
 
-import blurlike.ship.checkpoint as room
 from blurlike.all import HFCheckpoint, HFObjects, HFTextDataLoaders, hf_learner, load_hf_learner
 from blurlike.ship.checkpoint import newest_checkpoint, pack, unpack
 
@@ -55,8 +54,8 @@ def stream_dls(shuffle):
     train,valid = (Dataset.from_pandas(o, preserve_index=False) for o in (df[:34], df[34:]))
     stream = train.to_iterable_dataset(num_shards=2)
     if shuffle: stream = stream.shuffle(seed=0, buffer_size=8)
-    dls = HFTextDataLoaders.from_dataset(dict(train=stream, valid=valid), hf, train='train', valid='valid', n=34, bs=4, pool=2,
-                                         seed=0, device='cpu')
+    dls = HFTextDataLoaders.from_dataset(dict(train=stream, valid=valid), hf, n=34, bs=4, pool=2, seed=0,
+                                         device='cpu')
     return dls,hf.model
 
 
@@ -94,18 +93,20 @@ TRACKERS = lambda: [EarlyStoppingCallback(patience=2), ReduceLROnPlateau(patienc
 SETUPS = { # name: data and model, training, more callbacks, options of the checkpoint
     **{task: (lambda task=task: task_dls(task), fine_tune, list, {}) for task in TASKS},
     'one cycle': (text_dls, one_cycle, lambda: [Noise()], {}),
-    'linear': (lambda: text_dls(batch_tokens=64), linear, list, {}),
+    'linear': (lambda: text_dls(bs=None, batch_tokens=64), linear, list, {}),
     'two fits': (text_dls, twice, list, dict(keep=1)),
     'pools': (lambda: text_dls(precompute_lengths=False, pool=2), one_cycle, list, dict(every=1)),
     'workers': (lambda: text_dls(num_workers=2), one_cycle, list, dict(every=3)),
-    'pools with workers': (lambda: text_dls(precompute_lengths=False, pool=2, num_workers=2), one_cycle, list, dict(every=3)),
+    'pools with workers': (lambda: text_dls(precompute_lengths=False, pool=2, num_workers=2), one_cycle, list,
+                           dict(every=3)),
     'stream': (lambda: stream_dls(False), one_cycle, list, {}),
     'shuffled stream': (lambda: stream_dls(True), fine_tune, list, {}),
     'random texts': (lambda: random_dls(), one_cycle, list, {}),
     'random texts with workers': (lambda: random_dls(num_workers=2), one_cycle, list, dict(every=3)),
     'masks with workers': (lambda: task_dls('masked-lm', num_workers=2), one_cycle, list, dict(every=3)),
     'accumulation': (text_dls, fine_tune, lambda: [GradientAccumulation(10)], dict(every=1)),
-    'accumulation of masks': (lambda: task_dls('masked-lm'), one_cycle, lambda: [GradientAccumulation(10)], dict(every=1)),
+    'accumulation of masks': (lambda: task_dls('masked-lm'), one_cycle, lambda: [GradientAccumulation(10)],
+                              dict(every=1)),
     'trackers': (text_dls, lambda learn, cbs: learn.fit(5, 3e-2, cbs=cbs), TRACKERS, {}),
     'by time': (text_dls, fine_tune, list, dict(every=None)),
 }
@@ -123,7 +124,7 @@ class Moments(Callback):
 
 
 KINDS = 'training', 'validation', 'writing'
-for _name in 'before_train before_batch after_loss after_step after_batch before_validate after_epoch after_fit'.split():
+for _name in 'before_train before_batch after_loss after_step after_batch after_epoch after_fit'.split():
     setattr(Moments, _name, lambda self: self.count('training' if self.learn.training else 'validation'))
 
 
@@ -133,7 +134,7 @@ def plain_text(o):
     return repr(unpack(pack(o, tensors), tensors))
 
 
-def run(setup, folder, kind='', at=0, every=2, keep=2):
+def run(setup, folder, kind='', at=0, limit=None, checkpoints=True):
     "Train in this process, and save what came out of it"
     make,train,more,options = SETUPS[setup]
     set_seed(7)
@@ -143,14 +144,17 @@ def run(setup, folder, kind='', at=0, every=2, keep=2):
         if name in FILES and os.getpid()==me and args and str(folder/'run') in str(args[0]): moments.count('writing')
     dls,model = make()
     learn = hf_learner(dls, model, path=folder, **(dict(metrics=[]) if setup in WRITING else {}))
-    cbs = [*more(), HFCheckpoint(folder/'run', **(dict(every=every, keep=keep) | options))]
+    cbs = [*more(), *([HFCheckpoint(folder/'run', **(dict(every=2) | options))] if checkpoints else [])]
     sys.addaudithook(audit)
+    if limit: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
     with learn.no_bar(), learn.no_logging(): train(learn, [*cbs, moments])
+    if limit: resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,)*2)
     n,recorder = moments.n.copy(),learn.recorder
     result = {o: plain_text(getattr(recorder, o)) for o in ('values', 'lrs', 'losses', 'iters', 'metric_names')}
-    result |= dict(runs=plain_text(learn.hf.runs), opt=plain_text(learn.opt.state_dict()), final=plain_text(learn.final_record),
-                   draws=repr([o.draws for o in cbs if isinstance(o, Noise)]),
-                   trackers=plain_text([(o.best, getattr(o, 'wait', None)) for o in cbs if hasattr(type(o), 'monitor') or hasattr(o, 'comp')]),
+    trackers = [(o.best, getattr(o, 'wait', None)) for o in cbs if isinstance(o, TrackerCallback)]
+    states = dict(runs=learn.hf.runs, opt=learn.opt.state_dict(), final=learn.final_record, trackers=trackers)
+    result |= {k: plain_text(v) for k,v in states.items()}
+    result |= dict(draws=repr([o.draws for o in cbs if isinstance(o, Noise)]),
                    random=repr((random.random(), torch.rand(1))), loader=repr(dls.train.state_dict()['rng']))
     weights = {k: v.clone() for k,v in model.state_dict().items()}
     torch.save(dict(result=result, weights=weights, moments=n), f'{folder}.pt')
@@ -182,8 +186,10 @@ def serve():
                 sys.stdout.flush()
                 sys.stderr.flush()
                 os._exit(code)
-        if after: threading.Timer(after, lambda: os.kill(pid, signal.SIGKILL)).start()
+        timer = threading.Timer(after or 0, os.kill, (pid, signal.SIGKILL))
+        if after: timer.start()
         _,status = os.waitpid(pid, 0)
+        timer.cancel()
         print(json.dumps(os.waitstatus_to_exitcode(status)), flush=True)
 
 
@@ -226,7 +232,7 @@ def differences(a, b):
     return wrong + [k for k,v in a['weights'].items() if not torch.equal(v, b['weights'][k])]
 
 
-MOMENTS = [(setup, kind) for setup in SETUPS for kind in KINDS]
+MOMENTS = [(setup, kind) for setup in SETUPS for kind in KINDS if setup in TASKS or kind!='validation']
 
 
 @pytest.mark.parametrize(('setup', 'kind'), MOMENTS, ids=[f'{a}-{b}' for a,b in MOMENTS])
@@ -237,3 +243,227 @@ def test_a_killed_run_ends_like_one_that_was_not(setup, kind, start, whole, tmp_
     if kind=='writing': start(setup, folder, kind=rng.choice(KINDS), at=rng.randint(1, 20)) # once more
     assert start(setup, folder) == 0, (tmp_path/'it.log').read_text()
     assert differences(expected, torch.load(tmp_path/'it.pt')) == []
+
+
+def test_a_run_killed_at_any_time_ends_like_one_that_was_not(start, whole, tmp_path):
+    rng,codes = random.Random(3),[]
+    while not codes or codes[-1]:
+        after = rng.uniform(0.3, 1.5)*1.5**len(codes)
+        codes.append(start('accumulation', tmp_path/'it', kill_after=after))
+    assert differences(whole('accumulation'), torch.load(tmp_path/'it.pt')) == []
+
+
+@pytest.mark.parametrize('setup', ['accumulation of masks', 'pools', 'one cycle'])
+def test_checkpoints_do_not_change_a_run(setup, start, whole, tmp_path):
+    assert start(setup, tmp_path/'it', checkpoints=False) == 0, (tmp_path/'it.log').read_text()
+    assert differences(whole(setup), torch.load(tmp_path/'it.pt')) == []
+
+
+def test_a_run_goes_on_if_the_disk_is_full(start, whole, tmp_path):
+    assert start('one cycle', tmp_path/'it', limit=60_000) == 0, (tmp_path/'it.log').read_text()
+    assert differences(whole('one cycle'), torch.load(tmp_path/'it.pt')) == []
+    assert 'Could not write' in (tmp_path/'it.log').read_text()
+    assert list((tmp_path/'it'/'run').iterdir()) == []
+
+
+# ---- in this process
+
+class Stop(BaseException): pass
+
+
+class StopAt(Callback):
+    "Interrupt training at a step"
+    def __init__(self, step): self.step = step
+    def before_batch(self):
+        if self.training and self.train_iter==self.step: raise Stop
+
+
+def make_learner(df, bs=8, **kwargs):
+    hf = make_objects()
+    dls = HFTextDataLoaders.from_df(df, hf, valid_col='is_valid', bs=bs, seed=0, device='cpu')
+    return hf_learner(dls, hf.model, **kwargs)
+
+
+def train(df, path, n_epoch=2, lr=1e-2, stop=None, learn=None, **kwargs):
+    "Train with checkpoints; `stop` interrupts the run"
+    learn = learn or make_learner(df)
+    cbs = [HFCheckpoint(path, **dict(every=4) | kwargs), *([StopAt(stop)] if stop else [])]
+    with learn.no_bar(), learn.no_logging():
+        if not stop: learn.fit_one_cycle(n_epoch, lr, cbs=cbs)
+        else:
+            with pytest.raises(Stop): learn.fit_one_cycle(n_epoch, lr, cbs=cbs)
+    return learn
+
+
+def names(path): return sorted((o.name for o in path.iterdir()), key=lambda o: int(o[5:]))
+
+
+@pytest.fixture
+def run_path(df, tmp_path):
+    "A run that was interrupted at step 17 of 20"
+    train(df, tmp_path/'run', stop=7)
+    train(df, tmp_path/'run', stop=17)
+    assert names(tmp_path/'run') == ['step-12', 'step-16']
+    return tmp_path/'run'
+
+
+def test_checkpoints_are_written_at_steps_and_after_epochs(df, tmp_path):
+    train(df, tmp_path/'run', keep=99)
+    assert names(tmp_path/'run') == [f'step-{o}' for o in (4, 8, 10, 12, 16, 20)]
+    train(df, tmp_path/'two', keep=2)
+    assert names(tmp_path/'two') == ['step-16', 'step-20']
+
+
+def test_without_every_a_short_run_writes_its_end(df, tmp_path):
+    train(df, tmp_path/'run', every=None)
+    assert names(tmp_path/'run') == ['step-20']
+
+
+def test_a_checkpoint_is_a_model(df, run_path):
+    folder,_ = newest_checkpoint(run_path)
+    assert load_hf_learner(folder, device='cpu').hf_predict('the film')['label'] in ('bad', 'good')
+
+
+def test_a_finished_run_is_restored_and_not_trained(df, tmp_path, capsys):
+    first = train(df, tmp_path/'run')
+    again = train(df, tmp_path/'run')
+    assert 'step-20' in capsys.readouterr().out
+    assert again.recorder.values == first.recorder.values
+    assert again.final_record == first.final_record
+    assert again.hf.runs == first.hf.runs
+    for a,b in zip(first.model.parameters(), again.model.parameters(), strict=True): assert torch.equal(a, b)
+
+
+def test_a_cell_that_was_interrupted_continues_when_it_is_run_again(df, tmp_path, capsys):
+    learn = make_learner(df)
+    train(df, tmp_path/'run', stop=5, learn=learn)
+    train(df, tmp_path/'run', learn=learn)
+    assert 'step-4' in capsys.readouterr().out
+    expected = train(df, tmp_path/'other')
+    assert learn.recorder.values == expected.recorder.values
+
+
+def test_the_card_has_all_epochs_and_the_highest_rate(df, run_path):
+    learn = train(df, run_path)
+    assert learn.hf.runs[0]['epochs'] == len(learn.hf.runs[0]['rows']) == 2
+    assert learn.hf.runs[0]['lr'] == pytest.approx(1e-2)
+
+
+@pytest.mark.parametrize(('change', 'facts'), [
+    (dict(n_epoch=3), ['n_epoch=2', '3']), (dict(lr=1e-3), ['schedule=', 'resume=False']),
+    (dict(bs=4), ['bs=8', '4']), (dict(rows=119), ['rows=80', '79']), (dict(text='the plot'), ['texts=']),
+    (dict(frozen=True), ['frozen_groups=0'])])
+def test_a_run_that_has_changed_is_refused(change, facts, df, run_path):
+    if 'rows' in change: df = df[1:].reset_index(drop=True)
+    if 'text' in change: df = df.assign(text=[change['text'], *df.text[1:]])
+    learn = make_learner(df, bs=change.get('bs', 8))
+    if 'frozen' in change: learn.freeze()
+    with pytest.raises(ValueError, match=mentions('path=', str(run_path), *facts)):
+        train(df, run_path, learn=learn, **{k: v for k,v in change.items() if k in ('n_epoch', 'lr')})
+
+
+def test_another_model_is_refused(df, run_path):
+    hf = make_objects(hidden_size=16)
+    learn = hf_learner(HFTextDataLoaders.from_df(df, hf, valid_col='is_valid', bs=8, seed=0, device='cpu'), hf.model)
+    with pytest.raises(ValueError, match=mentions(str(run_path), 'model')): train(df, run_path, learn=learn)
+
+
+def test_resume_false_starts_again(df, run_path, capsys):
+    train(df, run_path, resume=False, stop=5)
+    assert names(run_path) == ['step-4']
+
+
+def cut(file): file.write_bytes(file.read_bytes()[:file.stat().st_size//2])
+
+
+@pytest.mark.parametrize('name', ['model.safetensors', 'training.safetensors', 'training.json', 'config.json'])
+@pytest.mark.parametrize('damage', [cut, Path.unlink])
+def test_a_damaged_checkpoint_is_passed_over(name, damage, df, run_path, capsys):
+    older,newest = names(run_path)
+    damage(run_path/newest/name)
+    train(df, run_path)
+    out = capsys.readouterr().out
+    assert all(o in out for o in (older, newest, 'damaged'))
+
+
+def test_a_run_with_only_damaged_checkpoints_is_refused(df, run_path):
+    for o in run_path.iterdir(): cut(o/'training.json')
+    facts = ['path=', str(run_path), *names(run_path), 'resume=False']
+    with pytest.raises(ValueError, match=mentions(*facts)): train(df, run_path)
+
+
+def test_what_an_interrupted_write_left_is_deleted(df, run_path):
+    shutil.copytree(run_path/names(run_path)[0], run_path/'.step-18-abcd1234')
+    train(df, run_path)
+    assert all(o.startswith('step-') for o in names(run_path))
+
+
+def test_a_file_is_not_a_folder(df, tmp_path):
+    (tmp_path/'run').write_text('notes')
+    with pytest.raises(ValueError, match=mentions('path=', 'run')): train(df, tmp_path/'run')
+
+
+@pytest.mark.parametrize('kwargs', [dict(every=0), dict(every=1.5), dict(keep=0), dict(every=True)])
+def test_options_are_checked(kwargs):
+    name,value = next(iter(kwargs.items()))
+    with pytest.raises(ValueError, match=mentions(f'{name}={value}')): HFCheckpoint('run', **kwargs)
+
+
+def test_start_epoch_is_refused(df, tmp_path, learn):
+    with pytest.raises(ValueError, match=mentions('start_epoch=1')):
+        learn.fit(2, cbs=HFCheckpoint(tmp_path), start_epoch=1)
+
+
+def test_what_is_not_training_is_not_part_of_a_run(df, tmp_path):
+    learn = make_learner(df, cbs=HFCheckpoint(tmp_path/'run', every=4), path=tmp_path)
+    with learn.no_bar(), learn.no_logging():
+        learn.lr_find(num_it=6, show_plot=False)
+        learn.validate()
+        learn.get_preds()
+        assert not (tmp_path/'run').exists()
+        learn.fit(1)
+    assert learn.hf_checkpoint.stage == 1
+
+
+class Refuses(Callback):
+    "A callback that decides about its state"
+    def __init__(self, name='a'): self.called = name
+    def state_dict(self): return dict(name=self.called)
+    def load_state_dict(self, state):
+        if state['name']!=self.called: raise ValueError(f"name={self.called!r} was {state['name']!r}")
+
+
+def test_a_callback_can_refuse(df, tmp_path):
+    learn = make_learner(df, cbs=Refuses('a'))
+    train(df, tmp_path/'run', stop=5, learn=learn)
+    train(df, tmp_path/'run', stop=9, learn=make_learner(df, cbs=Refuses('a')))
+    with pytest.raises(ValueError, match=mentions("name='b'")):
+        train(df, tmp_path/'run', learn=make_learner(df, cbs=Refuses('b')))
+
+
+# ---- start_epoch
+
+def test_skipped_epochs_do_not_replace_checkpoints(df, tmp_path):
+    learn = make_learner(df, path=tmp_path)
+    with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(3, 1e-2, cbs=SaveModelCallback(every_epoch=True))
+    old = {o.name: o.stat().st_mtime_ns for o in (tmp_path/'models').iterdir()}
+    order = learn.dls.train.epoch
+    again = make_learner(df, path=tmp_path)
+    again.load('model_1')
+    with again.no_bar(), again.no_logging():
+        again.fit_one_cycle(3, 1e-2, cbs=SaveModelCallback(every_epoch=True), start_epoch=2)
+    changed = [o.name for o in (tmp_path/'models').iterdir() if o.stat().st_mtime_ns!=old[o.name]]
+    assert changed == ['model_2.pth']
+    assert again.dls.train.epoch == order
+    assert len(again.recorder.values) == 1
+    run = again.hf.runs[0]
+    assert run['epochs'] == 3
+    assert run['lr'] == learn.hf.runs[0]['lr']
+    assert '| 1 | 3 |' in again.model_card().text
+
+
+def test_tensors_and_numbers_are_packed():
+    tensors = {}
+    value = {'a': [torch.tensor(1.), torch.tensor(2.)], 3: (None, float('inf'), torch.ones(2, dtype=torch.bfloat16))}
+    again = unpack(json.loads(json.dumps(pack(value, tensors))), tensors)
+    assert repr(again) == repr(value)
