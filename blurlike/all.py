@@ -32,6 +32,7 @@ from blurlike.data.dataloaders import HFTextDataLoaders
 from blurlike.core.inputs import HFInputs, padding_share
 import blurlike.train.distributed # learn.distrib_ctx
 from blurlike.train.learner import HFMixedPrecision, build_model, hf_adamw, hf_learner
+from blurlike.ship.checkpoint import HFCheckpoint
 from blurlike.ship.load import load_hf_learner
 from blurlike.data.loader import HFDataLoader
 from blurlike.train.memory import find_batch_size

@@ -23,7 +23,7 @@ from fasttransform import Transform
 
 from ..core.checks import (as_names, check_options, columns, first_line, fraction, preview, print_line,
                                   print_once, whole_number)
-from ..core.compat import type_transforms
+from ..core.compat import has_shuffle_buffer, type_transforms
 from ..core.objects import HFObjects, load_hf_config, load_hf_tokenizer
 from .block import HFTextBlock, check_call_options
 from .loader import LOADER_OPTIONS, HFDataLoader
@@ -514,6 +514,8 @@ class _NamedStream:
     def __init__(self, stream): self.stream,self.names = stream,class_names(stream.features)
     def __iter__(self): return (with_class_names(o, self.names) for o in self.stream)
     def set_epoch(self, epoch): self.stream.set_epoch(epoch)
+    def state_dict(self): return None if has_shuffle_buffer(self.stream) else self.stream.state_dict()
+    def load_state_dict(self, state): self.stream.load_state_dict(state)
 
 # %% ../../nbs/data/42_dataloaders.ipynb #1c0efcbe
 def _from_stream(cls, train, valid, checkpoint, n, kwargs):

@@ -14,6 +14,7 @@ import random
 from contextlib import contextmanager
 from copy import copy
 from hashlib import blake2b
+from itertools import count
 from types import MethodType
 
 import numpy as np
@@ -80,6 +81,7 @@ class HFDataLoader(TfmdDL):
         super().__init__(dataset, bs=int(bs), shuffle=shuffle, num_workers=num_workers, **kwargs)
         self.after_item.fs = L(o for o in self.after_item.fs if type(o) is not ToTensor) # a transform for images
         self.sort,self.pool,self.seed,self.batch_tokens,self.epoch = sort,pool,seed,batch_tokens,0
+        self.start = 0 # groups of rows to leave out, see `after`
         self.read,self.looking = sample_reader(self.dataset) if self.indexed else None,False
         self.rank,self.ranks,self.origin,self.spare = 0,1,None,False # see `part`
         if seed is not None: self.rng.seed(seed)
@@ -241,7 +243,9 @@ def _own(self:HFDataLoader, parts):
 def sample(self:HFDataLoader):
     "Yield the rows of each batch, or of each pool, that this process prepares"
     if not self.indexed: yield from super(HFDataLoader, self).sample()
-    else: yield from (o for i,o in enumerate(self._cut(epoch_indices(self))) if i%self.num_workers==self.offs)
+    else:
+        groups = self._cut(epoch_indices(self))
+        yield from (groups[i] for i in range(self.start, len(groups)) if i%self.num_workers==self.offs)
 
 # %% ../../nbs/data/40_loader.ipynb #095b24ae
 @patch
@@ -288,6 +292,7 @@ def _read_again(self:HFDataLoader, rows):
 @patch
 def _pool_batches(self:HFDataLoader, rows, number):
     "Yield the batches of a pool; in the order of `rows` without shuffling, or if `get_preds` replaced `get_idxs`"
+    getattr(self.dataset, 'mark', noop)()
     tables = list(self._tables(rows))
     if not tables: return
     table,order = TokenTable.concat(tables),np.arange(len(rows))
@@ -304,7 +309,8 @@ def create_batches(self:HFDataLoader,
     "Yield the batches of each group of rows"
     if not self.indexed: yield from super(HFDataLoader, self).create_batches(groups)
     elif self.table is None:
-        for i,rows in enumerate(groups): yield from self._pool_batches(rows, self.offs + i*self.num_workers)
+        numbers = count(self.start + self.offs, self.num_workers)
+        for o in zip(groups, numbers, strict=False): yield from self._pool_batches(*o)
     else:
         fixed = self.fixed
         for rows in filter(len, groups):
@@ -357,6 +363,53 @@ def __iter__(self:HFDataLoader):
     if left and b is None: raise ValueError(f"Process {self.rank} has no rows to train on: all of them were skipped.")
     self.spare = True
     for _ in range(left): yield b
+
+# %% ../../nbs/data/40_loader.ipynb #4af3e83c
+@patch
+def state_dict(self:HFDataLoader,
+    before:dict=None, # In the middle of an epoch, the state before it
+) -> dict: # JSON-compatible values
+    "Return the state of the order of the rows, and the place in a stream"
+    version,numbers,gauss = self.rng.getstate()
+    stream = self.dataset.state_dict() if isinstance(self.dataset, StreamSamples) else {}
+    return dict(rng=[version, list(numbers), gauss]) | stream | (before or {}) | dict(place=stream.get('place'))
+
+# %% ../../nbs/data/40_loader.ipynb #467ba061
+@patch
+def load_state_dict(self:HFDataLoader,
+    state:dict, # From `state_dict`
+):
+    "Restore the state of the loader"
+    version,numbers,gauss = state['rng']
+    self.rng.setstate((version, tuple(numbers), gauss))
+    if isinstance(self.dataset, StreamSamples): self.dataset.load_state_dict(state)
+
+# %% ../../nbs/data/40_loader.ipynb #96a339dc
+@patch
+def skip_epochs(self:HFDataLoader,
+    n:int, # How many epochs
+):
+    "Continue as if `n` epochs had been read"
+    for _ in range(n):
+        self.randomize()
+        if self.indexed and self.shuffle: self.epoch = self.rng.getrandbits(64)
+        if isinstance(self.dataset, StreamSamples): self.dataset.epoch()
+
+# %% ../../nbs/data/40_loader.ipynb #2f741bda
+@patch
+def after(self:HFDataLoader,
+    n:int, # How many batches to leave out, at least 1
+): # Yields the batches after them
+    "Draw the next epoch, and start after `n` of its batches"
+    workers = max(1, self.fake_l.num_workers)
+    size = workers*(self.pool if self.table is None else 1)
+    rounds = (n-1)//size if self.fixed and self.indexed else 0
+    self.start = rounds*workers
+    try:
+        batches = iter(self)
+        for _ in range(n - rounds*size): next(batches, None)
+    finally: self.start = 0
+    return batches
 
 # %% ../../nbs/data/40_loader.ipynb #a974bf28
 @patch

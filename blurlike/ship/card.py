@@ -56,7 +56,7 @@ def _results_table(runs):
     "Return the results of each epoch as a Markdown table"
     columns = runs[-1]['columns']
     rows = [[i, j, *row] for i,run in enumerate(runs, 1) if run['columns']==columns
-            for j,row in enumerate(run['rows'], 1)]
+            for j,row in enumerate(run['rows'], 1 + run['epochs'] - len(run['rows']))]
     return _table(['run', 'epoch', *columns], rows)
 
 # %% ../../nbs/ship/70_card.ipynb #2a97ffae

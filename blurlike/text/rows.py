@@ -206,16 +206,29 @@ class StreamRows:
     def __init__(self,
         stream, # A `datasets.IterableDataset`, or another iterable that can be read again
     ):
-        self.stream,self.n_epochs = stream,0
+        self.stream,self.n_epochs,self.epoch,self.place,self.loaded = stream,0,0,None,False
         self.restart()
 
     def restart(self): self._rows,self._at,self._pool = None,0,{}
 
+    def mark(self):
+        "Note the place of the next row: the epoch, the row, and the state of the stream if it has one"
+        if self._rows is None: return
+        self.place = [self.epoch, self._at, getattr(self.stream, 'state_dict', noop)()]
+
+    def _open(self, row):
+        "Start to read, at a place that was loaded if it is not after `row`"
+        self.restart()
+        epoch,at,state = self.place or (None, 0, None)
+        if state and epoch==self.epoch and at <= row:
+            self._at,self.loaded = at,True
+            self.stream.load_state_dict(state)
+        elif self.loaded: self.stream.load_state_dict(None) # otherwise it would start there again
+        self._rows = iter(self.stream)
+
     def read_ahead(self, rows):
         "Read the rows of the range `rows`; raise `ValueError` if the stream ends before"
-        if self._rows is None or rows[0] < self._at:
-            self.restart()
-            self._rows = iter(self.stream)
+        if self._rows is None or rows[0] < self._at: self._open(rows[0])
         read = itertools.islice(self._rows, rows[0]-self._at, rows[-1]+1-self._at, rows.step)
         self._pool,self._at = dict(zip(rows, read, strict=False)),rows[-1]+1
         if len(self._pool) < len(rows):
@@ -226,7 +239,7 @@ class StreamRows:
         if i not in self._pool: self.read_ahead(range(i, i+1))
         return self._pool[i]
 
-    def __getstate__(self): return dict(stream=self.stream, n_epochs=self.n_epochs, _rows=None, _at=0, _pool={})
+    def __getstate__(self): return vars(self) | dict(_rows=None, _at=0, _pool={})
 
 # %% ../../nbs/text/10_rows.ipynb #bc2f9b3b
 class StreamSamples(GetAttr):
@@ -249,9 +262,14 @@ class StreamSamples(GetAttr):
         "Start the stream again; a stream that shuffles gets the number of the epoch"
         rows = self.reader.rows
         rows.restart()
-        if hasattr(rows.stream, 'set_epoch'): rows.stream.set_epoch(rows.n_epochs)
+        rows.epoch = rows.n_epochs
+        if hasattr(rows.stream, 'set_epoch'): rows.stream.set_epoch(rows.epoch)
         rows.n_epochs += not looking
         return range(self.n)
+
+    def mark(self): self.reader.rows.mark()
+    def state_dict(self): return dict(n_epochs=self.reader.rows.n_epochs, place=self.reader.rows.place)
+    def load_state_dict(self, state): vars(self.reader.rows).update({o: state[o] for o in ('n_epochs', 'place')})
 
 # %% ../../nbs/text/10_rows.ipynb #6b3612a1
 def sample_reader(

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['HFLoss', 'inputs_by_name', 'HFCallback', 'take_dict', 'RowPreds', 'DictBatches', 'is_out_of_memory', 'batch_shape',
-           'remedies', 'AverageLoss', 'batch_weight', 'AccumulateTargets', 'accumulated', 'over_targets', 'last_run']
+           'remedies', 'AverageLoss', 'batch_weight', 'AccumulateTargets', 'accumulated', 'over_targets',
+           'skipped_rates', 'last_run']
 
 # %% ../../nbs/train/62_callback.ipynb #b04cc2e6
 import math
@@ -14,6 +15,7 @@ from functools import partial
 from numbers import Number
 from traceback import clear_frames
 
+import numpy as np
 import torch
 from fastai.callback.core import (
     Callback,
@@ -24,6 +26,7 @@ from fastai.callback.core import (
     CancelValidException,
 )
 from fastai.callback.mixup import MixHandler
+from fastai.callback.schedule import ParamScheduler
 from fastai.callback.training import GradientAccumulation
 from fastai.learner import Learner, Recorder
 from fastai.torch_basics import GetAttr, L, find_bs, getcallable, patch
@@ -31,7 +34,8 @@ from fastai.torch_core import get_model
 from transformers.utils import ModelOutput
 
 from ..core.checks import preview, print_once
-from ..core.compat import autocast_depth, end_cleanup, has_pre_hook, remove_capture_hooks, take_step
+from ..core.compat import (autocast_depth, end_cleanup, epoch_loop, has_pre_hook, remove_capture_hooks,
+                                  run_epochs, take_step)
 from ..core.inputs import HFInputs, HFRows, can_redraw
 from ..core.objects import forward_kwargs
 from ..core.precision import train_in_fp32, without_cudnn_attention
@@ -97,7 +101,10 @@ class HFCallback(Callback):
     def __init__(self,
         **kwargs # Passed to the model at each call, such as `output_hidden_states=True`
     ):
-        self.kwargs,self.runs,self.checked = kwargs,[],None
+        self.kwargs,self.runs,self.checked,self.skipped = kwargs,[],None,0
+
+    def state_dict(self): return dict(runs=self.runs)
+    def load_state_dict(self, state): self.runs = state['runs']
 
 # %% ../../nbs/train/62_callback.ipynb #30bc7fd9
 @patch(as_prop=True)
@@ -431,6 +438,7 @@ def _hide_bar(self:HFCallback):
 def before_fit(self:HFCallback):
     "Check data, model and callbacks, and move the loss to the model's device"
     self._check()
+    self.skipped = 0
     if mixing := [type(o).__name__ for o in self.learn.cbs if isinstance(o, MixHandler)]:
         raise ValueError(f"cbs={mixing} mixes the inputs of a batch, but token ids cannot be mixed: remove it.")
     loss_to(self.loss_func, next(self.model.parameters()).device)
@@ -438,17 +446,30 @@ def before_fit(self:HFCallback):
     if self.learn.logger is print and not can_redraw(): self.learn.logger = self._log
 
 # %% ../../nbs/train/62_callback.ipynb #b86c20a6
+def skipped_rates(
+    learn, # A `Learner` in or after `fit`
+    n:int, # How many epochs were skipped
+) -> list[float]: # Empty without a schedule
+    "Return the learning rates of the last group that a schedule has in the first `n` epochs"
+    scheds = next((o.scheds for o in learn.cbs if isinstance(o, ParamScheduler) and callable(o.scheds.get('lr'))), {})
+    per_epoch = len(learn.dls.train) if scheds and n else 0
+    steps = np.arange(n*per_epoch)/(per_epoch*learn.n_epoch or 1)
+    return [float(np.ravel(scheds['lr'](o))[-1]) for o in steps]
+
+# %% ../../nbs/train/62_callback.ipynb #4d9da191
 def last_run(
     learn, # A `Learner`
 ) -> dict|None: # None if nothing was trained
     "Return the settings and the results of the last training run"
     recorder = getattr(learn, 'recorder', None)
     if not getattr(recorder, 'lrs', None): return None
+    skipped = getattr(getattr(learn, 'hf', None), 'skipped', 0)
+    highest = max([*recorder.lrs, *skipped_rates(learn, skipped)])
     columns = [o for o in recorder.metric_names if o not in ('epoch', 'time')]
     rows = [[float(v) if isinstance(v, Number) and math.isfinite(v) else None for v in o] for o in recorder.values]
     sizes = {o: getattr(learn.dls.train, o, None) for o in ('bs', 'batch_tokens')}
     groups = dict(frozen=learn.opt.frozen_idx, groups=len(learn.opt.param_lists))
-    return dict(epochs=len(rows), lr=float(max(recorder.lrs)), **sizes, **groups, columns=columns, rows=rows)
+    return dict(epochs=skipped+len(rows), lr=float(highest), **sizes, **groups, columns=columns, rows=rows)
 
 # %% ../../nbs/train/62_callback.ipynb #37804d56
 @patch
@@ -456,3 +477,24 @@ def after_fit(self:HFCallback):
     "Restore the learner's logger, and record the run"
     if self.learn.logger==self._log: self.learn.logger = print
     if not hasattr(self.learn, 'lr_finder') and (run := last_run(self.learn)): self.runs.append(run)
+
+# %% ../../nbs/train/62_callback.ipynb #ce0b8ebf
+@patch
+def run_epochs(self:HFCallback,
+    first:int=0, # The first epoch
+):
+    "Run the epochs from `first` on, with the batches of a run that was not interrupted"
+    self.skipped = first
+    if hasattr(self.dls.train, 'skip_epochs'): self.dls.train.skip_epochs(first)
+    run_epochs(self.learn, first)
+
+# %% ../../nbs/train/62_callback.ipynb #81d21451
+@patch
+def fit(self:Learner, n_epoch, lr=None, wd=None, cbs=None, reset_opt=False, start_epoch=0):
+    "Train with fastai's loop; with `HFCallback`, skip the epochs before `start_epoch` without their events"
+    run,every = partial(self._orig_fit, n_epoch, lr, wd, cbs, reset_opt),[*self.cbs, *L(cbs)]
+    keeper = next((o for o in every if hasattr(type(o), 'around_fit')), None)
+    if keeper: return keeper.around_fit(self, run, every, dict(n_epoch=n_epoch, lr=lr, wd=wd, start_epoch=start_epoch))
+    hf = next((o for o in self.cbs if isinstance(o, HFCallback)), None)
+    if hf is None or not start_epoch: return run(start_epoch)
+    with epoch_loop(self, partial(hf.run_epochs, start_epoch)): run()
