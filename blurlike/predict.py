@@ -17,9 +17,11 @@ import torch
 from fastai.learner import Learner
 from fastai.torch_basics import L, master_bar, patch, to_device
 from fastai.torch_core import get_model
+from torch.nn.utils.rnn import pad_sequence
 from transformers import GenerationConfig
 
 from .core.checks import check_options, one_of, whole_number
+from .core.compat import cache_of, has_row_cache, place_columns
 from .core.inputs import HFInputs, can_redraw, with_progress
 from .core.objects import forward_args, forward_kwargs, position_limit
 from .core.precision import evaluating
@@ -217,6 +219,76 @@ def _within_limit(model, kwargs):
     stop = stop_when(lambda ids: ids.shape[1] >= limit)
     return kwargs | dict(stopping_criteria=[*(kwargs.get('stopping_criteria') or []), stop])
 
+# %% ../nbs/50_predict.ipynb #bc06100b
+def _shared_length(inputs):
+    "Return how many tokens all prompts of a batch have in common at their beginning; the last of a prompt is never one"
+    ids,lengths = inputs['input_ids'],inputs['attention_mask'].sum(1, keepdim=True)
+    n,width = int(lengths.min())-1,ids.shape[1]
+    heads = ids.gather(1, width - lengths + torch.arange(n, device=ids.device))
+    return int((heads==heads[:1]).all(0).long().cumprod(0).sum())
+
+# %% ../nbs/50_predict.ipynb #c1ccec5a
+def _shared_cache(model, inputs, least=16):
+    "Return the cached keys and values of what all prompts begin with, as an argument of `generate`; {} if it is short"
+    ids,mask = inputs['input_ids'],inputs['attention_mask']
+    if len(ids)==1 or 'position_ids' not in forward_args(model) or (n := _shared_length(inputs)) < least: return {}
+    first = ids[mask.sum(1).argmax(),-int(mask.sum(1).max()):][None,:n]
+    kept = cache_of(model(input_ids=first, **forward_kwargs(model) | dict(use_cache=True)))
+    places = (torch.arange(n, device=ids.device) - (mask==0).sum(1, keepdim=True)).clamp(min=0) # padding is masked
+    for o in kept.values(): place_columns(o, places)
+    return kept
+
+# %% ../nbs/50_predict.ipynb #72d9e732
+_FREE = {'max_new_tokens', 'max_length', 'bos_token_id', 'eos_token_id', 'pad_token_id', 'decoder_start_token_id',
+         'temperature', 'top_k', 'top_p', 'min_p', 'typical_p', 'epsilon_cutoff', 'eta_cutoff',
+         'transformers_version'} # Settings that may have any value in greedy decoding
+_NEUTRAL = dict(num_beams=1, num_return_sequences=1, repetition_penalty=1., use_cache=True)
+
+def _greedy_settings(model, kwargs):
+    "Return the settings of `generate` if they are those of greedy decoding and nothing more, otherwise None"
+    default = vars(GenerationConfig())
+    asked = {k: v for k,v in vars(model.generation_config).items() if not k.startswith('_')} | kwargs
+    neutral = lambda k,v: v is None or v is False or v==_NEUTRAL.get(k, default[k])
+    if asked.get('use_cache') is False or not asked.get('max_new_tokens'): return None
+    return asked if all(k in _FREE or (k in default and neutral(k, v)) for k,v in asked.items()) else None
+
+# %% ../nbs/50_predict.ipynb #62e9a49c
+def _write_greedily(model, inputs, tokens, ends, kwargs):
+    "Return the ids that `generate` writes; rows that have ended leave the batch"
+    inputs = dict(inputs) | _shared_cache(model, inputs)
+    rows,width = torch.arange(len(inputs['input_ids'])),inputs['input_ids'].shape[1]
+    ends,limit,written = inputs['input_ids'].new_tensor(ends),width + tokens,{}
+    def ended(ids): return torch.isin(ids[:,width:], ends).any(1)
+    stop = stop_when(lambda ids: 2*ended(ids).sum() >= len(ids))
+    while len(rows):
+        n = inputs['input_ids'].shape[1]
+        run = dict(max_new_tokens=limit-n, max_length=None, stopping_criteria=[stop], return_dict_in_generate=True)
+        out = model.generate(**inputs, **kwargs | run)
+        ids = out.sequences
+        done = ended(ids) | (ids.shape[1] >= limit)
+        written |= dict(zip(rows[done.cpu()].tolist(), ids[done], strict=True))
+        left,kept = (~done).nonzero()[:,0],cache_of(out)
+        for o in kept.values(): o.batch_select_indices(left)
+        mask = inputs['attention_mask'][left]
+        mask = torch.cat([mask, mask.new_ones(len(left), ids.shape[1]-n)], 1)
+        rows,inputs = rows[left.cpu()],dict(input_ids=ids[left], attention_mask=mask) | kept
+    return [written[i] for i in range(len(written))]
+
+# %% ../nbs/50_predict.ipynb #98577470
+def _written(model, inputs, kwargs):
+    "Return the ids that `generate` writes for a batch"
+    asked,width = _greedy_settings(model, kwargs),inputs['input_ids'].shape[1]
+    if asked is not None and not model.config.is_encoder_decoder and set(inputs)=={'input_ids', 'attention_mask'}:
+        tokens = min(asked['max_new_tokens'], (position_limit(model) or float('inf')) - width)
+        ends = asked.get('eos_token_id')
+        ends = [] if ends is None else ends if isinstance(ends, list) else [ends]
+        pad = asked.get('pad_token_id')
+        if tokens > 0 and pad is not None and len(inputs['input_ids']) > 1 and has_row_cache(model):
+            ids = _write_greedily(model, inputs, tokens, ends, kwargs)
+            return pad_sequence(ids, batch_first=True, padding_value=pad)
+    ids = model.generate(**inputs, **_within_limit(model, kwargs))
+    return getattr(ids, 'sequences', ids)
+
 # %% ../nbs/50_predict.ipynb #44d8815c
 def _generate(task, block, model, samples, batch_tokens, precision, kwargs, progress=True, wrong=None):
     "Return the generated texts for `samples`, in their order"
@@ -226,8 +298,8 @@ def _generate(task, block, model, samples, batch_tokens, precision, kwargs, prog
     with evaluating(model, precision) as model, closing(batches):
         for idxs,table,rows in batches:
             inputs = task.collate_prompts(table, rows, block)
-            ids = model.generate(**to_device(inputs.for_model(), device), **kwargs)
-            written = task.decode_generated(getattr(ids, 'sequences', ids).cpu(), inputs, block)
+            ids = _written(model, to_device(inputs.for_model(), device), kwargs)
+            written = task.decode_generated(ids.cpu(), inputs, block)
             for j,i in enumerate(idxs): preds[i] = written[j] if n==1 else written[j*n:(j+1)*n]
     return preds
 
@@ -249,7 +321,7 @@ def hf_generate(self:Learner,
     if not isinstance(task, Generates):
         raise ValueError(f"task={task.name!r} does not generate texts: use hf_predict.")
     check_options(generate_kwargs, generate_options(model))
-    kwargs = _within_limit(model, task.block_kwargs(block) | _lengths_agree(generate_kwargs))
+    kwargs = task.block_kwargs(block) | _lengths_agree(generate_kwargs)
     texts,one = _as_several(task, texts, block, many)
     samples = as_samples(block, texts, task.prompt, wrong)
     preds = _generate(task, block, model, samples, batch_tokens, precision, kwargs, hasattr(self, 'progress'), wrong)

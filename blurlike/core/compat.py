@@ -6,8 +6,8 @@
 __all__ = ['end_cleanup', 'epoch_loop', 'run_epochs', 'take_step', 'item_pipeline', 'type_transforms', 'epoch_indices',
            'set_input_count', 'has_shuffle_buffer', 'has_model_class', 'model_classes', 'no_model_bars',
            'quiet_load_report', 'remove_capture_hooks', 'idle_settings', 'has_pre_hook', 'undeclared_sharing',
-           'entity_pipeline', 'fill_mask', 'has_native_arithmetic', 'has_int8_dot_products', 'int8_linear',
-           'keep_loaders', 'autocast_depth']
+           'entity_pipeline', 'fill_mask', 'cache_of', 'has_row_cache', 'place_columns', 'has_native_arithmetic',
+           'has_int8_dot_products', 'int8_linear', 'keep_loaders', 'autocast_depth']
 
 # %% ../../nbs/core/01_compat.ipynb #09eaaece
 import logging
@@ -193,6 +193,31 @@ def fill_mask(
     ids = None if targets is None else FillMaskPipeline.get_target_ids(pipe, targets)
     rows = zip(input_ids, logits.float().cpu(), strict=True)
     return [FillMaskPipeline.postprocess(pipe, dict(input_ids=i[None], logits=o[None]), top_k, ids) for i,o in rows]
+
+# %% ../../nbs/core/01_compat.ipynb #f33595da
+def cache_of(
+    outputs, # The outputs of a model, or of `generate`
+) -> dict: # The cache under the name that `generate` takes it by; empty if there is none
+    "Return the key-value cache in `outputs`"
+    return {k: v for k,v in outputs.items() if k in ('cache', 'past_key_values') and v is not None}
+
+# %% ../../nbs/core/01_compat.ipynb #82bf7749
+def has_row_cache(
+    model, # A Hugging Face model that generates
+) -> bool:
+    "Return whether every layer of the cache of `generate` holds all keys and values, row by row"
+    from transformers.cache_utils import DynamicCache, DynamicLayer # takes seconds to import
+    if not model._supports_default_dynamic_cache(): return False
+    layers = DynamicCache(config=model.config.get_text_config(decoder=True)).layers
+    return bool(layers) and all(type(o) is DynamicLayer for o in layers)
+
+# %% ../../nbs/core/01_compat.ipynb #92572716
+def place_columns(
+    cache, # A key-value cache of one row; changed in place
+    columns, # Rows x columns: the column of the cache to put there
+):
+    "Give a cache several rows, each with the columns of the first in its own places"
+    for o in cache.layers: o.keys,o.values = (v[0][:,columns].transpose(0, 1).contiguous() for v in (o.keys, o.values))
 
 # %% ../../nbs/core/01_compat.ipynb #7b4fee8d
 def has_native_arithmetic(
