@@ -1,6 +1,7 @@
 """What tests/test_distributed.py runs on several processes: `torchrun tests/ranks.py FOLDER NAME...` calls functions of
 this module in each process, and writes what they return to FOLDER."""
 import os
+import signal
 import sys
 from contextlib import nullcontext
 from pathlib import Path
@@ -14,10 +15,10 @@ from fastai.callback.tracker import EarlyStoppingCallback, SaveModelCallback
 from fastai.callback.training import GradientAccumulation
 from fastai.metrics import AccumMetric, mae
 from fastai.optimizer import SGD
-from fastai.torch_core import num_distrib, rank_distrib
+from fastai.torch_core import num_distrib, rank_distrib, set_seed
 from test_losses import TASKS, loaders, make_model
 
-from blurlike.all import HFLoss, HFTextDataLoaders, find_batch_size, hf_learner, load_hf_learner
+from blurlike.all import HFCheckpoint, HFLoss, HFTextDataLoaders, find_batch_size, hf_learner, load_hf_learner
 from blurlike.train.memory import process_memory
 
 EXACT = [*((o, False) for o in TASKS), ('sequence-classification', True), ('causal-lm', True), ('masked-lm', True)]
@@ -259,6 +260,28 @@ def failing(in_training=True):
 
 
 def failing_in_validation(): failing(False)
+
+
+class Kill(Callback):
+    "Kill this process at a step"
+    def __init__(self, at): self.at = at
+    def before_batch(self):
+        if self.training and self.learn.train_iter==self.at: os.kill(os.getpid(), signal.SIGKILL)
+
+
+def checkpointed(at=None):
+    "Runs with checkpoints and dropout; those in rows and in pools end in the second epoch if `at` is a step"
+    res = {}
+    for name in ('rows', 'pools'):
+        set_seed(1)
+        learn = make_learner([Kill(at)] if at and rank_distrib()==0 and name=='pools' else [], seed=2, **LOADERS[name])
+        with learn.no_logging(), together(learn):
+            learn.fit_one_cycle(3, 1e-3, cbs=HFCheckpoint(Path(FOLDER)/name, every=2))
+        res[name] = weights(learn),[o[:-1] for o in learn.recorder.values],torch.rand(1).item()
+    return res
+
+
+def killed(): return checkpointed(at=6)
 
 
 if __name__=='__main__':

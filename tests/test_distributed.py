@@ -205,3 +205,19 @@ def test_a_single_process_may_use_the_context(learn, monkeypatch):
     with learn.distrib_ctx(in_notebook=False): learn.fit(1)
     monkeypatch.delenv('WORLD_SIZE')
     assert len(learn.validate())==2
+
+
+# ---- checkpoints
+
+def test_a_run_of_two_processes_that_is_killed_continues_exactly(tmp_path):
+    whole,_ = results(tmp_path, 'checkpointed')
+    (again := tmp_path/'again').mkdir()
+    assert launch(again, 'killed').returncode != 0
+    assert not list(again.glob('*.pt'))
+    resumed,printed = results(again, 'checkpointed')
+    assert 'Continuing from' in printed
+    for rank in range(2): same(resumed[rank]['checkpointed']['pools'], whole[rank]['checkpointed']['pools'], 0)
+    one,two = (o['checkpointed'] for o in whole)
+    for o in ('rows', 'pools'):
+        same(one[o][:2], two[o][:2], 0)
+        assert one[o][2] != two[o][2] # each rank has random numbers of its own

@@ -80,10 +80,9 @@ class HFDataLoader(TfmdDL):
             dataset = self.task.prepare(dataset, self.hf_block, facts)
         super().__init__(dataset, bs=int(bs), shuffle=shuffle, num_workers=num_workers, **kwargs)
         self.after_item.fs = L(o for o in self.after_item.fs if type(o) is not ToTensor) # a transform for images
-        self.sort,self.pool,self.seed,self.batch_tokens,self.epoch = sort,pool,seed,batch_tokens,0
-        self.start = 0 # groups of rows to leave out, see `after`
+        self.sort,self.pool,self.seed,self.batch_tokens = sort,pool,seed,batch_tokens
         self.read,self.looking = sample_reader(self.dataset) if self.indexed else None,False
-        self.rank,self.ranks,self.origin,self.spare = 0,1,None,False # see `part`
+        self.epoch,self.start,self.rank,self.ranks,self.origin,self.spare = 0,0,0,1,None,False # see `after` and `part`
         if seed is not None: self.rng.seed(seed)
         self.table = table if table is not None or not self._fits(precompute_lengths) else self._tokenize_all()
         self.facts = self.task.facts(self.dataset, self.hf_block, self.table) if facts is None else facts
@@ -356,7 +355,7 @@ def _batches(self:HFDataLoader):
 @patch
 def __iter__(self:HFDataLoader):
     if self.ranks==1: return (yield from self._batches())
-    left,b,self.spare = len(self),None,False
+    left,b,self.spare = len(self) - self.start*(self.pool if self.table is None else 1),None,False
     for b in self._batches():
         left -= 1
         yield b
