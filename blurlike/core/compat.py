@@ -27,11 +27,11 @@ def end_cleanup(
     "Release the learner's batch, predictions and loss, as fastai does at the end of `fit`"
     learn._end_cleanup()
 
-# %% ../../nbs/core/01_compat.ipynb #567ed721
+# %% ../../nbs/core/01_compat.ipynb #7061fdfd
 @contextmanager
 def epoch_loop(
     learn, # A fastai `Learner`
-    run, # A function without arguments, called instead of fastai's loop over epochs, between `before_fit` and `after_fit`
+    run, # A function without arguments, called between `before_fit` and `after_fit`
 ):
     "Replace the loop over epochs in `fit`"
     vars(learn)['_do_fit'] = run
@@ -44,7 +44,9 @@ def run_epochs(
 ):
     "Run fastai's epochs from `first` on"
     from fastai.callback.core import CancelEpochException
-    for learn.epoch in range(first, learn.n_epoch): learn._with_events(learn._do_epoch, 'epoch', CancelEpochException)
+    for epoch in range(first, learn.n_epoch):
+        learn.epoch = epoch
+        learn._with_events(learn._do_epoch, 'epoch', CancelEpochException)
 
 # %% ../../nbs/core/01_compat.ipynb #1246c1e2
 def take_step(

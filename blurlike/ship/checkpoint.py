@@ -406,13 +406,13 @@ def write(self:HFCheckpoint, learn, cbs, epoch, batch=0, done=False):
     self.last = time.perf_counter() - started
     self.spent += self.last
 
-# %% ../../nbs/ship/76_checkpoint.ipynb #9cbce688
+# %% ../../nbs/ship/76_checkpoint.ipynb #45d6a292
 _SHARE = 0.02 # Of the time, for writing checkpoints
 
 @patch
 def is_due(self:HFCheckpoint) -> bool:
     "Return whether there is time for a checkpoint; all processes get the answer of the first"
-    last = 3*sum(p.nbytes for p in self.model.parameters())/2e8 if self.last is None else self.last
+    last = 1 + 3*sum(p.nbytes for p in self.model.parameters())/2e8 if self.last is None else self.last
     return of_all_ranks(self.spent + last <= _SHARE*(time.perf_counter() - self.began))[0]
 
 @patch

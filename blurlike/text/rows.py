@@ -268,7 +268,7 @@ class StreamSamples(GetAttr):
 
     def mark(self): self.reader.rows.mark()
     def state_dict(self): return dict(n_epochs=self.reader.rows.n_epochs, place=self.reader.rows.place)
-    def load_state_dict(self, state): self.reader.rows.n_epochs,self.reader.rows.place = state['n_epochs'],state['place']
+    def load_state_dict(self, state): vars(self.reader.rows).update({o: state[o] for o in ('n_epochs', 'place')})
 
 # %% ../../nbs/text/10_rows.ipynb #6b3612a1
 def sample_reader(

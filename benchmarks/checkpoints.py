@@ -1,0 +1,25 @@
+"""The cost of checkpoints at the default interval: MiniLM on movie reviews
+
+    python -m benchmarks.checkpoints [rows]
+"""
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from blurlike.all import HFCheckpoint, HFTextDataLoaders, hf_learner, load_movie_reviews, minilm_checkpoint
+
+
+def main(rows=4000):
+    df = load_movie_reviews(rows)
+    dls = HFTextDataLoaders.from_df(df, minilm_checkpoint(), valid_col='is_valid', max_length=128, bs=16, seed=0)
+    learn,checkpoint = hf_learner(dls),HFCheckpoint(tempfile.mkdtemp())
+    started = time.perf_counter()
+    with learn.no_bar(): learn.fit_one_cycle(2, 1e-4, cbs=checkpoint)
+    took = time.perf_counter() - started
+    size = sum(o.stat().st_size for o in Path(checkpoint.kept[-1]).iterdir())
+    print(f'{took:.0f} s of training, {checkpoint.spent:.2f} s for {checkpoint.written} checkpoints of {size/1e6:.0f} MB: '
+          f'{checkpoint.spent/took:.1%}; the last took {checkpoint.last:.2f} s')
+
+
+if __name__=='__main__': main(*map(int, sys.argv[1:]))

@@ -1,0 +1,469 @@
+"""A run that is killed with SIGKILL at any moment, and started again, ends as one that was not interrupted.
+Runs are processes forked from a server that has imported everything (`python test_checkpoint.py`)."""
+import json
+import os
+import random
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from conftest import make_config, make_objects, make_texts, mentions
+from datasets import Dataset
+from fastai.callback.core import Callback
+from fastai.callback.tracker import EarlyStoppingCallback, ReduceLROnPlateau, SaveModelCallback, TrackerCallback
+from fastai.callback.training import GradientAccumulation
+from fastai.torch_basics import set_seed
+from fasttransform import ItemTransform
+from test_matrix import CONFIGS, TASKS, frame
+
+from blurlike.all import HFCheckpoint, HFObjects, HFTextDataLoaders, hf_learner, load_hf_learner
+from blurlike.ship.checkpoint import newest_checkpoint, pack, unpack
+
+WRITING = {'summarization': 't5', 'translation': 't5', 'text2text-generation': 't5', 'causal-lm': 'gpt2'}
+
+
+# ---- what runs
+
+def task_dls(task, **kwargs):
+    config,tokenizer = make_config(WRITING.get(task, 'bert'), **({} if task in WRITING else CONFIGS.get(task, {})))
+    tokenizer.model_max_length = 64
+    df = pd.concat([frame(task)]*5, ignore_index=True)
+    options = dict(bs=4, seed=0, device='cpu') | kwargs
+    dls = HFTextDataLoaders.from_df(df, HFObjects(config.model_type, config, tokenizer, None), task=task,
+                                    valid_col='is_valid', **options)
+    for k,v in dls.hf_block.task.config_kwargs(dls).items(): setattr(config, k, v)
+    torch.manual_seed(0)
+    return dls,dls.hf_block.task.auto_model.from_config(config)
+
+
+def text_dls(**kwargs):
+    hf,df = make_objects(),make_texts(46)
+    df['is_valid'] = df.index >= 34
+    return HFTextDataLoaders.from_df(df, hf, valid_col='is_valid', **dict(bs=4, seed=0, device='cpu') | kwargs),hf.model
+
+
+def stream_dls(shuffle):
+    hf,df = make_objects(),make_texts(46)
+    train,valid = (Dataset.from_pandas(o, preserve_index=False) for o in (df[:34], df[34:]))
+    stream = train.to_iterable_dataset(num_shards=2)
+    if shuffle: stream = stream.shuffle(seed=0, buffer_size=8)
+    dls = HFTextDataLoaders.from_dataset(dict(train=stream, valid=valid), hf, n=34, bs=4, pool=2, seed=0,
+                                         device='cpu')
+    return dls,hf.model
+
+
+class Noise(Callback):
+    "A callback with random steps and a state of its own"
+    def before_fit(self): self.draws = []
+    def before_batch(self):
+        if self.training: self.draws.append(random.random())
+
+
+class Drop(ItemTransform):
+    "Shorten texts at random"
+    def encodes(self, sample):
+        words = sample[0].split()
+        return (' '.join(words[:random.randint(1, len(words))]), *sample[1:])
+
+
+def random_dls(**kwargs):
+    dls,model = text_dls(**kwargs)
+    dls.train.after_item.add(Drop())
+    return dls,model
+
+
+def fine_tune(learn, cbs): learn.fine_tune(2, 1e-2, cbs=cbs)
+def one_cycle(learn, cbs): learn.fit_one_cycle(3, 1e-2, cbs=cbs)
+def linear(learn, cbs): learn.fit_linear(3, 1e-2, cbs=cbs)
+def plain(learn, cbs): learn.fit(3, 1e-2, cbs=cbs)
+def twice(learn, cbs):
+    learn.add_cbs(cbs)
+    learn.fit_one_cycle(1, 1e-2)
+    learn.fit(2, 1e-3)
+
+
+TRACKERS = lambda: [EarlyStoppingCallback(patience=2), ReduceLROnPlateau(patience=1, factor=2.), SaveModelCallback()]
+SETUPS = { # name: data and model, training, more callbacks, options of the checkpoint
+    **{task: (lambda task=task: task_dls(task), fine_tune, list, {}) for task in TASKS},
+    'one cycle': (text_dls, one_cycle, lambda: [Noise()], {}),
+    'linear': (lambda: text_dls(bs=None, batch_tokens=64), linear, list, {}),
+    'two fits': (text_dls, twice, list, dict(keep=1)),
+    'pools': (lambda: text_dls(precompute_lengths=False, pool=2), one_cycle, list, dict(every=1)),
+    'workers': (lambda: text_dls(num_workers=2), one_cycle, list, dict(every=3)),
+    'pools with workers': (lambda: text_dls(precompute_lengths=False, pool=2, num_workers=2), one_cycle, list,
+                           dict(every=3)),
+    'stream': (lambda: stream_dls(False), one_cycle, list, {}),
+    'shuffled stream': (lambda: stream_dls(True), fine_tune, list, {}),
+    'random texts': (lambda: random_dls(), one_cycle, list, {}),
+    'random texts with workers': (lambda: random_dls(num_workers=2), one_cycle, list, dict(every=3)),
+    'masks with workers': (lambda: task_dls('masked-lm', num_workers=2), one_cycle, list, dict(every=3)),
+    'accumulation': (text_dls, fine_tune, lambda: [GradientAccumulation(10)], dict(every=1)),
+    'accumulation of masks': (lambda: task_dls('masked-lm'), one_cycle, lambda: [GradientAccumulation(10)],
+                              dict(every=1)),
+    'trackers': (text_dls, lambda learn, cbs: learn.fit(5, 3e-2, cbs=cbs), TRACKERS, {}),
+    'by time': (text_dls, fine_tune, list, dict(every=None)),
+}
+
+
+class Moments(Callback):
+    "Count events in training, in validation, and while files are written, and end the process at one of them"
+    order = 2000
+    def __init__(self, kind, at, note): self.n,self.kind,self.at,self.note = dict.fromkeys(KINDS, 0),kind,at,note
+    def count(self, kind):
+        self.n[kind] += 1
+        if kind!=self.kind or self.n[kind]!=self.at: return
+        Path(self.note).write_text(f'{kind} {self.at}')
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+KINDS = 'training', 'validation', 'writing'
+for _name in 'before_train before_batch after_loss after_step after_batch after_epoch after_fit'.split():
+    setattr(Moments, _name, lambda self: self.count('training' if self.learn.training else 'validation'))
+
+
+def plain_text(o):
+    "`o` as text, as it is after it was saved and loaded"
+    tensors = {}
+    return repr(unpack(pack(o, tensors), tensors))
+
+
+def run(setup, folder, kind='', at=0, limit=None, checkpoints=True):
+    "Train in this process, and save what came out of it"
+    make,train,more,options = SETUPS[setup]
+    set_seed(7)
+    folder,me = Path(folder),os.getpid()
+    moments = Moments(kind, at, f'{folder}.note')
+    def audit(name, args):
+        if name in FILES and os.getpid()==me and args and str(folder/'run') in str(args[0]): moments.count('writing')
+    dls,model = make()
+    learn = hf_learner(dls, model, path=folder, **(dict(metrics=[]) if setup in WRITING else {}))
+    cbs = [*more(), *([HFCheckpoint(folder/'run', **(dict(every=2) | options))] if checkpoints else [])]
+    sys.addaudithook(audit)
+    if limit: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+    with learn.no_bar(), learn.no_logging(): train(learn, [*cbs, moments])
+    if limit: resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,)*2)
+    n,recorder = moments.n.copy(),learn.recorder
+    result = {o: plain_text(getattr(recorder, o)) for o in ('values', 'lrs', 'losses', 'iters', 'metric_names')}
+    trackers = [(o.best, getattr(o, 'wait', None)) for o in cbs if isinstance(o, TrackerCallback)]
+    states = dict(runs=learn.hf.runs, opt=learn.opt.state_dict(), final=learn.final_record, trackers=trackers)
+    result |= {k: plain_text(v) for k,v in states.items()}
+    result |= dict(draws=repr([o.draws for o in cbs if isinstance(o, Noise)]),
+                   random=repr((random.random(), torch.rand(1))), loader=repr(dls.train.state_dict()['rng']))
+    weights = {k: v.clone() for k,v in model.state_dict().items()}
+    torch.save(dict(result=result, weights=weights, moments=n), f'{folder}.pt')
+
+
+FILES = 'open', 'os.rename', 'os.mkdir', 'os.remove', 'os.rmdir', 'shutil.rmtree'
+
+
+def serve():
+    "Fork a process for each line on stdin, and answer with its exit status"
+    from transformers.pipelines import SUPPORTED_TASKS  # noqa: F401  for the model card
+    torch.set_num_threads(1)
+    for line in sys.stdin:
+        args = json.loads(line)
+        after = args.pop('kill_after', None)
+        pid = os.fork()
+        if not pid:
+            log = os.open(f"{args['folder']}.log", os.O_WRONLY|os.O_CREAT|os.O_APPEND)
+            os.dup2(log, 1)
+            os.dup2(log, 2)
+            code = 1
+            try:
+                run(**args)
+                code = 0
+            except BaseException:
+                import traceback
+                traceback.print_exc()
+            finally:
+                sys.stdout.flush()
+                sys.stderr.flush()
+                os._exit(code)
+        timer = threading.Timer(after or 0, os.kill, (pid, signal.SIGKILL))
+        if after: timer.start()
+        _,status = os.waitpid(pid, 0)
+        timer.cancel()
+        print(json.dumps(os.waitstatus_to_exitcode(status)), flush=True)
+
+
+if __name__=='__main__':
+    serve()
+    sys.exit()
+
+
+@pytest.fixture(scope='module')
+def start():
+    "A function that runs a setup in a process of its own and returns its exit code"
+    env = dict(os.environ, OMP_NUM_THREADS='1', TOKENIZERS_PARALLELISM='false')
+    server = subprocess.Popen([sys.executable, '-W', 'ignore', __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                              text=True, env=env)
+    def start(setup, folder, **kwargs):
+        folder.mkdir(exist_ok=True)
+        server.stdin.write(json.dumps(dict(setup=setup, folder=str(folder), **kwargs)) + '\n')
+        server.stdin.flush()
+        return json.loads(server.stdout.readline())
+    yield start
+    server.stdin.close()
+    server.wait()
+
+
+@pytest.fixture(scope='module')
+def whole(start, tmp_path_factory):
+    "A function that returns the result of a run of a setup that is not interrupted, and the number of its moments"
+    done,folder = {},tmp_path_factory.mktemp('whole')
+    def whole(setup):
+        if setup not in done:
+            assert start(setup, folder/setup) == 0, (folder/f'{setup}.log').read_text()
+            done[setup] = torch.load(folder/f'{setup}.pt')
+        return done[setup]
+    return whole
+
+
+def differences(a, b):
+    "What differs between two results"
+    wrong = [k for k in a['result'] if a['result'][k]!=b['result'][k]]
+    return wrong + [k for k,v in a['weights'].items() if not torch.equal(v, b['weights'][k])]
+
+
+MOMENTS = [(setup, kind) for setup in SETUPS for kind in KINDS if setup in TASKS or kind!='validation']
+
+
+@pytest.mark.parametrize(('setup', 'kind'), MOMENTS, ids=[f'{a}-{b}' for a,b in MOMENTS])
+def test_a_killed_run_ends_like_one_that_was_not(setup, kind, start, whole, tmp_path):
+    expected,rng,folder = whole(setup),random.Random(f'{setup}{kind}'),tmp_path/'it'
+    at = rng.randint(1, expected['moments'][kind])
+    assert start(setup, folder, kind=kind, at=at) == -signal.SIGKILL, (tmp_path/'it.log').read_text()
+    if kind=='writing': start(setup, folder, kind=rng.choice(KINDS), at=rng.randint(1, 20)) # once more
+    assert start(setup, folder) == 0, (tmp_path/'it.log').read_text()
+    assert differences(expected, torch.load(tmp_path/'it.pt')) == []
+
+
+def test_a_run_killed_at_any_time_ends_like_one_that_was_not(start, whole, tmp_path):
+    rng,codes = random.Random(3),[]
+    while not codes or codes[-1]:
+        after = rng.uniform(0.3, 1.5)*1.5**len(codes)
+        codes.append(start('accumulation', tmp_path/'it', kill_after=after))
+    assert differences(whole('accumulation'), torch.load(tmp_path/'it.pt')) == []
+
+
+@pytest.mark.parametrize('setup', ['accumulation of masks', 'pools', 'one cycle'])
+def test_checkpoints_do_not_change_a_run(setup, start, whole, tmp_path):
+    assert start(setup, tmp_path/'it', checkpoints=False) == 0, (tmp_path/'it.log').read_text()
+    assert differences(whole(setup), torch.load(tmp_path/'it.pt')) == []
+
+
+def test_a_run_goes_on_if_the_disk_is_full(start, whole, tmp_path):
+    assert start('one cycle', tmp_path/'it', limit=60_000) == 0, (tmp_path/'it.log').read_text()
+    assert differences(whole('one cycle'), torch.load(tmp_path/'it.pt')) == []
+    assert 'Could not write' in (tmp_path/'it.log').read_text()
+    assert list((tmp_path/'it'/'run').iterdir()) == []
+
+
+# ---- in this process
+
+class Stop(BaseException): pass
+
+
+class StopAt(Callback):
+    "Interrupt training at a step"
+    def __init__(self, step): self.step = step
+    def before_batch(self):
+        if self.training and self.train_iter==self.step: raise Stop
+
+
+def make_learner(df, bs=8, **kwargs):
+    hf = make_objects()
+    dls = HFTextDataLoaders.from_df(df, hf, valid_col='is_valid', bs=bs, seed=0, device='cpu')
+    return hf_learner(dls, hf.model, **kwargs)
+
+
+def train(df, path, n_epoch=2, lr=1e-2, stop=None, learn=None, **kwargs):
+    "Train with checkpoints; `stop` interrupts the run"
+    learn = learn or make_learner(df)
+    cbs = [HFCheckpoint(path, **dict(every=4) | kwargs), *([StopAt(stop)] if stop else [])]
+    with learn.no_bar(), learn.no_logging():
+        if not stop: learn.fit_one_cycle(n_epoch, lr, cbs=cbs)
+        else:
+            with pytest.raises(Stop): learn.fit_one_cycle(n_epoch, lr, cbs=cbs)
+    return learn
+
+
+def names(path): return sorted((o.name for o in path.iterdir()), key=lambda o: int(o[5:]))
+
+
+@pytest.fixture
+def run_path(df, tmp_path):
+    "A run that was interrupted at step 17 of 20"
+    train(df, tmp_path/'run', stop=7)
+    train(df, tmp_path/'run', stop=17)
+    assert names(tmp_path/'run') == ['step-12', 'step-16']
+    return tmp_path/'run'
+
+
+def test_checkpoints_are_written_at_steps_and_after_epochs(df, tmp_path):
+    train(df, tmp_path/'run', keep=99)
+    assert names(tmp_path/'run') == [f'step-{o}' for o in (4, 8, 10, 12, 16, 20)]
+    train(df, tmp_path/'two', keep=2)
+    assert names(tmp_path/'two') == ['step-16', 'step-20']
+
+
+def test_without_every_a_short_run_writes_its_end(df, tmp_path):
+    train(df, tmp_path/'run', every=None)
+    assert names(tmp_path/'run') == ['step-20']
+
+
+def test_a_checkpoint_is_a_model(df, run_path):
+    folder,_ = newest_checkpoint(run_path)
+    assert load_hf_learner(folder, device='cpu').hf_predict('the film')['label'] in ('bad', 'good')
+
+
+def test_a_finished_run_is_restored_and_not_trained(df, tmp_path, capsys):
+    first = train(df, tmp_path/'run')
+    again = train(df, tmp_path/'run')
+    assert 'step-20' in capsys.readouterr().out
+    assert again.recorder.values == first.recorder.values
+    assert again.final_record == first.final_record
+    assert again.hf.runs == first.hf.runs
+    for a,b in zip(first.model.parameters(), again.model.parameters(), strict=True): assert torch.equal(a, b)
+
+
+def test_a_cell_that_was_interrupted_continues_when_it_is_run_again(df, tmp_path, capsys):
+    learn = make_learner(df)
+    train(df, tmp_path/'run', stop=5, learn=learn)
+    train(df, tmp_path/'run', learn=learn)
+    assert 'step-4' in capsys.readouterr().out
+    expected = train(df, tmp_path/'other')
+    assert learn.recorder.values == expected.recorder.values
+
+
+def test_the_card_has_all_epochs_and_the_highest_rate(df, run_path):
+    learn = train(df, run_path)
+    assert learn.hf.runs[0]['epochs'] == len(learn.hf.runs[0]['rows']) == 2
+    assert learn.hf.runs[0]['lr'] == pytest.approx(1e-2)
+
+
+@pytest.mark.parametrize(('change', 'facts'), [
+    (dict(n_epoch=3), ['n_epoch=2', '3']), (dict(lr=1e-3), ['schedule=', 'resume=False']),
+    (dict(bs=4), ['bs=8', '4']), (dict(rows=119), ['rows=80', '79']), (dict(text='the plot'), ['texts=']),
+    (dict(frozen=True), ['frozen_groups=0'])])
+def test_a_run_that_has_changed_is_refused(change, facts, df, run_path):
+    if 'rows' in change: df = df[1:].reset_index(drop=True)
+    if 'text' in change: df = df.assign(text=[change['text'], *df.text[1:]])
+    learn = make_learner(df, bs=change.get('bs', 8))
+    if 'frozen' in change: learn.freeze()
+    with pytest.raises(ValueError, match=mentions('path=', str(run_path), *facts)):
+        train(df, run_path, learn=learn, **{k: v for k,v in change.items() if k in ('n_epoch', 'lr')})
+
+
+def test_another_model_is_refused(df, run_path):
+    hf = make_objects(hidden_size=16)
+    learn = hf_learner(HFTextDataLoaders.from_df(df, hf, valid_col='is_valid', bs=8, seed=0, device='cpu'), hf.model)
+    with pytest.raises(ValueError, match=mentions(str(run_path), 'model')): train(df, run_path, learn=learn)
+
+
+def test_resume_false_starts_again(df, run_path, capsys):
+    train(df, run_path, resume=False, stop=5)
+    assert names(run_path) == ['step-4']
+
+
+def cut(file): file.write_bytes(file.read_bytes()[:file.stat().st_size//2])
+
+
+@pytest.mark.parametrize('name', ['model.safetensors', 'training.safetensors', 'training.json', 'config.json'])
+@pytest.mark.parametrize('damage', [cut, Path.unlink])
+def test_a_damaged_checkpoint_is_passed_over(name, damage, df, run_path, capsys):
+    older,newest = names(run_path)
+    damage(run_path/newest/name)
+    train(df, run_path)
+    out = capsys.readouterr().out
+    assert all(o in out for o in (older, newest, 'damaged'))
+
+
+def test_a_run_with_only_damaged_checkpoints_is_refused(df, run_path):
+    for o in run_path.iterdir(): cut(o/'training.json')
+    facts = ['path=', str(run_path), *names(run_path), 'resume=False']
+    with pytest.raises(ValueError, match=mentions(*facts)): train(df, run_path)
+
+
+def test_what_an_interrupted_write_left_is_deleted(df, run_path):
+    shutil.copytree(run_path/names(run_path)[0], run_path/'.step-18-abcd1234')
+    train(df, run_path)
+    assert all(o.startswith('step-') for o in names(run_path))
+
+
+def test_a_file_is_not_a_folder(df, tmp_path):
+    (tmp_path/'run').write_text('notes')
+    with pytest.raises(ValueError, match=mentions('path=', 'run')): train(df, tmp_path/'run')
+
+
+@pytest.mark.parametrize('kwargs', [dict(every=0), dict(every=1.5), dict(keep=0), dict(every=True)])
+def test_options_are_checked(kwargs):
+    name,value = next(iter(kwargs.items()))
+    with pytest.raises(ValueError, match=mentions(f'{name}={value}')): HFCheckpoint('run', **kwargs)
+
+
+def test_start_epoch_is_refused(df, tmp_path, learn):
+    with pytest.raises(ValueError, match=mentions('start_epoch=1')):
+        learn.fit(2, cbs=HFCheckpoint(tmp_path), start_epoch=1)
+
+
+def test_what_is_not_training_is_not_part_of_a_run(df, tmp_path):
+    learn = make_learner(df, cbs=HFCheckpoint(tmp_path/'run', every=4), path=tmp_path)
+    with learn.no_bar(), learn.no_logging():
+        learn.lr_find(num_it=6, show_plot=False)
+        learn.validate()
+        learn.get_preds()
+        assert not (tmp_path/'run').exists()
+        learn.fit(1)
+    assert learn.hf_checkpoint.stage == 1
+
+
+class Refuses(Callback):
+    "A callback that decides about its state"
+    def __init__(self, name='a'): self.called = name
+    def state_dict(self): return dict(name=self.called)
+    def load_state_dict(self, state):
+        if state['name']!=self.called: raise ValueError(f"name={self.called!r} was {state['name']!r}")
+
+
+def test_a_callback_can_refuse(df, tmp_path):
+    learn = make_learner(df, cbs=Refuses('a'))
+    train(df, tmp_path/'run', stop=5, learn=learn)
+    train(df, tmp_path/'run', stop=9, learn=make_learner(df, cbs=Refuses('a')))
+    with pytest.raises(ValueError, match=mentions("name='b'")):
+        train(df, tmp_path/'run', learn=make_learner(df, cbs=Refuses('b')))
+
+
+# ---- start_epoch
+
+def test_skipped_epochs_do_not_replace_checkpoints(df, tmp_path):
+    learn = make_learner(df, path=tmp_path)
+    with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(3, 1e-2, cbs=SaveModelCallback(every_epoch=True))
+    old = {o.name: o.stat().st_mtime_ns for o in (tmp_path/'models').iterdir()}
+    order = learn.dls.train.epoch
+    again = make_learner(df, path=tmp_path)
+    again.load('model_1')
+    with again.no_bar(), again.no_logging():
+        again.fit_one_cycle(3, 1e-2, cbs=SaveModelCallback(every_epoch=True), start_epoch=2)
+    changed = [o.name for o in (tmp_path/'models').iterdir() if o.stat().st_mtime_ns!=old[o.name]]
+    assert changed == ['model_2.pth']
+    assert again.dls.train.epoch == order
+    assert len(again.recorder.values) == 1
+    run = again.hf.runs[0]
+    assert run['epochs'] == 3
+    assert run['lr'] == learn.hf.runs[0]['lr']
+    assert '| 1 | 3 |' in again.model_card().text
+
+
+def test_tensors_and_numbers_are_packed():
+    tensors = {}
+    value = {'a': [torch.tensor(1.), torch.tensor(2.)], 3: (None, float('inf'), torch.ones(2, dtype=torch.bfloat16))}
+    again = unpack(json.loads(json.dumps(pack(value, tensors))), tensors)
+    assert repr(again) == repr(value)
