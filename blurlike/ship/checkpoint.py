@@ -7,12 +7,11 @@ __all__ = ['SCHEMA', 'pack', 'unpack', 'is_plain', 'plain_vars', 'settings_of', 
            'run_settings', 'n_ranks', 'of_all_ranks', 'stored_weights', 'missing_weights', 'load_weights',
            'HFCheckpoint', 'read_checkpoint', 'newest_checkpoint', 'RestOfEpoch', 'is_write_error']
 
-# %% ../../nbs/ship/76_checkpoint.ipynb #e1248661
+# %% ../../nbs/ship/76_checkpoint.ipynb #6eb62e2f
 import inspect
 import json
 import shutil
 import time
-from functools import partial
 from hashlib import blake2b
 from pathlib import Path
 
@@ -26,11 +25,10 @@ from fastai.torch_core import get_model
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
-import blurlike.ship.save # learn.save_pretrained
 from ..core.checks import first_line, print_once, whole_number
 from ..core.compat import epoch_loop, run_epochs
 from ..core.precision import train_in_fp32
-from .save import atomic_folder
+from .save import atomic_folder # and learn.save_pretrained
 from ..tasks.base import get_block
 from ..tasks.labels import get_vocab
 
@@ -96,7 +94,7 @@ def settings_of(
     names = {k for c in type(o).__mro__ if '__init__' in vars(c) for k in inspect.signature(c.__init__).parameters}
     return {k: str(v) for k,v in plain_vars(o).items() if k in names}
 
-# %% ../../nbs/ship/76_checkpoint.ipynb #354e93e2
+# %% ../../nbs/ship/76_checkpoint.ipynb #6d6debd1
 def state_of(
     o, # A callback or a metric
     settings:dict=None, # From `settings_of`; not saved if unchanged
@@ -105,6 +103,7 @@ def state_of(
     if hasattr(type(o), 'state_dict'): return o.state_dict()
     return {k: v for k,v in plain_vars(o).items() if k not in (settings or {}) or str(v)!=settings[k]}
 
+# %% ../../nbs/ship/76_checkpoint.ipynb #ef2cc579
 def load_state(
     o, # A callback or a metric
     state:dict, # From `state_of`
@@ -113,7 +112,7 @@ def load_state(
     if hasattr(type(o), 'load_state_dict'): o.load_state_dict(state)
     else: vars(o).update(state)
 
-# %% ../../nbs/ship/76_checkpoint.ipynb #ef0624c6
+# %% ../../nbs/ship/76_checkpoint.ipynb #fad5e33e
 def parts_of(
     learn, # A `Learner`
     cbs, # Its callbacks
@@ -121,12 +120,12 @@ def parts_of(
     "Return the objects with a state"
     recorder,found = getattr(learn, 'recorder', None),{}
     others = [recorder.smooth_loss, *(learn.metrics if recorder.train_metrics else [])] if recorder else []
-    for o in [*(o for o in cbs if not isinstance(o, HFCheckpoint)), *others]:
+    for o in [*(o for o in cbs if not hasattr(type(o), 'around_fit')), *others]:
         kind = type(o).__name__
         found[f'{kind}.{sum(k.startswith(f"{kind}.") for k in found)}'] = o
     return found
 
-# %% ../../nbs/ship/76_checkpoint.ipynb #d3793b51
+# %% ../../nbs/ship/76_checkpoint.ipynb #48483277
 def _fingerprint(table):
     "A fingerprint of the tokens of all rows"
     hashed = blake2b(np.ascontiguousarray(table.bounds).tobytes(), digest_size=6)
@@ -153,12 +152,13 @@ def run_settings(
                 schedule=schedule, frozen_groups=getattr(learn.opt, 'frozen_idx', 0), accumulation=accumulation,
                 processes=n_ranks())
 
-# %% ../../nbs/ship/76_checkpoint.ipynb #6651df09
+# %% ../../nbs/ship/76_checkpoint.ipynb #f39c4142
 def n_ranks() -> int:
     "Return the number of processes that train together"
     d = torch.distributed
     return d.get_world_size() if d.is_available() and d.is_initialized() else 1
 
+# %% ../../nbs/ship/76_checkpoint.ipynb #d03bd056
 def of_all_ranks(
     o, # A picklable value
 ) -> list: # The value of each process
@@ -167,7 +167,7 @@ def of_all_ranks(
     if len(res) > 1: torch.distributed.all_gather_object(res, o)
     return res
 
-# %% ../../nbs/ship/76_checkpoint.ipynb #310c65fe
+# %% ../../nbs/ship/76_checkpoint.ipynb #8f86d30e
 def stored_weights(
     folder:Path, # A saved model
     model, # The model
@@ -177,9 +177,11 @@ def stored_weights(
     for file in folder.glob('*.safetensors'):
         if file.name=='training.safetensors': continue
         with safe_open(file, 'pt') as f:
-            found |= {k: f.get_tensor(k) for k in f.keys() if k in state and f.get_slice(k).get_shape()==list(state[k].shape)} # noqa: SIM118
+            fits = [k for k in state.keys() & f.keys() if f.get_slice(k).get_shape()==list(state[k].shape)]
+            found |= {k: f.get_tensor(k) for k in fits}
     return found
 
+# %% ../../nbs/ship/76_checkpoint.ipynb #cd029cc4
 def missing_weights(
     model, # The model
     found, # Names of weights
@@ -189,6 +191,7 @@ def missing_weights(
     there = {state[k].data_ptr() for k in found}
     return {k: v for k,v in state.items() if k not in found and v.data_ptr() not in there}
 
+# %% ../../nbs/ship/76_checkpoint.ipynb #87489701
 def load_weights(
     model, # The model
     weights:dict, # Weights by name
@@ -200,7 +203,7 @@ def load_weights(
     if any(v.dtype!=state[k].dtype for k,v in weights.items()): train_in_fp32(model)
     model.load_state_dict(weights, strict=False)
 
-# %% ../../nbs/ship/76_checkpoint.ipynb #cd37699d
+# %% ../../nbs/ship/76_checkpoint.ipynb #365a4a5b
 class HFCheckpoint(Callback):
     "Write checkpoints of a training run, and continue from the newest one when the script is started again"
     order = 1000 # after callbacks that change their state or the learner's
@@ -216,7 +219,7 @@ class HFCheckpoint(Callback):
         self.stage,self.base,self.stages,self.kept,self.settings,self.active = 0,0,[],[],{},False
         self.found = self.rest = self.before = None
 
-# %% ../../nbs/ship/76_checkpoint.ipynb #a63cb7a1
+# %% ../../nbs/ship/76_checkpoint.ipynb #5878fd53
 SCHEMA = 1 # The version of the format of `training.json`
 
 def _number(folder): return int(folder.name.rpartition('-')[2])
@@ -243,22 +246,22 @@ def newest_checkpoint(
             if damaged: print_once(f"{path} has damaged checkpoints: {', '.join(damaged)}. Using {o.name}.")
             return o,info
     if not damaged: return None
-    raise ValueError(f"path={str(path)!r} has only damaged checkpoints: {', '.join(damaged)}. Pass resume=False to delete "
-                     "them and start again.")
+    raise ValueError(f"path={str(path)!r} has only damaged checkpoints: {', '.join(damaged)}. Pass resume=False to "
+                     "delete them and start again.")
 
-# %% ../../nbs/ship/76_checkpoint.ipynb #6f3bbc30
+# %% ../../nbs/ship/76_checkpoint.ipynb #94e4f236
 @patch
 def begin(self:HFCheckpoint):
     "Find the checkpoint to continue from; delete what an interrupted write left"
-    if self.path.exists() and not self.path.is_dir(): raise ValueError(f"path={str(self.path)!r} is a file, not a folder.")
+    if self.path.is_file(): raise ValueError(f"path={str(self.path)!r} is a file: pass a folder.")
     if rank_distrib()==0:
         for o in self.path.glob('.*step-*' if self.resume else '*step-*'): shutil.rmtree(o, ignore_errors=True)
     of_all_ranks(None)
     self.found = newest_checkpoint(self.path) if self.resume else None
     self.kept,self.base,self.stages = [self.found[0]] if self.found else [],0,[]
-    self.began,self.spent,self.last = time.perf_counter(),0.,None
+    self.began,self.spent,self.last,self.written = time.perf_counter(),0.,None,0
 
-# %% ../../nbs/ship/76_checkpoint.ipynb #0b05cbd1
+# %% ../../nbs/ship/76_checkpoint.ipynb #2bde872d
 @patch
 def check(self:HFCheckpoint, settings):
     "Raise `ValueError` if the run of the checkpoint has other `settings` for this fit"
@@ -270,7 +273,7 @@ def check(self:HFCheckpoint, settings):
     raise ValueError(f"path={str(self.path)!r} contains a run with {', '.join(changed)}. Restore this, choose another "
                      "path, or pass resume=False to delete its checkpoints and start again.")
 
-# %% ../../nbs/ship/76_checkpoint.ipynb #4622b87e
+# %% ../../nbs/ship/76_checkpoint.ipynb #11ade05a
 @patch
 def load(self:HFCheckpoint, learn):
     "Load weights and optimizer from the checkpoint, and return the rest of its state"
@@ -284,7 +287,7 @@ def load(self:HFCheckpoint, learn):
     self.base = info['base']
     return state | dict(own=state['ranks'][rank_distrib()])
 
-# %% ../../nbs/ship/76_checkpoint.ipynb #fb977b31
+# %% ../../nbs/ship/76_checkpoint.ipynb #120d3dbb
 @patch
 def restore(self:HFCheckpoint, learn, cbs, state):
     "Restore counters, gradients, the gradient scaler, and the states of callbacks that exist already"
@@ -296,7 +299,7 @@ def restore(self:HFCheckpoint, learn, cbs, state):
     for k,o in there.items(): load_state(o, state['parts'].pop(k))
     if values := getattr(getattr(learn, 'recorder', None), 'values', None): learn.final_record = values[-1]
 
-# %% ../../nbs/ship/76_checkpoint.ipynb #437fb568
+# %% ../../nbs/ship/76_checkpoint.ipynb #4ea2c508
 @patch
 def restore_all(self:HFCheckpoint, learn, cbs, state):
     "Restore all that `restore` does, the order of the rows, and random states"
@@ -304,7 +307,7 @@ def restore_all(self:HFCheckpoint, learn, cbs, state):
     learn.dls.train.load_state_dict(state['own']['loader'])
     set_random_states(**state['own']['random'])
 
-# %% ../../nbs/ship/76_checkpoint.ipynb #fec94732
+# %% ../../nbs/ship/76_checkpoint.ipynb #477cac24
 class RestOfEpoch(GetAttr):
     "The batches of a loader after the first `n`"
     _default = 'dl'
@@ -321,7 +324,7 @@ class RestOfEpoch(GetAttr):
         self.then()
         yield from batches
 
-# %% ../../nbs/ship/76_checkpoint.ipynb #4a3ed720
+# %% ../../nbs/ship/76_checkpoint.ipynb #00a9ca02
 @patch
 def before_train(self:HFCheckpoint):
     "Note the state before the epoch; in an epoch that continues, restore its middle"
@@ -343,7 +346,7 @@ def before_train(self:HFCheckpoint):
 @patch
 def after_train(self:HFCheckpoint): vars(self.learn).pop('one_batch', None)
 
-# %% ../../nbs/ship/76_checkpoint.ipynb #fbe41ba7
+# %% ../../nbs/ship/76_checkpoint.ipynb #da858bbd
 @patch
 def run_from(self:HFCheckpoint, learn, state):
     "Run fastai's epochs from the checkpoint on"
@@ -352,7 +355,7 @@ def run_from(self:HFCheckpoint, learn, state):
     else: self.restore_all(learn, learn.cbs, state)
     run_epochs(learn, info['epoch'])
 
-# %% ../../nbs/ship/76_checkpoint.ipynb #9d478c23
+# %% ../../nbs/ship/76_checkpoint.ipynb #5c70df53
 @patch
 def state(self:HFCheckpoint, learn, cbs, inside):
     "Return the state of the run, in the middle of an epoch or not; without the weights"
@@ -366,7 +369,7 @@ def state(self:HFCheckpoint, learn, cbs, inside):
                 scaler=scaler.state_dict() if scaler else None, ranks=of_all_ranks(own),
                 learn={o: getattr(learn, o) for o in ('epoch', 'train_iter', 'pct_train')})
 
-# %% ../../nbs/ship/76_checkpoint.ipynb #59616b75
+# %% ../../nbs/ship/76_checkpoint.ipynb #f098b2e4
 @patch
 def write_folder(self:HFCheckpoint, learn, folder, state, info):
     "Write a checkpoint, and delete those that are too old"
@@ -382,7 +385,7 @@ def write_folder(self:HFCheckpoint, learn, folder, state, info):
     for o in self.path.glob('step-*'):
         if o not in self.kept: shutil.rmtree(o, ignore_errors=True)
 
-# %% ../../nbs/ship/76_checkpoint.ipynb #8b0a4b23
+# %% ../../nbs/ship/76_checkpoint.ipynb #dfdcd510
 def is_write_error(
     e:Exception, # Raised while files were written
 ) -> bool:
@@ -405,8 +408,9 @@ def write(self:HFCheckpoint, learn, cbs, epoch, batch=0, done=False):
     set_random_states(**state['ranks'][rank_distrib()]['random'])
     self.last = time.perf_counter() - started
     self.spent += self.last
+    self.written += 1
 
-# %% ../../nbs/ship/76_checkpoint.ipynb #45d6a292
+# %% ../../nbs/ship/76_checkpoint.ipynb #5bbd61e3
 _SHARE = 0.02 # Of the time, for writing checkpoints
 
 @patch
@@ -428,7 +432,7 @@ def after_epoch(self:HFCheckpoint):
     if self.active and self.epoch+1 < self.n_epoch and (self.every or self.is_due()):
         self.write(self.learn, self.learn.cbs, self.epoch+1)
 
-# %% ../../nbs/ship/76_checkpoint.ipynb #573b1090
+# %% ../../nbs/ship/76_checkpoint.ipynb #9d3d820a
 @patch
 def around_fit(self:HFCheckpoint, learn, run, cbs, args):
     "Run a fit, the rest of it, or nothing if it was finished"
@@ -451,7 +455,7 @@ def around_fit(self:HFCheckpoint, learn, run, cbs, args):
         self.active,self.rest = False,None
         vars(learn).pop('one_batch', None)
 
-# %% ../../nbs/ship/76_checkpoint.ipynb #98a264d9
+# %% ../../nbs/ship/76_checkpoint.ipynb #d2ba45c7
 @patch
 def one_fit(self:HFCheckpoint, learn, run, cbs):
     "Run the fit of this stage, as far as it was not run before"
@@ -467,7 +471,7 @@ def one_fit(self:HFCheckpoint, learn, run, cbs):
     self.active = False
     self.write(learn, cbs, learn.epoch, done=True)
 
-# %% ../../nbs/ship/76_checkpoint.ipynb #ac741e50
+# %% ../../nbs/ship/76_checkpoint.ipynb #98dd954c
 @patch
 def restore_finished(self:HFCheckpoint, learn, cbs):
     "Restore the newest state of a run in place of a fit that was finished"
