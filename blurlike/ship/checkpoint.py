@@ -410,8 +410,8 @@ def write(self:HFCheckpoint, learn, cbs, epoch, batch=0, done=False):
     self.spent += self.last
     self.written += 1
 
-# %% ../../nbs/ship/76_checkpoint.ipynb #5bbd61e3
-_SHARE = 0.02 # Of the time, for writing checkpoints
+# %% ../../nbs/ship/76_checkpoint.ipynb #4259dccb
+_SHARE = 0.015 # Of the time, for checkpoints during a fit
 
 @patch
 def is_due(self:HFCheckpoint) -> bool:
