@@ -105,7 +105,7 @@ def test_the_state_of_a_stream_is_exact_without_a_shuffle_buffer(shuffle):
     for _ in range(5): next(rows)
     state,rest = stream.state_dict(),list(rows)
     stream.load_state_dict(state)
-    assert (list(stream)==rest) != has_shuffle_buffer(stream)
+    assert list(stream)==rest or has_shuffle_buffer(stream)
     assert has_shuffle_buffer(stream.map(dict)) == shuffle
 
 
