@@ -314,6 +314,14 @@ def test_checkpoints_are_written_at_steps_and_after_epochs(df, tmp_path):
     assert names(tmp_path/'two') == ['step-16', 'step-20']
 
 
+def test_checkpoints_are_numbered_by_the_steps_of_all_fits(df, tmp_path):
+    learn = make_learner(df)
+    with learn.no_bar(), learn.no_logging(): learn.fine_tune(1, cbs=HFCheckpoint(tmp_path/'run', every=4, keep=99))
+    assert names(tmp_path/'run') == [f'step-{o}' for o in (4, 8, 10, 14, 18, 20)]
+    newest,info = newest_checkpoint(tmp_path/'run')
+    assert (newest.name, info['stage'], info['done']) == ('step-20', 1, True)
+
+
 def test_without_every_a_short_run_writes_its_end(df, tmp_path):
     train(df, tmp_path/'run', every=None)
     assert names(tmp_path/'run') == ['step-20']

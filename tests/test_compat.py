@@ -5,6 +5,7 @@ import pickle
 import subprocess
 import sys
 
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -36,16 +37,19 @@ from blurlike.core.compat import (
     end_cleanup,
     entity_pipeline,
     epoch_indices,
+    epoch_loop,
     fill_mask,
     has_int8_dot_products,
     has_model_class,
     has_native_arithmetic,
+    has_shuffle_buffer,
     int8_linear,
     item_pipeline,
     keep_loaders,
     model_classes,
     quiet_load_report,
     remove_capture_hooks,
+    run_epochs,
     set_input_count,
     take_step,
     type_transforms,
@@ -83,6 +87,27 @@ def test_a_step_has_its_events_and_resets_gradients(synth, cancels):
     assert synth.note.events == ['before', 'after']
     assert (synth.model.a.item()==before) == cancels
     assert not synth.model.a.grad.any()
+
+
+def test_the_loop_over_epochs_can_begin_later(synth):
+    seen = []
+    for o in ('before_epoch', 'after_epoch'): synth.add_cb(Callback(**{o: lambda self: seen.append(self.epoch)}))
+    with epoch_loop(synth, lambda: run_epochs(synth, 1)), synth.no_bar(), synth.no_logging(): synth.fit(3)
+    assert seen == [1, 1, 2, 2]
+    with synth.no_bar(), synth.no_logging(): synth.fit(1)
+    assert seen[4:] == [0, 0]
+
+
+@pytest.mark.parametrize('shuffle', [False, True])
+def test_the_state_of_a_stream_is_exact_without_a_shuffle_buffer(shuffle):
+    stream = datasets.Dataset.from_dict(dict(a=list(range(20)))).to_iterable_dataset(num_shards=2)
+    if shuffle: stream = stream.shuffle(seed=0, buffer_size=8)
+    rows = iter(stream)
+    for _ in range(5): next(rows)
+    state,rest = stream.state_dict(),list(rows)
+    stream.load_state_dict(state)
+    assert list(stream)==rest or has_shuffle_buffer(stream)
+    assert has_shuffle_buffer(stream.map(dict)) == shuffle
 
 
 def test_an_item_passes_through_the_pipeline_of_its_column(df):

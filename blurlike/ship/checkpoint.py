@@ -410,8 +410,8 @@ def write(self:HFCheckpoint, learn, cbs, epoch, batch=0, done=False):
     self.spent += self.last
     self.written += 1
 
-# %% ../../nbs/ship/76_checkpoint.ipynb #5bbd61e3
-_SHARE = 0.02 # Of the time, for writing checkpoints
+# %% ../../nbs/ship/76_checkpoint.ipynb #4259dccb
+_SHARE = 0.015 # Of the time, for checkpoints during a fit
 
 @patch
 def is_due(self:HFCheckpoint) -> bool:
@@ -455,7 +455,7 @@ def around_fit(self:HFCheckpoint, learn, run, cbs, args):
         self.active,self.rest = False,None
         vars(learn).pop('one_batch', None)
 
-# %% ../../nbs/ship/76_checkpoint.ipynb #d2ba45c7
+# %% ../../nbs/ship/76_checkpoint.ipynb #90486117
 @patch
 def one_fit(self:HFCheckpoint, learn, run, cbs):
     "Run the fit of this stage, as far as it was not run before"
@@ -470,6 +470,7 @@ def one_fit(self:HFCheckpoint, learn, run, cbs):
     else: run()
     self.active = False
     self.write(learn, cbs, learn.epoch, done=True)
+    self.base += learn.train_iter
 
 # %% ../../nbs/ship/76_checkpoint.ipynb #98dd954c
 @patch
