@@ -113,7 +113,7 @@ def test_batches_of_a_rank_have_rows_of_similar_length(options, n_ranks, hf):
 
 
 @pytest.mark.parametrize(('n', 'ranks'), [(0, 1), (1, 3), (7, 2), (9, 3), (10, 4)])
-def test_shares_are_neighbours_and_complete(n, ranks):
+def test_shares_are_neighbors_and_complete(n, ranks):
     parts = [range(n)[share(n, o, ranks)] for o in range(ranks)]
     assert [i for o in parts for i in o]==list(range(n))
     assert max(map(len, parts)) - min(map(len, parts)) <= 1
@@ -209,15 +209,22 @@ def test_a_single_process_may_use_the_context(learn, monkeypatch):
 
 # ---- checkpoints
 
-def test_a_run_of_two_processes_that_is_killed_continues_exactly(tmp_path):
-    whole,_ = results(tmp_path, 'checkpointed')
-    (again := tmp_path/'again').mkdir()
-    assert launch(again, 'killed').returncode != 0
-    assert not list(again.glob('*.pt'))
-    resumed,printed = results(again, 'checkpointed')
-    assert 'Continuing from' in printed
-    for rank in range(2): same(resumed[rank]['checkpointed']['pools'], whole[rank]['checkpointed']['pools'], 0)
-    one,two = (o['checkpointed'] for o in whole)
+@pytest.fixture(scope='module')
+def whole(tmp_path_factory):
+    return [o['checkpointed'] for o in results(tmp_path_factory.mktemp('whole'), 'checkpointed')[0]]
+
+
+def test_ranks_with_checkpoints_stay_alike(whole):
+    one,two = whole
     for o in ('rows', 'pools'):
         same(one[o][:2], two[o][:2], 0)
         assert one[o][2] != two[o][2] # each rank has random numbers of its own
+
+
+@pytest.mark.parametrize('name', ['killed_between_epochs', 'killed_in_an_epoch'])
+def test_a_run_of_two_processes_that_is_killed_continues_exactly(name, whole, tmp_path):
+    assert launch(tmp_path, name).returncode != 0
+    assert not list(tmp_path.glob('*.pt'))
+    resumed,printed = results(tmp_path, 'checkpointed')
+    assert 'Continuing from' in printed
+    for one,other in zip(resumed, whole, strict=True): same(one['checkpointed']['pools'], other['pools'], 0)

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SCHEMA', 'pack', 'unpack', 'is_plain', 'plain_vars', 'settings_of', 'state_of', 'load_state', 'parts_of',
-           'run_settings', 'n_ranks', 'of_all_ranks', 'stored_weights', 'missing_weights', 'load_weights',
-           'HFCheckpoint', 'read_checkpoint', 'newest_checkpoint', 'RestOfEpoch', 'is_write_error']
+           'run_settings', 'stored_weights', 'missing_weights', 'load_weights', 'HFCheckpoint', 'read_checkpoint',
+           'newest_checkpoint', 'RestOfEpoch', 'is_write_error']
 
 # %% ../../nbs/ship/76_checkpoint.ipynb #6eb62e2f
 import inspect
@@ -28,7 +28,8 @@ from safetensors.torch import load_file, save_file
 from ..core.checks import first_line, print_once, whole_number
 from ..core.compat import epoch_loop, run_epochs
 from ..core.precision import train_in_fp32
-from .save import atomic_folder # and learn.save_pretrained
+from ..core.ranks import from_rank0, from_ranks, n_ranks, on_rank0
+from .save import atomic_folder, write_model
 from ..tasks.base import get_block
 from ..tasks.labels import get_vocab
 
@@ -152,21 +153,6 @@ def run_settings(
                 schedule=schedule, frozen_groups=getattr(learn.opt, 'frozen_idx', 0), accumulation=accumulation,
                 processes=n_ranks())
 
-# %% ../../nbs/ship/76_checkpoint.ipynb #f39c4142
-def n_ranks() -> int:
-    "Return the number of processes that train together"
-    d = torch.distributed
-    return d.get_world_size() if d.is_available() and d.is_initialized() else 1
-
-# %% ../../nbs/ship/76_checkpoint.ipynb #d03bd056
-def of_all_ranks(
-    o, # A picklable value
-) -> list: # The value of each process
-    "Gather a value from all processes"
-    res = [o]*n_ranks()
-    if len(res) > 1: torch.distributed.all_gather_object(res, o)
-    return res
-
 # %% ../../nbs/ship/76_checkpoint.ipynb #8f86d30e
 def stored_weights(
     folder:Path, # A saved model
@@ -256,7 +242,7 @@ def begin(self:HFCheckpoint):
     if self.path.is_file(): raise ValueError(f"path={str(self.path)!r} is a file: pass a folder.")
     if rank_distrib()==0:
         for o in self.path.glob('.*step-*' if self.resume else '*step-*'): shutil.rmtree(o, ignore_errors=True)
-    of_all_ranks(None)
+    from_ranks(None) # wait for the first
     self.found = newest_checkpoint(self.path) if self.resume else None
     self.kept,self.base,self.stages = [self.found[0]] if self.found else [],0,[]
     self.began,self.spent,self.last,self.written = time.perf_counter(),0.,None,0
@@ -366,7 +352,7 @@ def state(self:HFCheckpoint, learn, cbs, inside):
     parts = {k: state_of(o, self.settings.get(id(o), (None, None))[1]) for k,o in parts_of(learn, cbs).items()}
     scaler = vars(learn).get('scaler')
     return dict(opt=learn.opt.state_dict(), grads=used, zero_grads=[o for o in grads if o not in used], parts=parts,
-                scaler=scaler.state_dict() if scaler else None, ranks=of_all_ranks(own),
+                scaler=scaler.state_dict() if scaler else None, ranks=from_ranks(own),
                 learn={o: getattr(learn, o) for o in ('epoch', 'train_iter', 'pct_train')})
 
 # %% ../../nbs/ship/76_checkpoint.ipynb #f098b2e4
@@ -375,7 +361,7 @@ def write_folder(self:HFCheckpoint, learn, folder, state, info):
     "Write a checkpoint, and delete those that are too old"
     model,tensors = get_model(learn.model),{}
     with atomic_folder(folder, 'training.json') as new:
-        learn.save_pretrained(new)
+        write_model(learn, new)
         state['weights'] = missing_weights(model, stored_weights(new, model))
         info['state'] = pack(state, tensors)
         save_file(tensors, new/'training.safetensors')
@@ -399,12 +385,10 @@ def write(self:HFCheckpoint, learn, cbs, epoch, batch=0, done=False):
     info = dict(schema=SCHEMA, stage=self.stage, done=done, epoch=epoch, batch=batch, stages=self.stages,
                 base=steps if done else self.base)
     folder = self.path/f'step-{steps}'
-    try:
-        if rank_distrib()==0: self.write_folder(learn, folder, state, info)
+    try: on_rank0(self.write_folder, learn, folder, state, info)
     except Exception as e:
         if not is_write_error(e): raise
         print_once(f"Could not write {folder} ({first_line(e)}). Training continues without this checkpoint.")
-    of_all_ranks(None)
     set_random_states(**state['ranks'][rank_distrib()]['random'])
     self.last = time.perf_counter() - started
     self.spent += self.last
@@ -417,7 +401,7 @@ _SHARE = 0.015 # Of the time, for checkpoints during a fit
 def is_due(self:HFCheckpoint) -> bool:
     "Return whether there is time for a checkpoint; all processes get the answer of the first"
     last = 1 + 3*sum(p.nbytes for p in self.model.parameters())/2e8 if self.last is None else self.last
-    return of_all_ranks(self.spent + last <= _SHARE*(time.perf_counter() - self.began))[0]
+    return from_rank0(self.spent + last <= _SHARE*(time.perf_counter() - self.began))
 
 @patch
 def after_batch(self:HFCheckpoint):

@@ -41,7 +41,7 @@ if not hasattr(Learner, 'distrib_ctx'): patch(distrib_ctx)
 # %% ../../nbs/train/65_distributed.ipynb #327ea57a
 class ShareLoss(Callback):
     "Make the average of the ranks' gradients the gradient of their batches together"
-    order,run_valid = HFCallback.order-.5,False
+    order,run_valid,_checked = HFCallback.order-.5,False,False
 
     def after_loss(self):
         "Weigh the loss by the targets of this rank; a spare batch has none"
@@ -76,8 +76,8 @@ def _wrap_again(self:ShareLoss): self.learn.model = self.distributed_trainer.acc
 def before_train(self:ShareLoss):
     "Prepare what each rank needs before its first batch"
     if self.learn.hf._to_fp32(): self._wrap_again()
-    if hasattr(self, 'checked'): return
-    self.checked = False
+    if hasattr(self, 'seeded'): return # also in a run that `HFCheckpoint` continues
+    self.seeded = True
     own_random_numbers()
     save_for_lr_find(self.learn)
 
@@ -85,8 +85,8 @@ def before_train(self:ShareLoss):
 @patch
 def after_backward(self:ShareLoss):
     "Check once whether there are unused parameters"
-    if self.checked or getattr(self.model, 'find_unused_parameters', True): return
-    self.checked,params = True,[o for o in self.learn.model.parameters() if o.requires_grad]
+    if self._checked or getattr(self.model, 'find_unused_parameters', True): return
+    self._checked,params = True,[o for o in self.learn.model.parameters() if o.requires_grad]
     unused, = sum_of_ranks([sum(o.grad is None for o in params)], params[0].device)
     if not unused: return
     from accelerate import DistributedDataParallelKwargs
