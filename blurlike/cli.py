@@ -249,11 +249,11 @@ def predict(
 ):
     "Run the model on each line of a file, and print predictions as JSON; or on the rows of --input, into --output"
     whole_number('chunk', chunk)
+    _check_encoding(encoding)
     if input or output:
         return _score(input, output, model, file, jsonl, encoding=encoding, engine=engine, prefix=prefix,
                       text_col=_columns(text_col), generate=generate, **_options(option))
     if file: _check_file('file', file)
-    _check_encoding(encoding)
     options = _options(option)
     from tqdm import tqdm
 

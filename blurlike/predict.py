@@ -21,7 +21,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import GenerationConfig
 
 from .core.checks import check_options, one_of, whole_number
-from .core.compat import cache_of, has_row_cache, place_columns
+from .core.compat import cache_of, place_columns, row_cache
 from .core.inputs import HFInputs, can_redraw, with_progress
 from .core.objects import forward_args, forward_kwargs, position_limit
 from .core.precision import evaluating
@@ -233,7 +233,8 @@ def _shared_cache(model, inputs, least=16):
     ids,mask = inputs['input_ids'],inputs['attention_mask']
     if len(ids)==1 or 'position_ids' not in forward_args(model) or (n := _shared_length(inputs)) < least: return {}
     first = ids[mask.sum(1).argmax(),-int(mask.sum(1).max()):][None,:n]
-    kept = cache_of(model(input_ids=first, **forward_kwargs(model) | dict(use_cache=True)))
+    run = dict(max_new_tokens=1, max_length=None, return_dict_in_generate=True)
+    kept = cache_of(model.generate(input_ids=first, attention_mask=torch.ones_like(first), **run))
     places = (torch.arange(n, device=ids.device) - (mask==0).sum(1, keepdim=True)).clamp(min=0) # padding is masked
     for o in kept.values(): place_columns(o, places)
     return kept
@@ -254,36 +255,44 @@ def _greedy_settings(model, kwargs):
 
 # %% ../nbs/50_predict.ipynb #62e9a49c
 def _write_greedily(model, inputs, tokens, ends, kwargs):
-    "Return the ids that `generate` writes; rows that have ended leave the batch"
+    "Return the ids that `generate` writes, at most `tokens` for each row; rows that have ended leave the batch"
     inputs = dict(inputs) | _shared_cache(model, inputs)
     rows,width = torch.arange(len(inputs['input_ids'])),inputs['input_ids'].shape[1]
-    ends,limit,written = inputs['input_ids'].new_tensor(ends),width + tokens,{}
+    ends,limits,written = inputs['input_ids'].new_tensor(ends),width + tokens,{}
     def ended(ids): return torch.isin(ids[:,width:], ends).any(1)
     stop = stop_when(lambda ids: 2*ended(ids).sum() >= len(ids))
     while len(rows):
         n = inputs['input_ids'].shape[1]
-        run = dict(max_new_tokens=limit-n, max_length=None, stopping_criteria=[stop], return_dict_in_generate=True)
+        run = dict(max_new_tokens=int(limits.min())-n, max_length=None, stopping_criteria=[stop],
+                   return_dict_in_generate=True)
         out = model.generate(**inputs, **kwargs | run)
         ids = out.sequences
-        done = ended(ids) | (ids.shape[1] >= limit)
+        done = ended(ids) | (ids.shape[1] >= limits)
         written |= dict(zip(rows[done.cpu()].tolist(), ids[done], strict=True))
         left,kept = (~done).nonzero()[:,0],cache_of(out)
         for o in kept.values(): o.batch_select_indices(left)
         mask = inputs['attention_mask'][left]
         mask = torch.cat([mask, mask.new_ones(len(left), ids.shape[1]-n)], 1)
-        rows,inputs = rows[left.cpu()],dict(input_ids=ids[left], attention_mask=mask) | kept
+        rows,limits,inputs = rows[left.cpu()],limits[left],dict(input_ids=ids[left], attention_mask=mask) | kept
     return [written[i] for i in range(len(written))]
 
 # %% ../nbs/50_predict.ipynb #98577470
+def _tokens_left(model, inputs):
+    "Return how many tokens each row of a batch may still get: padding takes no position if positions follow the mask"
+    used = inputs['attention_mask'].sum(1)
+    if 'position_ids' not in forward_args(model): used = torch.full_like(used, inputs['input_ids'].shape[1])
+    return (position_limit(model) or 2**40) - used
+
+# %% ../nbs/50_predict.ipynb #57ed8932
 def _written(model, inputs, kwargs):
     "Return the ids that `generate` writes for a batch"
-    asked,width = _greedy_settings(model, kwargs),inputs['input_ids'].shape[1]
+    asked = _greedy_settings(model, kwargs)
     if asked is not None and not model.config.is_encoder_decoder and set(inputs)=={'input_ids', 'attention_mask'}:
-        tokens = min(asked['max_new_tokens'], (position_limit(model) or float('inf')) - width)
+        tokens = _tokens_left(model, inputs).clamp(max=asked['max_new_tokens'])
         ends = asked.get('eos_token_id')
         ends = [] if ends is None else ends if isinstance(ends, list) else [ends]
         pad = asked.get('pad_token_id')
-        if tokens > 0 and pad is not None and len(inputs['input_ids']) > 1 and has_row_cache(model):
+        if tokens.min() > 0 and pad is not None and len(tokens) > 1 and row_cache(model, forward_args(model)):
             ids = _write_greedily(model, inputs, tokens, ends, kwargs)
             return pad_sequence(ids, batch_first=True, padding_value=pad)
     ids = model.generate(**inputs, **_within_limit(model, kwargs))

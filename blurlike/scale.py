@@ -41,12 +41,18 @@ def _csv_tables(path, rows, encoding, sep):
             yield pa.table({c: pa.array(df[c], pa.string(), from_pandas=True) for c in df})
 
 # %% ../nbs/82_scale.ipynb #b17bb83e
+def _json_row(line, n):
+    if isinstance(row := json_line(line, n), dict): return row
+    raise ValueError(f"line {n} is {line.strip()!r:.80}, not an object with columns")
+
 def _json_tables(path, rows, encoding):
     with naming('data', path, "encoding='latin-1'"), open(path, encoding=encoding or 'utf-8-sig') as lines:
         numbered = ((i, o) for i,o in enumerate(lines, 1) if o.strip())
-        while items := [json_line(o, i) for i,o in islice(numbered, rows)]:
+        while items := [_json_row(o, i) for i,o in islice(numbered, rows)]:
             names = dict.fromkeys(k for o in items for k in o)
-            yield pa.table({k: [o.get(k) for o in items] for k in names})
+            if not names: raise ValueError(f"{len(items)} lines have no columns")
+            try: yield pa.table({k: [o.get(k) for o in items] for k in names})
+            except pa.ArrowTypeError as e: raise ValueError(f"a column has several types: {e}") from e
 
 # %% ../nbs/82_scale.ipynb #ccf61e74
 def _parquet_tables(path, rows, encoding):
@@ -161,7 +167,9 @@ def _type_of(name, value):
 class Scorer:
     "How to score numbered chunks of a data set"
     def __init__(self, chunks, model, out, text_col, prefix, generate, load_kwargs, options):
-        self.chunks,self.model,self.out,self.prefix = chunks,str(model),Path(out).expanduser().absolute(),prefix
+        folder = Path(model).expanduser()
+        self.model = str(folder.absolute() if folder.is_dir() else model)
+        self.chunks,self.out,self.prefix = chunks,Path(out).expanduser().absolute(),prefix
         self.generate,self.load_kwargs,self.options,self.text_col = generate,dict(load_kwargs or {}),options,text_col
 
     def load(self, **kwargs):
@@ -278,6 +286,7 @@ def _model_hash(folder):
 def _open_out(out, info):
     "Create the folder of a run, or check that it holds the same run"
     manifest = out/MANIFEST
+    for o in out.glob(f'.{MANIFEST}.*'): o.unlink() # of a start that was killed
     if manifest.is_file():
         old = json.loads(manifest.read_text(encoding='utf-8'))
         if changed := [k for k in info if info[k]!=old.get(k)]:
@@ -316,7 +325,8 @@ def score(
     _set_columns(scorer, learn, predict)
     folder = find_model(model, *(scorer.load_kwargs.get(o) for o in ('revision', 'token')))
     info = dict(data=scorer.chunks.digest, model=_model_hash(folder), text_col=scorer.text_col, prefix=prefix,
-                generate=generate, rows=rows, options=options, parts=len(scorer.chunks))
+                generate=generate, rows=rows, options=options, parts=len(scorer.chunks),
+                load_kwargs={k: v for k,v in scorer.load_kwargs.items() if k not in ('token', 'device')})
     _open_out(scorer.out, json.loads(json.dumps(info, default=str)))
     done,wrong = scorer.done(),0
     missing = sorted({*range(len(scorer.chunks))} - {*done})
@@ -326,4 +336,6 @@ def score(
             bar.update(n)
             wrong += w
             if wrong: bar.set_postfix(errors=wrong)
+    if lost := len(scorer.chunks) - len(scorer.done()):
+        raise RuntimeError(f"out={str(out)!r} lacks {lost} of {len(scorer.chunks)} files: workers must share it.")
     return scorer.out

@@ -151,11 +151,10 @@ def saving():
             learn.save_pretrained(path)
     file = Path(FOLDER)/'file'
     learn.save('by_hand')
-    there = (learn.path/'models'/'by_hand.pth').exists()
     if rank_distrib()==0: file.write_text('a file')
     dist.barrier()
     try: learn.save_pretrained(file)
-    except FileExistsError as e: return preds,learn.hf_predict('the film dull')['score'],str(e),there
+    except FileExistsError as e: return preds,learn.hf_predict('the film dull')['score'],str(e)
 
 
 def one_rank_alone():
@@ -270,19 +269,26 @@ class Kill(Callback):
 
 
 def checkpointed(at=None):
-    "Runs with checkpoints and dropout; those in rows and in pools end in the second epoch if `at` is a step"
+    "Runs with checkpoints and dropout, in rows, with a model in 16 bits, and in pools; the last is killed at step `at`"
     res = {}
-    for name in ('rows', 'pools'):
+    for name in ('rows', 'half', 'pools'):
         set_seed(1)
-        learn = make_learner([Kill(at)] if at and rank_distrib()==0 and name=='pools' else [], seed=2, **LOADERS[name])
+        cbs = [Kill(at)] if at and rank_distrib()==0 and name==LAST else []
+        learn = make_learner(cbs, seed=2, **LOADERS.get(name, LOADERS['rows']))
+        if name=='half': learn.model.bfloat16()
         with learn.no_logging(), together(learn):
             learn.fit_one_cycle(3, 1e-3, cbs=HFCheckpoint(Path(FOLDER)/name, every=2))
         res[name] = weights(learn),[o[:-1] for o in learn.recorder.values],torch.rand(1).item()
     return res
 
 
+LAST = 'pools'
 def killed_between_epochs(): return checkpointed(at=5)
 def killed_in_an_epoch(): return checkpointed(at=9)
+def killed_with_16_bits():
+    global LAST
+    LAST = 'half'
+    return checkpointed(at=4)
 
 
 if __name__=='__main__':

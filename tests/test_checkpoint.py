@@ -9,8 +9,10 @@ import signal
 import subprocess
 import sys
 import threading
+from contextlib import nullcontext
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -248,6 +250,7 @@ def test_a_killed_run_ends_like_one_that_was_not(setup, kind, start, whole, tmp_
 def test_a_run_killed_at_any_time_ends_like_one_that_was_not(start, whole, tmp_path):
     rng,codes = random.Random(3),[]
     while not codes or codes[-1]:
+        assert codes[-1:] in ([], [-signal.SIGKILL]), (tmp_path/'it.log').read_text()
         after = rng.uniform(0.3, 1.5)*1.5**len(codes)
         codes.append(start('accumulation', tmp_path/'it', kill_after=after))
     assert differences(whole('accumulation'), torch.load(tmp_path/'it.pt')) == []
@@ -359,12 +362,15 @@ def test_the_card_has_all_epochs_and_the_highest_rate(df, run_path):
 
 @pytest.mark.parametrize(('change', 'facts'), [
     (dict(n_epoch=3), ['n_epoch=2', '3']), (dict(lr=1e-3), ['schedule=', 'resume=False']),
-    (dict(bs=4), ['bs=8', '4']), (dict(rows=119), ['rows=80', '79']), (dict(text='the plot'), ['texts=']),
+    (dict(bs=4), ['bs=8', '4']), (dict(rows=119), ['rows=80', '79']), (dict(text='the plot'), ['data=']),
+    (dict(label='bad'), ['data=']), (dict(pool=1), ['pool=100']),
     (dict(frozen=True), ['frozen_groups=0'])])
 def test_a_run_that_has_changed_is_refused(change, facts, df, run_path):
     if 'rows' in change: df = df[1:].reset_index(drop=True)
     if 'text' in change: df = df.assign(text=[change['text'], *df.text[1:]])
+    if 'label' in change: df = df.assign(label=[{'good': 'bad', 'bad': 'good'}[o] for o in df.label])
     learn = make_learner(df, bs=change.get('bs', 8))
+    if 'pool' in change: learn.dls.train.pool = change['pool']
     if 'frozen' in change: learn.freeze()
     with pytest.raises(ValueError, match=mentions('path=', str(run_path), *facts)):
         train(df, run_path, learn=learn, **{k: v for k,v in change.items() if k in ('n_epoch', 'lr')})
@@ -475,3 +481,33 @@ def test_tensors_and_numbers_are_packed():
     value = {'a': [torch.tensor(1.), torch.tensor(2.)], 3: (None, float('inf'), torch.ones(2, dtype=torch.bfloat16))}
     again = unpack(json.loads(json.dumps(pack(value, tensors))), tensors)
     assert repr(again) == repr(value)
+
+
+def test_other_folders_of_the_user_are_not_touched(df, tmp_path):
+    run = tmp_path/'run'
+    others = [run/o/'notes.txt' for o in ('step-1', 'footstep-data', 'two-step-model', 'step-by-step')]
+    for o in others:
+        o.parent.mkdir(parents=True)
+        o.write_text('precious')
+    leftovers = [run/'.step-4-0123abcd', run/'step-4-0123abcd-old']
+    for o in leftovers: o.mkdir()
+    train(df, run, stop=7)
+    train(df, run)
+    train(df, run, resume=False)
+    assert all(o.read_text()=='precious' for o in others)
+    assert not any(o.exists() for o in leftovers)
+
+
+class Counts(Callback):
+    "Keys of any kind, in a state"
+    def before_fit(self): self.seen = getattr(self, 'seen', {np.int64(1): 2., (0, 1): 'x'})
+
+
+def test_keys_that_are_not_strings_and_classes_of_callbacks_are_restored(df, tmp_path):
+    for stop in (7, None):
+        learn = make_learner(df)
+        cbs = iter([Counts, HFCheckpoint(tmp_path/'run', every=4), *([StopAt(stop)] if stop else [])])
+        with learn.no_bar(), learn.no_logging(), pytest.raises(Stop) if stop else nullcontext():
+            learn.fit(2, 1e-3, cbs=cbs)
+    assert len(learn.recorder.values)==2
+    assert unpack(pack({np.int64(1): 2., (0, 1): 'x'}, {}), {}) == {1: 2., (0, 1): 'x'}

@@ -8,19 +8,23 @@ from conftest import ARCHITECTURES, make_objects
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_causal_lm import make_lm
+from test_matrix import CELLS, CONFIGS, LIMITS
 from transformers import AutoModelForCausalLM, GenerationConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from blurlike.core.compat import cache_of, has_row_cache, place_columns
+from blurlike.core.compat import cache_of, place_columns, row_cache
+from blurlike.core.objects import forward_args
 from blurlike.predict import _shared_cache, _shared_length, _written
 
 DECODERS = ['gpt2', 'gpt_neox', 'llama', 'qwen3', 'phi', 'opt']
+# ProphetNet generates only without padding
+ALL = sorted(a for a,task in CELLS if task=='causal-lm' and (a, task) not in LIMITS and a!='prophetnet')
 END = 5
 
 
 def decoder(arch, ends=END):
     "A tiny model in float64 that often ends a text, and in which no two tokens are equally likely"
-    model = make_lm(arch).model.double().eval()
+    model = make_lm(arch, **CONFIGS.get((arch, 'causal-lm'), CONFIGS['causal-lm'])).model.double().eval()
     with torch.no_grad():
         for p in model.parameters(): p.add_(torch.randn_like(p)*.2)
     model.generation_config.update(eos_token_id=ends, pad_token_id=0)
@@ -98,6 +102,22 @@ def test_rows_that_have_ended_leave(models):
     assert {o[1] for o in shapes[1:]} == {1} # nothing is read again
 
 
+@pytest.mark.parametrize('arch', ALL)
+def test_a_batch_gives_the_texts_of_generate_for_every_decoder(arch):
+    model,inputs = decoder(arch, [END, *range(20, 60)]).float(),batch(prompts_of(3, 6, 20))
+    with torch.inference_mode(): ids = _written(model, inputs, dict(max_new_tokens=8))
+    assert torch.equal(ids, model.generate(**inputs, max_new_tokens=8)[:,:ids.shape[1]])
+
+
+def test_prompt_tuning_is_left_to_generate():
+    from peft import PromptTuningConfig, get_peft_model
+    model = get_peft_model(decoder('llama', [END, *range(20, 60)]),
+                           PromptTuningConfig(task_type='CAUSAL_LM', num_virtual_tokens=3)).double().eval()
+    inputs = batch(prompts_of(3, 6, 20))
+    with torch.inference_mode(): ids = _written(model, inputs, dict(max_new_tokens=8))
+    assert torch.equal(ids, model.generate(**inputs, max_new_tokens=8))
+
+
 @pytest.mark.parametrize('kwargs', [dict(num_beams=2), dict(repetition_penalty=1.3), dict(no_repeat_ngram_size=2),
                                     dict(min_new_tokens=3), dict(num_beams=2, num_return_sequences=2),
                                     dict(use_cache=False), dict(output_scores=True, return_dict_in_generate=True),
@@ -114,13 +134,15 @@ def test_all_other_settings_are_those_of_generate(kwargs, models):
     assert torch.equal(ids, getattr(theirs, 'sequences', theirs))
 
 
-@pytest.mark.parametrize('width', [60, 63, 64])
-def test_generation_ends_at_the_last_position(width):
-    model = decoder('gpt2')
+@pytest.mark.parametrize('left', [40, 4, 1])
+def test_each_text_ends_at_the_last_position(left):
+    model = decoder('gpt2', [])
     n = model.config.n_positions
-    prompts = [[7]*(width + n - 64), [8]*9]
-    with torch.inference_mode(): ids = _written(model, batch(prompts), dict(max_new_tokens=50, eos_token_id=None))
-    assert ids.shape[1] == max(n, width + n - 63)
+    prompts = [[7]*(n-left), [8]*(n-41), [9, 8]*4]
+    with torch.inference_mode(): ids = _written(model, batch(prompts), dict(max_new_tokens=20))
+    for prompt,row in zip(prompts, ids[:,n-left:].tolist(), strict=True):
+        one = model.generate(torch.tensor([prompt]), max_new_tokens=min(20, n-len(prompt)))[0,len(prompt):].tolist()
+        assert row == one + [0]*(len(row)-len(one))
 
 
 @given(seed=st.integers(0, 1000), n=st.integers(1, 6), shared=st.integers(0, 9))
@@ -144,7 +166,7 @@ def test_models_without_a_cache_of_rows_use_generate(arch):
     assert model.config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
     out = model.generate(torch.tensor([[3, 4], [5, 6]]), max_new_tokens=2, return_dict_in_generate=True)
     cache = cache_of(out)
-    if has_row_cache(model):
+    if row_cache(model, forward_args(model)):
         for o in cache.values(): o.batch_select_indices(torch.tensor([1]))
         assert all(len(layer.keys)==len(layer.values)==1 for o in cache.values() for layer in o.layers)
 

@@ -6,7 +6,7 @@
 __all__ = ['end_cleanup', 'epoch_loop', 'run_epochs', 'take_step', 'item_pipeline', 'type_transforms', 'epoch_indices',
            'set_input_count', 'has_shuffle_buffer', 'has_model_class', 'model_classes', 'no_model_bars',
            'quiet_load_report', 'remove_capture_hooks', 'idle_settings', 'has_pre_hook', 'undeclared_sharing',
-           'entity_pipeline', 'fill_mask', 'cache_of', 'has_row_cache', 'place_columns', 'has_native_arithmetic',
+           'entity_pipeline', 'fill_mask', 'cache_of', 'row_cache', 'place_columns', 'has_native_arithmetic',
            'has_int8_dot_products', 'int8_linear', 'keep_loaders', 'autocast_depth']
 
 # %% ../../nbs/core/01_compat.ipynb #09eaaece
@@ -202,14 +202,16 @@ def cache_of(
     return {k: v for k,v in outputs.items() if k in ('cache', 'past_key_values') and v is not None}
 
 # %% ../../nbs/core/01_compat.ipynb #82bf7749
-def has_row_cache(
+def row_cache(
     model, # A Hugging Face model that generates
-) -> bool:
-    "Return whether every layer of the cache of `generate` holds all keys and values, row by row"
+    args:list, # The names of the arguments of its `forward`
+) -> dict: # {} if a layer does not hold all keys and values, row by row, or `forward` takes no cache
+    "Return an empty key-value cache under the name that `forward` takes it by"
     from transformers.cache_utils import DynamicCache, DynamicLayer # takes seconds to import
-    if not model._supports_default_dynamic_cache(): return False
-    layers = DynamicCache(config=model.config.get_text_config(decoder=True)).layers
-    return bool(layers) and all(type(o) is DynamicLayer for o in layers)
+    name = next((o for o in ('past_key_values', 'cache') if o in args), None)
+    if name is None or not model._supports_default_dynamic_cache(): return {}
+    cache = DynamicCache(config=model.config.get_text_config(decoder=True))
+    return {name: cache} if cache.layers and all(type(o) is DynamicLayer for o in cache.layers) else {}
 
 # %% ../../nbs/core/01_compat.ipynb #92572716
 def place_columns(

@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['SCHEMA', 'pack', 'unpack', 'is_plain', 'plain_vars', 'settings_of', 'state_of', 'load_state', 'parts_of',
-           'run_settings', 'stored_weights', 'missing_weights', 'load_weights', 'HFCheckpoint', 'read_checkpoint',
-           'newest_checkpoint', 'RestOfEpoch', 'is_write_error']
+           'run_settings', 'stored_weights', 'missing_weights', 'load_weights', 'HFCheckpoint', 'checkpoints_in',
+           'read_checkpoint', 'newest_checkpoint', 'RestOfEpoch', 'is_write_error']
 
 # %% ../../nbs/ship/76_checkpoint.ipynb #6eb62e2f
 import inspect
 import json
+import re
 import shutil
 import time
 from hashlib import blake2b
@@ -32,6 +33,7 @@ from ..core.ranks import from_rank0, from_ranks, n_ranks, on_rank0
 from .save import atomic_folder, write_model
 from ..tasks.base import get_block
 from ..tasks.labels import get_vocab
+from ..text.tokens import Targets, TokenTable
 
 # %% ../../nbs/ship/76_checkpoint.ipynb #9331e330
 def pack(
@@ -46,7 +48,7 @@ def pack(
     if isinstance(o, torch.Tensor): return put('tensor', o, on=o.device.type)
     if isinstance(o, np.ndarray): return {'array': o.tolist(), 'dtype': str(o.dtype)}
     if isinstance(o, np.generic): return o.item()
-    if isinstance(o, dict): return {'dict': [[k, pack(v, tensors)] for k,v in o.items()]}
+    if isinstance(o, dict): return {'dict': [[pack(k, tensors), pack(v, tensors)] for k,v in o.items()]}
     if not isinstance(o, (list, tuple, L)): return o
     if len(o) > 1 and all(isinstance(t, torch.Tensor) and t.ndim==0 and t.dtype==o[0].dtype for t in o):
         return put('scalars', torch.stack(list(o)), on=o[0].device.type)
@@ -65,7 +67,7 @@ def unpack(
         t = tensors[value].to('cpu' if o['on']=='cpu' else device)
         return t if kind=='tensor' else list(t.unbind())
     if kind=='array': return np.array(value, dtype=o['dtype'])
-    if kind=='dict': return {k: unpack(v, tensors, device) for k,v in value}
+    if kind=='dict': return {unpack(k, tensors): unpack(v, tensors, device) for k,v in value}
     return dict(list=list, tuple=tuple, L=L)[kind](unpack(v, tensors, device) for v in value)
 
 # %% ../../nbs/ship/76_checkpoint.ipynb #a7d030ea
@@ -127,10 +129,20 @@ def parts_of(
     return found
 
 # %% ../../nbs/ship/76_checkpoint.ipynb #48483277
+def _hash_parts(hashed, o):
+    "Add an array, a tensor, a table, targets, or a list of such, to a hash"
+    if isinstance(o, TokenTable): o = [o.bounds, *o.columns.values(), *o.rows.values()]
+    if isinstance(o, Targets): o = o.values
+    if isinstance(o, torch.Tensor): o = o.numpy()
+    if isinstance(o, np.ndarray): hashed.update(np.ascontiguousarray(o).tobytes())
+    elif isinstance(o, list):
+        for v in o: _hash_parts(hashed, v)
+    else: hashed.update(repr(o).encode('utf-8', 'backslashreplace'))
+
 def _fingerprint(table):
-    "A fingerprint of the tokens of all rows"
-    hashed = blake2b(np.ascontiguousarray(table.bounds).tobytes(), digest_size=6)
-    for o in table.columns.values(): hashed.update(np.ascontiguousarray(o).tobytes())
+    "A fingerprint of the tokens and the targets of all rows"
+    hashed = blake2b(digest_size=6)
+    _hash_parts(hashed, table)
     return hashed.hexdigest()
 
 def run_settings(
@@ -144,11 +156,11 @@ def run_settings(
     dl,table = learn.dls.train,learn.dls.train.table
     schedule = {k: [np.ravel(f(i/8)).tolist() for i in range(9)] for o in cbs if isinstance(o, ParamScheduler)
                 for k,f in o.scheds.items()}
-    sizes = {o: getattr(dl, o) for o in ('bs', 'batch_tokens', 'shuffle', 'drop_last')}
-    pools = dict(pool=dl.pool, num_workers=dl.fake_l.num_workers) if table is None else {}
-    texts = None if table is None else _fingerprint(table)
+    sizes = {o: getattr(dl, o) for o in ('bs', 'batch_tokens', 'shuffle', 'drop_last', 'pool', 'sort')}
+    pools = dict(num_workers=dl.fake_l.num_workers) if table is None else {}
+    data = None if table is None else _fingerprint(table)
     accumulation = [o.n_acc for o in cbs if isinstance(o, GradientAccumulation)]
-    return dict(rows=dl.n, texts=texts, labels=[str(o) for o in get_vocab(learn.dls) or []], **sizes, **pools,
+    return dict(rows=dl.n, data=data, labels=[str(o) for o in get_vocab(learn.dls) or []], **sizes, **pools,
                 n_epoch=n_epoch, lr=str(learn.lr if lr is None else lr), wd=learn.wd if wd is None else wd,
                 schedule=schedule, frozen_groups=getattr(learn.opt, 'frozen_idx', 0), accumulation=accumulation,
                 processes=n_ranks())
@@ -208,7 +220,12 @@ class HFCheckpoint(Callback):
 # %% ../../nbs/ship/76_checkpoint.ipynb #5878fd53
 SCHEMA = 1 # The version of the format of `training.json`
 
-def _number(folder): return int(folder.name.rpartition('-')[2])
+def checkpoints_in(
+    path:Path, # The folder of a run
+) -> list: # Newest first
+    "Return the folders of checkpoints, damaged ones too; other folders of the user are not among them"
+    found = [o for o in path.glob('step-*') if re.fullmatch(r'step-\d+', o.name) and any(o.glob('training.*'))]
+    return sorted(found, key=lambda o: int(o.name[5:]), reverse=True)
 
 def read_checkpoint(
     folder:Path, # A checkpoint
@@ -225,7 +242,7 @@ def newest_checkpoint(
 ) -> tuple|None: # A folder, and the content of its `training.json`
     "Return the newest checkpoint that is complete; raise `ValueError` if there are only damaged ones"
     damaged = []
-    for o in sorted(path.glob('step-*'), key=_number, reverse=True):
+    for o in checkpoints_in(path):
         try: info = read_checkpoint(o)
         except (OSError, ValueError, KeyError, TypeError) as e: damaged.append(f'{o.name} ({first_line(e)})')
         else:
@@ -241,9 +258,12 @@ def begin(self:HFCheckpoint):
     "Find the checkpoint to continue from; delete what an interrupted write left"
     if self.path.is_file(): raise ValueError(f"path={str(self.path)!r} is a file: pass a folder.")
     if rank_distrib()==0:
-        for o in self.path.glob('.*step-*' if self.resume else '*step-*'): shutil.rmtree(o, ignore_errors=True)
+        broken = [o for o in self.path.glob('*step-*') if re.fullmatch(r'\.step-\d+-\w{8}|step-\d+-\w{8}-old', o.name)]
+        for o in broken + ([] if self.resume else checkpoints_in(self.path)): shutil.rmtree(o, ignore_errors=True)
     from_ranks(None) # wait for the first
     self.found = newest_checkpoint(self.path) if self.resume else None
+    if len(set(from_ranks(self.found and self.found[0].name))) > 1:
+        raise ValueError(f"path={str(self.path)!r} must be a folder that all processes share.")
     self.kept,self.base,self.stages = [self.found[0]] if self.found else [],0,[]
     self.began,self.spent,self.last,self.written = time.perf_counter(),0.,None,0
 
@@ -368,7 +388,7 @@ def write_folder(self:HFCheckpoint, learn, folder, state, info):
         info['files'] = {o.name: o.stat().st_size for o in new.iterdir()}
         (new/'training.json').write_text(json.dumps(info), encoding='utf-8')
     self.kept = [*(o for o in self.kept if o!=folder), folder][-self.keep:]
-    for o in self.path.glob('step-*'):
+    for o in checkpoints_in(self.path):
         if o not in self.kept: shutil.rmtree(o, ignore_errors=True)
 
 # %% ../../nbs/ship/76_checkpoint.ipynb #dfdcd510
@@ -449,7 +469,8 @@ def one_fit(self:HFCheckpoint, learn, run, cbs):
     self.active = True
     if self.stage==info['stage']:
         where = f"epoch {info['epoch']+1}, batch {info['batch']+1}" + (f', of fit {self.stage+1}' if self.stage else '')
-        if rank_distrib()==0: print_once(f"Continuing from {folder}: {where}.")
+        print_once(f"Continuing from {folder}: {where}.")
+        train_in_fp32(get_model(learn.model)) # before `distrib_ctx` wraps the model
         with epoch_loop(learn, lambda: self.run_from(learn, self.load(learn))): run()
     else: run()
     self.active = False
@@ -462,6 +483,6 @@ def restore_finished(self:HFCheckpoint, learn, cbs):
     "Restore the newest state of a run in place of a fit that was finished"
     folder,info = self.found
     self.restore_all(learn, cbs, self.load(learn))
-    if self.stage==info['stage'] and rank_distrib()==0:
-        print_once(f"{folder} is the end of fit {self.stage+1}: its weights and results are restored, and it is not "
-                   "trained again.")
+    end = f"{folder} is the end of fit {self.stage+1}: its weights and results are restored, and it is not trained again."
+    print_once(end if self.stage==info['stage'] else
+               f"Fit {self.stage+1} was trained before: the newest state, {folder}, is restored.")

@@ -421,7 +421,9 @@ class QuestionAnswering(Windowed, Task):
 def pred(self:QuestionAnswering, outputs, inputs):
     "Return logits of shape batch x windows x sequence x 2, with the lowest possible number for padding"
     logits,mask = super(QuestionAnswering, self).pred(outputs, inputs),inputs.get('attention_mask')
-    return logits if mask is None else logits.masked_fill(mask[...,None]==0, torch.finfo(logits.dtype).min)
+    if mask is None: return logits
+    padding = mask[...,None].to(logits.device)==0 # inputs stay on the CPU in `hf_predict`
+    return logits.masked_fill(padding, torch.finfo(logits.dtype).min)
 
 @patch
 def labels(self:QuestionAnswering, yb, inputs):

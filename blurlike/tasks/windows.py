@@ -29,7 +29,7 @@ class Windowed:
 
     def pred(self, outputs, inputs):
         logits,mask = self.logits(outputs),inputs.window_mask
-        return logits if mask is None else self.join_windows(logits, mask)
+        return logits if mask is None else self.join_windows(logits, mask.to(logits.device))
 
 # %% ../../nbs/tasks/22_windows.ipynb #06e038d3
 class PooledWindows(Windowed):

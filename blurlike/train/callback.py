@@ -492,7 +492,8 @@ def run_epochs(self:HFCallback,
 @patch
 def fit(self:Learner, n_epoch, lr=None, wd=None, cbs=None, reset_opt=False, start_epoch=0):
     "Train with fastai's loop; with `HFCallback`, skip the epochs before `start_epoch` without their events"
-    run,every = partial(self._orig_fit, n_epoch, lr, wd, cbs, reset_opt),[*self.cbs, *L(cbs)]
+    cbs = L(o() if isinstance(o, type) else o for o in L(cbs))
+    run,every = partial(self._orig_fit, n_epoch, lr, wd, cbs, reset_opt),[*self.cbs, *cbs]
     keeper = next((o for o in every if hasattr(type(o), 'around_fit')), None)
     if keeper: return keeper.around_fit(self, run, every, dict(n_epoch=n_epoch, lr=lr, wd=wd, start_epoch=start_epoch))
     hf = next((o for o in self.cbs if isinstance(o, HFCallback)), None)

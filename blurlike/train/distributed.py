@@ -13,7 +13,7 @@ import torch
 from fastai.callback.core import Callback
 from fastai.callback.fp16 import MixedPrecision
 from fastai.learner import Learner
-from fastai.torch_basics import L, apply, distrib_barrier, find_bs, patch
+from fastai.torch_basics import L, apply, find_bs, patch
 from fastai.torch_core import get_model, rank_distrib
 from torch.nn.parallel import DistributedDataParallel
 
@@ -81,6 +81,13 @@ def before_train(self:ShareLoss):
     own_random_numbers()
     save_for_lr_find(self.learn)
 
+# %% ../../nbs/train/65_distributed.ipynb #b7c1f0aa
+def _find_unused(trainer):
+    "Let the wrapped model look for parameters that a loss does not depend on"
+    from accelerate import DistributedDataParallelKwargs
+    trainer.accelerator.ddp_handler = trainer.accelerator.ddp_handler or DistributedDataParallelKwargs()
+    trainer.accelerator.ddp_handler.find_unused_parameters = True
+
 # %% ../../nbs/train/65_distributed.ipynb #d2d546b9
 @patch
 def after_backward(self:ShareLoss):
@@ -89,11 +96,8 @@ def after_backward(self:ShareLoss):
     self._checked,params = True,[o for o in self.learn.model.parameters() if o.requires_grad]
     unused, = sum_of_ranks([sum(o.grad is None for o in params)], params[0].device)
     if not unused: return
-    from accelerate import DistributedDataParallelKwargs
     average([o.grad for o in params if o.grad is not None])
-    accelerator = self.distributed_trainer.accelerator
-    accelerator.ddp_handler = accelerator.ddp_handler or DistributedDataParallelKwargs()
-    accelerator.ddp_handler.find_unused_parameters = True
+    _find_unused(self.distributed_trainer)
     self._wrap_again()
 
 # %% ../../nbs/train/65_distributed.ipynb #e7f41495
@@ -182,6 +186,7 @@ def join_ranks(
         raise ValueError(f"dls={type(learn.dls).__name__}(...) was not made with an HFTextBlock, which training on "
                          "several processes needs.")
     keep_loaders(trainer, HFDataLoader)
+    if any(v and 'layerdrop' in k for k,v in vars(get_model(learn.model).config).items()): _find_unused(trainer)
     if (device := trainer.accelerator.device).type!='cpu': learn.dls.to(device)
     learn.add_cbs([ShareLoss(), ShareRows()])
     steps = getattr(getattr(learn, 'lr_finder', None), 'num_it', None)
@@ -220,14 +225,3 @@ def _has_callback(learn): return any(isinstance(o, HFCallback) for o in learn.cb
 def to_detach(self:Learner, b, cpu=True, gather=True):
     "Call `to_detach` of the loader, or fastai's; with `HFCallback`, gather nothing from other processes"
     return self._orig_to_detach(b, cpu, gather and not _has_callback(self))
-
-# %% ../../nbs/train/65_distributed.ipynb #15fef741
-@patch
-def save(self:Learner,
-    file, # The name of the file
-    **kwargs # Passed to fastai's `save_model`
-):
-    "Save model and optimizer state to `self.path/self.model_dir/file`"
-    path = self._orig_save(file, **kwargs)
-    if _has_callback(self): distrib_barrier()
-    return path
