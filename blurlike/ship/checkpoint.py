@@ -483,6 +483,6 @@ def restore_finished(self:HFCheckpoint, learn, cbs):
     "Restore the newest state of a run in place of a fit that was finished"
     folder,info = self.found
     self.restore_all(learn, cbs, self.load(learn))
-    end = f"{folder} is the end of fit {self.stage+1}: its weights and results are restored, and it is not trained again."
+    end = f"{folder} is the end of fit {self.stage+1}: its weights and results are restored, and nothing is trained."
     print_once(end if self.stage==info['stage'] else
                f"Fit {self.stage+1} was trained before: the newest state, {folder}, is restored.")
