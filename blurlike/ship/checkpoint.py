@@ -33,7 +33,6 @@ from ..core.ranks import from_rank0, from_ranks, n_ranks, on_rank0
 from .save import atomic_folder, write_model
 from ..tasks.base import get_block
 from ..tasks.labels import get_vocab
-from ..text.tokens import Targets, TokenTable
 
 # %% ../../nbs/ship/76_checkpoint.ipynb #9331e330
 def pack(
@@ -130,13 +129,12 @@ def parts_of(
 
 # %% ../../nbs/ship/76_checkpoint.ipynb #48483277
 def _hash_parts(hashed, o):
-    "Add an array, a tensor, a table, targets, or a list of such, to a hash"
-    if isinstance(o, TokenTable): o = [o.bounds, *o.columns.values(), *o.rows.values()]
-    if isinstance(o, Targets): o = o.values
+    "Add a table or a part of one, such as an array, a tensor or a list of texts, to a hash"
     if isinstance(o, torch.Tensor): o = o.numpy()
-    if isinstance(o, np.ndarray): hashed.update(np.ascontiguousarray(o).tobytes())
-    elif isinstance(o, list):
-        for v in o: _hash_parts(hashed, v)
+    if isinstance(o, np.ndarray): return hashed.update(np.ascontiguousarray(o).tobytes())
+    if hasattr(o, '__dict__') and not isinstance(o, type): o = vars(o)
+    if isinstance(o, (dict, list, tuple)):
+        for v in o.values() if isinstance(o, dict) else o: _hash_parts(hashed, v)
     else: hashed.update(repr(o).encode('utf-8', 'backslashreplace'))
 
 def _fingerprint(table):
