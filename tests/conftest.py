@@ -60,7 +60,7 @@ def make_texts(n, seed=0):
     return pd.DataFrame(rows, columns=['text', 'label'])
 
 
-@pytest.fixture(scope='session')
+@pytest.fixture
 def df():
     "120 labeled texts, the last 40 of them for validation"
     df = make_texts(120)
