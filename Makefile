@@ -3,6 +3,9 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
+# Notebooks run in a process each: one process keeps the models of all its notebooks, about 1 GB each
+WORKERS ?= 2
+ALONE  := HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1
 
 .PHONY: help venv demo test notebooks readme docs bench lint clean
 
@@ -21,9 +24,10 @@ demo: $(STAMP)         ## Fine-tune a transformer on movie reviews, or CHECKPOIN
 	$(BIN)/python -m blurlike.demo $(if $(CHECKPOINT),--checkpoint "$(CHECKPOINT)") $(if $(DATA),--data "$(DATA)") \
 		$(if $(TEXT_COL),--text-col "$(TEXT_COL)") $(if $(LABEL_COL),--label-col "$(LABEL_COL)") $(if $(OUT),--out "$(OUT)")
 
-test: $(STAMP)         ## Run the notebooks as tests, then tests/
-	HF_HUB_OFFLINE=1 $(BIN)/nbdev-test --n-workers 1 --do-print
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
+test: $(STAMP)         ## Run the notebooks as tests, then tests/; WORKERS=2 processes of one thread each
+	find nbs -name '*.ipynb' -not -path '*/.*' | sort | \
+		$(ALONE) xargs -P $(WORKERS) -n 1 $(BIN)/nbdev-test --n-workers 0 --do-print
+	$(ALONE) $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile
 
 notebooks: $(STAMP)    ## Execute the notebooks and keep their outputs
 	HF_HUB_OFFLINE=1 $(BIN)/python tools/notebooks.py
