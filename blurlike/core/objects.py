@@ -119,7 +119,7 @@ def _tokenizer_of_file(checkpoint, tokenizer):
 
 # %% ../../nbs/core/02_objects.ipynb #c3114b5b
 def _as_in_file(checkpoint, tokenizer, tokenizer_kwargs):
-    "Return a tokenizer that tokenizes as the `tokenizer.json` of `checkpoint`; print a line if `tokenizer` does not"
+    "Return a tokenizer that tokenizes like `tokenizer.json` of `checkpoint`; print a line if `tokenizer` does not"
     file = _tokenizer_file(checkpoint, tokenizer_kwargs) if tokenizer.is_fast else None
     text = _differing_text(tokenizer, file) if file else None
     if text is None: return tokenizer
@@ -188,7 +188,7 @@ def _remove_quantization(model):
 
 # %% ../../nbs/core/02_objects.ipynb #35f1d198
 def _with_settings(config, kwargs):
-    "Return a copy of `config` with its settings among `kwargs`, and the other arguments"
+    "Return a copy of `config` with the settings in `kwargs` applied, and the remaining arguments"
     no_settings = ('dtype', 'torch_dtype', 'quantization_config')
     own = {k: v for k,v in kwargs.items() if config is not None and k not in no_settings and hasattr(config, k)}
     config = deepcopy(config) if own else config
@@ -263,7 +263,7 @@ def get_hf_objects(
 def runs_own_code(
     config:PreTrainedConfig, # A model's configuration
 ) -> bool:
-    "Return whether `config` was made by Python code of its checkpoint"
+    "Return whether the class of `config` is defined by Python code of its checkpoint"
     return type(config).__module__.startswith('transformers_modules') # where transformers puts such code
 
 # %% ../../nbs/core/02_objects.ipynb #7ab5d370
