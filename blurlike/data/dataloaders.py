@@ -178,7 +178,7 @@ def _labels(read, label_col, train):
 
 # %% ../../nbs/data/42_dataloaders.ipynb #b4e40d1a
 def _row_classes(df):
-    "The classes of each row, as sets"
+    "Return the classes of each row as sets"
     return [set(o) if is_listy(o) else {o} for o in df.iloc[:,0]]
 
 def _moved(splits, classes):
@@ -602,7 +602,7 @@ def _check_items(dls, items, with_labels):
 @delegates(DataLoaders.test_dl)
 def test_dl(self:DataLoaders,
     test_items, # Rows in any form, or texts
-    rm_type_tfms=None, # The number of transforms to skip, if the items have been through them; None to infer it
+    rm_type_tfms=None, # The number of transforms to skip, if they have already been applied; None to infer it
     with_labels:bool=False, # Whether the rows have targets
     **kwargs
 ):
