@@ -92,12 +92,12 @@ def _starts(before, part):
 
 @patch(as_prop=True)
 def strict(self:LabelScheme) -> bool:
-    "Whether an incomplete entity does not count"
+    "Return whether an incomplete entity does not count"
     return self.name=='BILOU'
 
 @patch(as_prop=True)
 def has_ends(self:LabelScheme) -> bool:
-    "Whether the last word of an entity has a letter of its own"
+    "Return whether the last word of an entity has a letter of its own"
     return self.name not in (None, 'IOB')
 
 # %% ../../nbs/tasks/28_token_classification.ipynb #e8a5537e
