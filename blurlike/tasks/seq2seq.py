@@ -70,7 +70,7 @@ class Seq2Seq(Generates, Task):
     answer = 'generated_text' # The name of the text in the results of `hf_generate`
 
     def __init__(self,
-        max_target_length:int=None, # Maximum tokens of a target, including special ones; None for the model's limit or 128
+        max_target_length:int=None, # Token limit of a target, special tokens included; None for the model's, or 128
         prefix:str='', # Text before each input, such as "summarize: " for a T5
         src_lang:str=None, # The language of the texts, as the tokenizer names it, such as "en_XX"
         tgt_lang:str=None, # The language of the targets
