@@ -24,7 +24,7 @@ def preview(
 
 # %% ../../nbs/core/00_checks.ipynb #2f764dac
 def suggest(
-    name, # What the user wrote
+    name, # The name that the user passed
     known, # The valid names
     otherwise:str='', # What to return if none of them is close
 ) -> str: # Begins with a space if not empty

@@ -75,7 +75,7 @@ def _spare_token(tokenizer):
 # %% ../../nbs/core/02_objects.ipynb #ad23cc43
 def set_pad_token(
     tokenizer:PreTrainedTokenizerBase, # Changed in place if it has no padding token
-    config:PreTrainedConfig, # Changed in place: gets the id of the padding token
+    config:PreTrainedConfig, # Changed in place: its `pad_token_id` is set
 ):
     "Give `tokenizer` a padding token if it has none; raise `ValueError` if there is none in its vocabulary"
     if tokenizer.pad_token is None: tokenizer.pad_token = _spare_token(tokenizer)
@@ -131,7 +131,7 @@ def _as_in_file(checkpoint, tokenizer, tokenizer_kwargs):
 # %% ../../nbs/core/02_objects.ipynb #acf6ddfb
 def load_hf_tokenizer(
     checkpoint:str|Path, # A model name on the Hub or a local folder
-    config:PreTrainedConfig, # The model's configuration; gets the id of the padding token
+    config:PreTrainedConfig, # The model's configuration; its `pad_token_id` is set
     tokenizer_kwargs:dict=None, # Passed to `AutoTokenizer.from_pretrained`
     trust_remote_code:bool=False, # Whether Python code of the checkpoint may run
 ) -> PreTrainedTokenizerBase: # With a padding token

@@ -551,7 +551,7 @@ def from_dataset(cls:HFTextDataLoaders,
     valid_col:str=None, # For a single `Dataset`: a column that is True for validation rows
     valid_pct:float=None, # Share of rows to validate on, chosen at random; None for a split if there is one, else 0.2
     splits:tuple=None, # For a single `Dataset`: positions of training and of validation rows, or a fastai splitter
-    n:int=None, # For a stream: the rows in an epoch; None for all, if the stream knows how many there are
+    n:int=None, # For a stream: the rows in an epoch; None for all, if their number is known
     seed:int=None, # Seed of the random split and of the shuffle
     **kwargs
 ) -> DataLoaders:

@@ -81,7 +81,7 @@ def predict(self:Page,
     texts, # The contents of the text boxes
     **options # Passed to `hf_predict`
 ):
-    "Return `hf_predict` of the texts; several boxes make one tuple"
+    "Return `hf_predict` of the texts; several boxes are one tuple"
     return self.learn.hf_predict(texts[0] if len(texts)==1 else tuple(texts), **options)
 
 # %% ../../nbs/ship/75_serve.ipynb #6aa1fa0a

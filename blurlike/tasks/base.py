@@ -182,7 +182,7 @@ def set_up(self:Task,
     block, # The `HFTextBlock`
     model=None, # The model or its skeleton, if there is one
 ): # Kept as `block.setup`
-    "Check that `block` supports the task, and return what it needs to know about the model and tokenizer"
+    "Check that `block` supports the task, and return settings that depend on the model and the tokenizer"
 
 # %% ../../nbs/tasks/20_base.ipynb #1cd9c8e5
 @patch

@@ -56,7 +56,7 @@ def _changes(*columns):
 
 # %% ../../nbs/tasks/22_windows.ipynb #6a4dd9b4
 def token_order(
-    content, # Which positions hold a token of the text, batch x windows x sequence, on the CPU
+    content, # Which positions contain a token of the text, batch x windows x sequence, on the CPU
     stride:int=0, # Tokens that neighboring windows share
     left:bool=False, # Whether the windows begin at the end of the text
 ) -> tuple: # Rows, windows and positions, as arrays

@@ -72,7 +72,7 @@ def bucketed_order(
     longest_first:bool=True, # Whether the full batch with the longest row comes first
     batch_tokens:int=None, # Tokens in a batch, padding included, instead of `bs`
 ) -> np.ndarray: # A permutation of the rows; each `bs` of them are a batch, or as many as `cut_batches` takes
-    "Shuffle rows so that consecutive ones have similar lengths and make up batches"
+    "Shuffle rows so that consecutive ones have similar lengths and form batches"
     cut,size = (_by_rows, bs) if batch_tokens is None else (_by_tokens, batch_tokens)
     full,partial = cut(lengths, size, rng, pool)
     full = [full[i] for i in rng.permutation(len(full))]

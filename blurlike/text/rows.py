@@ -48,7 +48,7 @@ class CellsReader(ColReader):
 
 # %% ../../nbs/text/10_rows.ipynb #2ff24ff1
 def as_list(
-    cell, # A cell that should hold a list
+    cell, # A cell that should contain a list
 ):
     "Convert a tuple, an array or another sequence to a list, with arrays inside; return anything else unchanged"
     cell = as_plain(cell)
@@ -56,7 +56,7 @@ def as_list(
 
 # %% ../../nbs/text/10_rows.ipynb #8810eca2
 class ListReader(ColReader):
-    "Read a cell that holds a list"
+    "Read a cell that contains a list"
     def __call__(self, o, **kwargs): return as_list(super().__call__(o, **kwargs))
 
 # %% ../../nbs/text/10_rows.ipynb #b6b0f6b9
@@ -182,7 +182,7 @@ def _of_row(tl):
 
 # %% ../../nbs/text/10_rows.ipynb #ea17445b
 class SampleReader:
-    "Read each row of a table once, and return the sample that the pipelines make of it"
+    "Read each row of a table once, and return the sample that the pipelines create from it"
     def __init__(self,
         tls, # fastai's `TfmdLists`, one for the texts and one for each target
         rows, # The rows, by index
@@ -259,7 +259,7 @@ class StreamSamples(GetAttr):
     def epoch(self,
         looking:bool=False, # Whether the batches are only inspected, so that the epoch does not count
     ) -> range: # The numbers of the rows
-        "Start the stream again; a stream that shuffles gets the number of the epoch"
+        "Start the stream again; a stream that shuffles receives the number of the epoch"
         rows = self.reader.rows
         rows.restart()
         rows.epoch = rows.n_epochs

@@ -65,7 +65,7 @@ def longest_samples(
     dl, # An `HFDataLoader`
     n:int, # Maximum number of samples
 ) -> tuple: # The samples, and the token length of the longest after truncation
-    "Return the samples that make the largest batch, the longest first"
+    "Return the samples that form the largest batch, the longest first"
     read,table = _first_samples(dl)
     lengths = dl.hf_block.padded(table.lengths[:dl.n])
     order = np.argsort(-lengths, kind='stable').tolist()
