@@ -53,7 +53,7 @@ def collate(self:Task,
     table:TokenTable, # From `tokenize`
     rows, # The rows of the batch
     block, # The `HFTextBlock`
-    epoch:int=None, # The seed of random steps, with the row; None for the same batch each time
+    epoch:int=None, # The number of the epoch, which seeds random steps; None for the same batch each time
 ) -> tuple: # `(HFInputs,)` or `(HFInputs, targets)`
     "Return a batch"
     return (block.inputs(table, rows), *(o[rows] for o in table.rows.values() if isinstance(o, Targets)))
