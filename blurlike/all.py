@@ -111,6 +111,6 @@ from blurlike.text.rows import CellsReader
 
 
 def pipeline(*args, **kwargs):
-    "transformers' `pipeline`, which takes seconds to import: that waits until it is called"
+    "Call transformers' `pipeline`, which is imported only when needed, because the import takes seconds"
     from transformers import pipeline
     return pipeline(*args, **kwargs)

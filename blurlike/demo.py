@@ -67,7 +67,7 @@ def main(
     epochs:int=2, # Number of epochs
     lr:float=2.5e-4, # Learning rate of the head; the first layers use a hundredth of it
     bs:int=16, # Rows per batch
-    max_length:int=128, # Tokens per text, at most
+    max_length:int=128, # Maximum number of tokens per text
     n:int=4000, # Number of reviews
 ):
     "Fine-tune a transformer on labeled texts, show its results, save it, and load it with transformers"

@@ -225,7 +225,7 @@ def _class_pairs(interp):
 # %% ../nbs/06_show.ipynb #63d557ca
 @patch
 def __init__(self:ClassificationInterpretation, learn, dl, *args, **kwargs):
-    if not hasattr(dl, 'vocab') and hasattr(dl, 'hf_block'): dl.hf_block.task.class_pairs(learn, dl) # says what to use
+    if not hasattr(dl, 'vocab') and hasattr(dl, 'hf_block'): dl.hf_block.task.class_pairs(learn, dl) # may raise
     self._orig___init__(learn, dl, *args, **kwargs)
 
 # %% ../nbs/06_show.ipynb #ff650fee

@@ -75,7 +75,7 @@ def _spare_token(tokenizer):
 # %% ../../nbs/core/02_objects.ipynb #ad23cc43
 def set_pad_token(
     tokenizer:PreTrainedTokenizerBase, # Changed in place if it has no padding token
-    config:PreTrainedConfig, # Changed in place: gets the id of the padding token
+    config:PreTrainedConfig, # Changed in place: its `pad_token_id` is set
 ):
     "Give `tokenizer` a padding token if it has none; raise `ValueError` if there is none in its vocabulary"
     if tokenizer.pad_token is None: tokenizer.pad_token = _spare_token(tokenizer)
@@ -119,7 +119,7 @@ def _tokenizer_of_file(checkpoint, tokenizer):
 
 # %% ../../nbs/core/02_objects.ipynb #c3114b5b
 def _as_in_file(checkpoint, tokenizer, tokenizer_kwargs):
-    "Return a tokenizer that tokenizes as the `tokenizer.json` of `checkpoint`; print a line if `tokenizer` does not"
+    "Return a tokenizer that tokenizes like `tokenizer.json` of `checkpoint`; print a line if `tokenizer` does not"
     file = _tokenizer_file(checkpoint, tokenizer_kwargs) if tokenizer.is_fast else None
     text = _differing_text(tokenizer, file) if file else None
     if text is None: return tokenizer
@@ -131,7 +131,7 @@ def _as_in_file(checkpoint, tokenizer, tokenizer_kwargs):
 # %% ../../nbs/core/02_objects.ipynb #acf6ddfb
 def load_hf_tokenizer(
     checkpoint:str|Path, # A model name on the Hub or a local folder
-    config:PreTrainedConfig, # The model's configuration; gets the id of the padding token
+    config:PreTrainedConfig, # The model's configuration; its `pad_token_id` is set
     tokenizer_kwargs:dict=None, # Passed to `AutoTokenizer.from_pretrained`
     trust_remote_code:bool=False, # Whether Python code of the checkpoint may run
 ) -> PreTrainedTokenizerBase: # With a padding token
@@ -188,7 +188,7 @@ def _remove_quantization(model):
 
 # %% ../../nbs/core/02_objects.ipynb #35f1d198
 def _with_settings(config, kwargs):
-    "Return a copy of `config` with its settings among `kwargs`, and the other arguments"
+    "Return a copy of `config` with the settings in `kwargs` applied, and the remaining arguments"
     no_settings = ('dtype', 'torch_dtype', 'quantization_config')
     own = {k: v for k,v in kwargs.items() if config is not None and k not in no_settings and hasattr(config, k)}
     config = deepcopy(config) if own else config
@@ -263,7 +263,7 @@ def get_hf_objects(
 def runs_own_code(
     config:PreTrainedConfig, # A model's configuration
 ) -> bool:
-    "Return whether `config` was made by Python code of its checkpoint"
+    "Return whether the class of `config` is defined by Python code of its checkpoint"
     return type(config).__module__.startswith('transformers_modules') # where transformers puts such code
 
 # %% ../../nbs/core/02_objects.ipynb #7ab5d370

@@ -51,8 +51,8 @@ def best_precision(
 # %% ../../nbs/core/04_precision.ipynb #4c6f3897
 def train_in_fp32(
     model:nn.Module, # Changed in place
-) -> torch.dtype|None: # The dtype that trained weights had; None if nothing changed
-    "Convert a model with trained weights in 16 bits to float32; of one with adapters or a quantized base, only these"
+) -> torch.dtype|None: # The previous dtype of the trainable weights; None if nothing changed
+    "Convert a model with trainable 16-bit weights to float32; with adapters or a quantized base, only these weights"
     half = [o for o in model.parameters() if o.requires_grad and o.dtype in DTYPES.values()]
     if not half: return None
     dtype = half[0].dtype
@@ -62,7 +62,7 @@ def train_in_fp32(
     return dtype
 
 # %% ../../nbs/core/04_precision.ipynb #84481342
-_SHARED,_SHARED_LOCK = {},Lock() # For each key what is to be undone, and the number of its users
+_SHARED,_SHARED_LOCK = {},Lock() # For each key, how to undo the change, and the number of its users
 
 @contextmanager
 def shared_context(
@@ -94,7 +94,7 @@ def _in_eval(model):
         if switch: model.train(training)
 
 def _evaluation_mode(model):
-    "Put `model` in evaluation mode, and back in its mode when the last thread is done"
+    "Put `model` in evaluation mode, and restore its mode when the last thread is done"
     return shared_context(id(model), lambda: _in_eval(model))
 
 # %% ../../nbs/core/04_precision.ipynb #b5074fb5
@@ -110,7 +110,7 @@ def _check_int8(model):
 # %% ../../nbs/core/04_precision.ipynb #59b1a336
 def _quantized(model):
     "Return a copy of `model` with int8 linear layers; raise `ValueError` if torch cannot make one"
-    from torch.ao.quantization import per_channel_dynamic_qconfig, quantize_dynamic # takes long, and few need it
+    from torch.ao.quantization import per_channel_dynamic_qconfig, quantize_dynamic # slow to import, rarely needed
     scheme,layers = {nn.Linear: per_channel_dynamic_qconfig},{nn.Linear: int8_linear()}
     with _evaluation_mode(model), warnings.catch_warnings():
         warnings.simplefilter('ignore') # torch announces that these functions will move to another package
@@ -130,7 +130,7 @@ _COPIES,_COPIES_LOCK = WeakKeyDictionary(),Lock() # For each model the fingerpri
 
 def in_int8(
     model:nn.Module, # A model on the CPU
-) -> nn.Module: # It predicts, and cannot be trained
+) -> nn.Module: # For prediction only
     "Return a copy of `model` with int8 linear layers; raise `ValueError` if that is not possible"
     _check_int8(model)
     state = _fingerprint(model)

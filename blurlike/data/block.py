@@ -33,7 +33,7 @@ if TYPE_CHECKING: from transformers import PreTrainedModel
 
 # %% ../../nbs/data/41_block.ipynb #2b5b21cd
 def _check_max_length(max_length, limit, tokenizer, model, multiple):
-    "Raise `ValueError` for an impossible `max_length`"
+    "Raise `ValueError` for an invalid `max_length`"
     own = tokenizer.num_special_tokens_to_add()
     hint = f"{type(tokenizer).__name__} adds {own} special tokens to a text." if own else ''
     whole_number('max_length', max_length, own+1, hint)
@@ -50,7 +50,7 @@ def resolve_max_length(
     tokenizer:PreTrainedTokenizerBase, # May have a limit
     model:'PreTrainedModel', # A model or a skeleton; its position embeddings may set a limit
     multiple:int=None, # The length must be a multiple of this; None for any length
-) -> int|None: # Tokens; None where there is no limit
+) -> int|None: # Tokens; None if there is no limit
     "Return the length to truncate and pad to; raise `ValueError` if it is not possible"
     limit = position_limit(model)
     if max_length is not None:
@@ -65,7 +65,7 @@ _TRUNCATION = (True, False, 'longest_first', 'only_first', 'only_second', 'do_no
 _HERE = dict(return_tensors='batches are PyTorch tensors', return_overflowing_tokens='use windows=True for long texts')
 
 def _check_tokenizer_options(padding, truncation, tok_kwargs):
-    "Raise `ValueError` for impossible options of the tokenizer"
+    "Raise `ValueError` for invalid tokenizer options"
     one_of('padding', padding, _PADDING)
     if truncation is not None: one_of('truncation', truncation, _TRUNCATION)
     for k in set(_HERE) & set(tok_kwargs or {}):
@@ -101,7 +101,7 @@ def _check_same_vocab(block, model):
 
 # %% ../../nbs/data/41_block.ipynb #c2581574
 def _check_windows(block):
-    "Raise `ValueError` where windows are not possible"
+    "Raise `ValueError` if windows are not possible"
     fast_tokenizer(block.hf_tokenizer, 'windows=True')
     if block.max_length is None:
         if block.given['windows']:
@@ -174,7 +174,7 @@ _OPTIONS = set(inspect.signature(HFTextBlock.__init__).parameters) - {'self', 't
 # %% ../../nbs/data/41_block.ipynb #f689a61f
 @patch(as_prop=True)
 def padding_side(self:HFTextBlock) -> str: # "left" or "right"
-    "The side on which padding does not change the model's predictions"
+    "Return the side on which padding does not change the model's predictions"
     return 'left' if getattr(self.hf_config, 'summary_type', None)=='last' else 'right'
 
 # %% ../../nbs/data/41_block.ipynb #2cac92f9

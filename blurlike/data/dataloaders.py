@@ -178,7 +178,7 @@ def _labels(read, label_col, train):
 
 # %% ../../nbs/data/42_dataloaders.ipynb #b4e40d1a
 def _row_classes(df):
-    "The classes of each row, as sets"
+    "Return the classes of each row as sets"
     return [set(o) if is_listy(o) else {o} for o in df.iloc[:,0]]
 
 def _moved(splits, classes):
@@ -551,7 +551,7 @@ def from_dataset(cls:HFTextDataLoaders,
     valid_col:str=None, # For a single `Dataset`: a column that is True for validation rows
     valid_pct:float=None, # Share of rows to validate on, chosen at random; None for a split if there is one, else 0.2
     splits:tuple=None, # For a single `Dataset`: positions of training and of validation rows, or a fastai splitter
-    n:int=None, # For a stream: the rows in an epoch; None for all, if the stream knows how many there are
+    n:int=None, # For a stream: the rows in an epoch; None for all, if their number is known
     seed:int=None, # Seed of the random split and of the shuffle
     **kwargs
 ) -> DataLoaders:
@@ -602,7 +602,7 @@ def _check_items(dls, items, with_labels):
 @delegates(DataLoaders.test_dl)
 def test_dl(self:DataLoaders,
     test_items, # Rows in any form, or texts
-    rm_type_tfms=None, # The number of transforms to skip, if the items have been through them; None to infer it
+    rm_type_tfms=None, # The number of transforms to skip, if they have already been applied; None to infer it
     with_labels:bool=False, # Whether the rows have targets
     **kwargs
 ):

@@ -43,7 +43,7 @@ LOADER_OPTIONS |= {f'val_{o}' for o in LOADER_OPTIONS}
 PRECOMPUTED_ROWS = 100_000 # Above this number of training rows, a loader reads them pool by pool
 
 def _check_sizes(bs, batch_tokens, drop_last):
-    "Raise `ValueError` for impossible sizes of batches"
+    "Raise `ValueError` for invalid batch sizes"
     whole_number('bs', bs)
     if batch_tokens is None: return
     whole_number('batch_tokens', batch_tokens)
@@ -95,7 +95,7 @@ class HFDataLoader(TfmdDL):
 # %% ../../nbs/data/40_loader.ipynb #6bf9c86e
 @patch(as_prop=True)
 def fixed(self:HFDataLoader) -> bool:
-    "Whether all rows are the same in each epoch"
+    "Return whether all rows are the same in each epoch"
     if self.after_item.fs or self.before_batch.fs: return False
     return isinstance(self.task, Corpus) or never_changes(self.dataset)
 
@@ -116,7 +116,7 @@ def create_item(self:HFDataLoader,
 # %% ../../nbs/data/40_loader.ipynb #9fc8604a
 @patch
 def _read_item(self:HFDataLoader):
-    "The function that reads a row: with item transforms, `do_item`"
+    "Return the function that reads a row: with item transforms, `do_item`"
     if not self.after_item.fs: return self.read
     item = lambda i: self.do_item(i)
     item.read_ahead = getattr(self.read, 'read_ahead', noop)
@@ -139,7 +139,7 @@ def _tables(self:HFDataLoader, rows):
 # %% ../../nbs/data/40_loader.ipynb #6a620ecc
 @patch
 def _tokenize_all(self:HFDataLoader):
-    "The table of all rows"
+    "Return the table of all rows"
     if isinstance(self.task, Corpus): return self.dataset.table
     tables = list(self._tables(range(self.n)))
     return TokenTable.concat(tables) if tables else table_of_ids([])
@@ -147,7 +147,7 @@ def _tokenize_all(self:HFDataLoader):
 # %% ../../nbs/data/40_loader.ipynb #29f19098
 @patch
 def _fits(self:HFDataLoader, precompute_lengths):
-    "Whether to make a table of all rows; raise `ValueError` if an option needs it and it cannot be made"
+    "Return whether to make a table of all rows; raise `ValueError` if an option needs one that cannot be made"
     stream,workers = isinstance(self.dataset, StreamSamples) or not self.indexed,self.fake_l.num_workers
     few = not stream and (self.batch_tokens is not None or not self.shuffle or self.n <= PRECOMPUTED_ROWS)
     if stream and self.indexed and workers:
@@ -164,14 +164,14 @@ def _fits(self:HFDataLoader, precompute_lengths):
 
 # %% ../../nbs/data/40_loader.ipynb #961c8a67
 @patch(as_prop=True)
-def token_lengths(self:HFDataLoader) -> np.ndarray|None: # None where rows are read pool by pool
-    "The number of tokens of each row before truncation"
+def token_lengths(self:HFDataLoader) -> np.ndarray|None: # None if rows are read pool by pool
+    "Return the number of tokens of each row before truncation"
     return None if self.table is None else self.table.full_lengths
 
 # %% ../../nbs/data/40_loader.ipynb #ab58c41e
 @patch(as_prop=True)
-def row_lengths(self:HFDataLoader) -> np.ndarray|None: # None where rows are read pool by pool
-    "The number of tokens of each row after truncation, rounded up if the block pads to a multiple"
+def row_lengths(self:HFDataLoader) -> np.ndarray|None: # None if rows are read pool by pool
+    "Return the number of tokens of each row after truncation, rounded up if the block pads to a multiple"
     return None if self.table is None else self.hf_block.padded(self.table.lengths[:self.n])
 
 # %% ../../nbs/data/40_loader.ipynb #3a552656
@@ -187,13 +187,13 @@ def _check_longest(self:HFDataLoader):
 
 # %% ../../nbs/data/40_loader.ipynb #f844511a
 def _lost(table):
-    "The number of tokens that truncation removed from each row"
+    "Return the number of tokens that truncation removed from each row"
     return table.full_lengths - table.lengths
 
 # %% ../../nbs/data/40_loader.ipynb #02f6f9b7
 @patch
 def _truncates_many(self:HFDataLoader):
-    "Whether truncation cuts more than a tenth of the rows"
+    "Return whether truncation affects more than a tenth of the rows"
     return self.table is not None and len(self.table) > 0 and (_lost(self.table) > 0).mean() > .1
 
 # %% ../../nbs/data/40_loader.ipynb #3084cc52
@@ -223,7 +223,7 @@ def get_idxs(self:HFDataLoader):
 # %% ../../nbs/data/40_loader.ipynb #8d4d7945
 @patch
 def _cut(self:HFDataLoader, rows):
-    "The rows of each batch; of each pool where there is no table"
+    "Return the rows of each batch, or of each pool if there is no table"
     if self.batch_tokens: return self._own([rows[o] for o in cut_batches(self.row_lengths[rows], self.batch_tokens)])
     size = self.bs*self.ranks
     n = size if self.table is not None else size*self.pool
@@ -233,7 +233,7 @@ def _cut(self:HFDataLoader, rows):
 # %% ../../nbs/data/40_loader.ipynb #9e05b840
 @patch
 def _own(self:HFDataLoader, parts):
-    "This rank's share of the rows of a batch or a pool, or of all batches"
+    "Return this rank's share of the rows of a batch or a pool, or of all batches"
     if self.table is None or self.batch_tokens: return parts[self.rank::self.ranks]
     return parts[share(len(parts), self.rank, self.ranks)]
 
@@ -260,7 +260,7 @@ def __len__(self:HFDataLoader):
 # %% ../../nbs/data/40_loader.ipynb #9b32c66c
 @patch
 def _collate(self:HFDataLoader, table, rows):
-    "A batch of rows of `table`; a task with random steps, such as masking, is random only if the loader shuffles"
+    "Return a batch of rows of `table`; random steps, such as masking, are random only if the loader shuffles"
     return self.task.collate(table, rows, self.hf_block, self.epoch if self.shuffle else None)
 
 # %% ../../nbs/data/40_loader.ipynb #c4bc7cbe
@@ -278,7 +278,7 @@ def retain(self:HFDataLoader, batch, samples): return batch # `Targets` keep the
 # %% ../../nbs/data/40_loader.ipynb #3cc75100
 @patch
 def _read_again(self:HFDataLoader, rows):
-    "A batch of rows that may have changed; None if item transforms skip every row, with fastai's `SkipItemException`"
+    "Return a batch of rows that may have changed; None if item transforms skip all, with fastai's `SkipItemException`"
     getattr(self.read, 'read_ahead', noop)(rows)
     samples = [o for o in map(self.do_item, rows) if o is not None]
     if not samples: return None
@@ -319,7 +319,7 @@ def create_batches(self:HFDataLoader,
 # %% ../../nbs/data/40_loader.ipynb #e43650b3
 @patch
 def _as_inputs(self:HFDataLoader, b):
-    "Batch `b` with `HFInputs`"
+    "Return batch `b` with `HFInputs`"
     inputs = HFInputs(b[0])
     inputs.hf_block = self.hf_block
     return (inputs, *b[1:])
@@ -368,7 +368,7 @@ def __iter__(self:HFDataLoader):
 def state_dict(self:HFDataLoader,
     before:dict=None, # In the middle of an epoch, the state before it
 ) -> dict: # JSON-compatible values
-    "Return the state of the order of the rows, and the place in a stream"
+    "Return the state of the order of the rows, and the position in a stream"
     version,numbers,gauss = self.rng.getstate()
     stream = self.dataset.state_dict() if isinstance(self.dataset, StreamSamples) else {}
     return dict(rng=[version, list(numbers), gauss]) | stream | (before or {}) | dict(place=stream.get('place'))
@@ -397,7 +397,7 @@ def skip_epochs(self:HFDataLoader,
 # %% ../../nbs/data/40_loader.ipynb #2f741bda
 @patch
 def after(self:HFDataLoader,
-    n:int, # How many batches to leave out, at least 1
+    n:int, # How many batches to skip, at least 1
 ): # Yields the batches after them
     "Draw the next epoch, and start after `n` of its batches"
     workers = max(1, self.fake_l.num_workers)
@@ -413,7 +413,7 @@ def after(self:HFDataLoader,
 # %% ../../nbs/data/40_loader.ipynb #a974bf28
 @patch
 def _copy(self:HFDataLoader):
-    "A copy that draws its own epochs, from the same rows"
+    "Return a copy that draws its own epochs, from the same rows"
     dl = copy(self)
     dl.fake_l = copy(self.fake_l)
     dl.fake_l.d,dl.fake_l.dataset = dl,dl.fake_l
@@ -479,7 +479,7 @@ def decode(self:HFDataLoader,
 # %% ../../nbs/data/40_loader.ipynb #ba8282ce
 @patch
 def _decode_batch(self:HFDataLoader, b, max_n=9, full=True):
-    "At most `max_n` samples of batch `b`, as decoded texts and targets"
+    "Return at most `max_n` samples of batch `b`, as decoded texts and targets"
     return L(self.task.decode_batch(b, self, max_n))
 
 # %% ../../nbs/data/40_loader.ipynb #6c7423c5
@@ -493,9 +493,9 @@ def _pre_show_batch(self:HFDataLoader, b, max_n=9):
 
 # %% ../../nbs/data/40_loader.ipynb #788decbc
 def _truncation_counts(dl):
-    "The counts of one split"
+    "Return the counts of one split"
     if isinstance(dl.dataset, StreamSamples):
-        raise ValueError("truncation_report reads all rows, and the rows of a stream come only in training.")
+        raise ValueError("truncation_report reads all rows, but a stream is read only during training.")
     tables = [dl.table] if dl.table is not None else list(dl._tables(range(dl.n)))
     lost = np.concatenate([_lost(o)[:dl.n] for o in tables])
     share = float((lost>0).mean()) if len(lost) else 0.

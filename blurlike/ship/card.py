@@ -155,7 +155,7 @@ def _base_model(config):
 
 # %% ../../nbs/ship/70_card.ipynb #2b915df9
 def _facts(learn):
-    "Collect what the card says about a model"
+    "Collect the facts that the card states about a model"
     block,model = get_block(learn.dls),get_model(learn.model)
     task = block.task
     return SimpleNamespace(

@@ -148,7 +148,7 @@ def write_model(
     card:ModelCard=None, # As in `save_pretrained`
     **kwargs # Passed to the model's `save_pretrained`
 ) -> Path: # The folder
-    "Write model, tokenizer, label names and model card, whether or not other processes do the same"
+    "Write model, tokenizer, label names and model card, without waiting for other processes"
     model = get_model(learn.model)
     drop_idle_settings(model)
     with atomic_folder(path) as new:

@@ -81,7 +81,7 @@ def predict(self:Page,
     texts, # The contents of the text boxes
     **options # Passed to `hf_predict`
 ):
-    "Return `hf_predict` of the texts; several boxes make one tuple"
+    "Return `hf_predict` of the texts; several boxes are one tuple"
     return self.learn.hf_predict(texts[0] if len(texts)==1 else tuple(texts), **options)
 
 # %% ../../nbs/ship/75_serve.ipynb #6aa1fa0a
@@ -243,7 +243,7 @@ def stream_generate(
 # %% ../../nbs/ship/75_serve.ipynb #378d67a9
 @page_for(Seq2Seq)
 class WritingPage(Page):
-    "The generated text, as it is written"
+    "The generated text, streamed token by token"
     streams,button = True,'Generate'
     def inputs(self):
         config,most = get_model(self.learn.model).generation_config,min(512, self.block.max_length or 512)
@@ -258,7 +258,7 @@ class WritingPage(Page):
 # %% ../../nbs/ship/75_serve.ipynb #822f5d87
 @page_for(CausalLM)
 class ContinuationPage(WritingPage):
-    "The continuation of a prompt, as it is written"
+    "The continuation of a prompt, streamed token by token"
     def inputs(self):
         _,length = super().inputs()
         info = '0 always takes the most likely token'
@@ -321,7 +321,7 @@ class LimitBody:
 async def refuse(self:LimitBody,
     send, # The function that sends the response
 ):
-    "Answer that the request is too large"
+    "Respond that the request is too large"
     body = f'The request has more than {self.max_bytes:,} bytes.'.encode()
     headers = [(b'content-type', b'text/plain'), (b'content-length', str(len(body)).encode())]
     await send(dict(type='http.response.start', status=413, headers=headers))
@@ -475,7 +475,7 @@ def push_to_space(self:Learner,
     create_pr:bool=False, # Whether to open a pull request instead of committing
     **kwargs # Passed to `save_pretrained`, such as `max_shard_size`
 ) -> CommitInfo: # With `commit_url` and `pr_url`
-    "Push the model and its page to a Space on the Hub, in one commit; raise `OSError` if the Hub refuses"
+    "Push the model and its page to a Space on the Hub, in one commit; raise `OSError` if that fails"
     check_repo_id(repo_id)
     title = title or _title(get_block(self.dls).task)
     return on_rank0(_write_and_push, self, repo_id, title, kwargs, private=private, token=token,

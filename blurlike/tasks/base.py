@@ -32,7 +32,7 @@ class Task:
     loss_func = CrossEntropyLossFlat # A loss class, or a method
 
     def metrics(self) -> list:
-        "Return new metrics, for a learner that gets none"
+        "Return new default metrics"
         return []
 
 # %% ../../nbs/tasks/20_base.ipynb #4fdbc3ec
@@ -53,7 +53,7 @@ def collate(self:Task,
     table:TokenTable, # From `tokenize`
     rows, # The rows of the batch
     block, # The `HFTextBlock`
-    epoch:int=None, # What random steps depend on, beside the row; None for the same batch each time
+    epoch:int=None, # The number of the epoch, which seeds random steps; None for the same batch each time
 ) -> tuple: # `(HFInputs,)` or `(HFInputs, targets)`
     "Return a batch"
     return (block.inputs(table, rows), *(o[rows] for o in table.rows.values() if isinstance(o, Targets)))
@@ -122,7 +122,7 @@ def get_y(self:Task,
 # %% ../../nbs/tasks/20_base.ipynb #00f85ac1
 @patch
 def target_block(self:Task,
-    names:list=None, # The names of the classes, or of the numbers; None where the task has neither
+    names:list=None, # The names of the classes, or of the numbers; None if the task has neither
 ): # A fastai block
     "Return the block for targets"
     raise ValueError(f"label_col must be None: the targets of task={self.name!r} come from the texts.")
@@ -149,7 +149,7 @@ def problem(self:Task,
 def fits(cls:Task,
     target, # A target, as a dataset returns it
 ) -> bool:
-    "Return whether `target` is made for this task"
+    "Return whether `target` fits this task"
     return False
 
 # %% ../../nbs/tasks/20_base.ipynb #356e3343
@@ -158,7 +158,7 @@ def fits_columns(cls:Task,
     texts, # The first rows of the text columns, a DataFrame
     labels, # The first rows of the target columns, a DataFrame
 ) -> bool:
-    "Return whether these columns are made for this task"
+    "Return whether these columns fit this task"
     return False
 
 # %% ../../nbs/tasks/20_base.ipynb #7c8c098e
@@ -180,9 +180,9 @@ Task.columns = () # Token columns that the task needs: "word_ids", "sequence_ids
 @patch
 def set_up(self:Task,
     block, # The `HFTextBlock`
-    model=None, # The model or its skeleton, where there is one
+    model=None, # The model or its skeleton, if there is one
 ): # Kept as `block.setup`
-    "Check that `block` supports the task, and return what it needs to know about the model and tokenizer"
+    "Check that `block` supports the task, and return settings that depend on the model and the tokenizer"
 
 # %% ../../nbs/tasks/20_base.ipynb #1cd9c8e5
 @patch
@@ -226,7 +226,7 @@ def configure(self:Task,
 def facts(self:Task,
     dataset, # The training samples
     block, # The `HFTextBlock`
-    table:TokenTable=None, # Their tokens, where they exist already
+    table:TokenTable=None, # Their tokens, if they already exist
 ) -> dict:
     "Return the properties of the training targets that predictions depend on"
     return {}
@@ -253,7 +253,7 @@ def pred(self:Task,
 def labels(self:Task,
     yb:tuple, # The batch's targets
     inputs, # The batch's `HFInputs`
-) -> dict: # Empty where the model's own loss is not the task's
+) -> dict: # Empty if the model's own loss is not the task's
     "Return the targets by the names of the model's arguments"
     return {'labels': yb[0]}
 
@@ -327,7 +327,7 @@ def class_pairs(self:Task,
     learn, # The `Learner` that predicts
     dl, # A loader with targets
 ) -> tuple[list, list]: # Names of classes
-    "Return targets and predictions for a confusion matrix; raise `ValueError` where there is none"
+    "Return targets and predictions for a confusion matrix; raise `ValueError` if there is none"
     raise ValueError(f"task={self.name!r} has no classes for a confusion matrix: use Interpretation instead of "
                      "ClassificationInterpretation.")
 
@@ -342,7 +342,7 @@ def named_subclasses(
 
 # %% ../../nbs/tasks/20_base.ipynb #16abc9ac
 def all_tasks() -> dict: # Names and classes
-    "Return all tasks, those that a user defines included"
+    "Return all tasks, including those that a user defines"
     import blurlike.tasks as package
     for m in pkgutil.iter_modules(package.__path__): import_module(f'{package.__name__}.{m.name}')
     return named_subclasses(Task)
@@ -371,7 +371,7 @@ def get_task(
     "Return a task; raise `ValueError` for an unknown name and `TypeError` for an unknown option"
     if isinstance(task, Task):
         if options:
-            raise TypeError(f"task={task!r} has its options already; pass {', '.join(map(repr, options))} to its "
+            raise TypeError(f"task={task!r} already has its options; pass {', '.join(map(repr, options))} to its "
                             "constructor.")
         return task
     cls = task_class(task)
@@ -381,7 +381,7 @@ def get_task(
 # %% ../../nbs/tasks/20_base.ipynb #f7a65207
 def infer_task(
     test, # A function of a task class
-) -> type|None: # None where no task passes, or several do
+) -> type|None: # None if no task passes, or several do
     "Return the only task that passes `test`"
     found = [o for o in all_tasks().values() if test(o)]
     found = [o for o in found if not any(issubclass(o, p) for p in found if p is not o)]

@@ -66,7 +66,7 @@ def row_tokens(
 # %% ../../nbs/tasks/24_corpus.ipynb #c49c2364
 def truncated(
     row:Tokens, # A row
-    limit:int, # Tokens to keep at most; None for all
+    limit:int, # Maximum number of tokens; None for all
     tokenizer, # Its `truncation_side` is followed
 ) -> Tokens:
     "Return a row with at most `limit` tokens"
@@ -77,7 +77,7 @@ def truncated(
 def block_cuts(
     n:int, # The number of tokens
     size:int, # Tokens in a block
-    least:int=1, # Tokens in the last block at least
+    least:int=1, # Minimum number of tokens in the last block
 ) -> np.ndarray: # Block `i` goes from `cuts[i]` to `cuts[i+1]`
     "Return where blocks begin and end"
     cuts = np.append(np.arange(0, n, size), n)
@@ -106,7 +106,7 @@ def resolve_block_size(
 
 # %% ../../nbs/tasks/24_corpus.ipynb #021a1c58
 def _pipelines(source):
-    "The pipelines of `source`, which pass `Tokens` on unchanged"
+    "Return the pipelines of `source`, which pass on `Tokens` unchanged"
     if not isinstance(source, Datasets):
         width = len(source[0]) if len(source) else 1
         return [TfmdLists(source, ItemGetter(i), do_setup=False, types=[tuple, object]) for i in range(width)]
@@ -147,7 +147,7 @@ class TokenPerplexity(Metric):
     "The exponential of the mean loss over all target tokens"
     name = 'perplexity'
     def __init__(self,
-        ignore_index:int=-100, # The target of tokens that do not count
+        ignore_index:int=-100, # The target value of tokens that do not count
     ):
         self.ignore_index = ignore_index
         self.reset()
@@ -161,7 +161,7 @@ class TokenPerplexity(Metric):
 
 # %% ../../nbs/tasks/24_corpus.ipynb #c8823c85
 class TokenAccuracy(TokenPerplexity):
-    "The share of target tokens for which the model's most likely token is right"
+    "The share of target tokens that the model predicts correctly"
     name = 'accuracy'
     def accumulate(self, learn):
         right = (learn.pred.argmax(-1)==learn.y)[learn.y != self.ignore_index]
@@ -171,7 +171,7 @@ class TokenAccuracy(TokenPerplexity):
 
 # %% ../../nbs/tasks/24_corpus.ipynb #eca8a4f9
 class TokenCells:
-    "The tokens of a row, decoded when it is known which of them to show"
+    "The tokens of a row, decoded when they are shown"
     def __init__(self,
         ids, # Token ids, or targets with -100 for none, without padding
         tokenizer, # The tokenizer
@@ -219,7 +219,7 @@ def token_cells(
 
 # %% ../../nbs/tasks/24_corpus.ipynb #a01882a4
 class Corpus:
-    "For tasks whose rows are made of all texts together"
+    "For tasks whose rows are made from all texts together"
     label_col = None # No column of targets
 
     def encode_corpus(self,
@@ -235,7 +235,7 @@ class Corpus:
         block, # The `HFTextBlock`
         facts:dict, # From `facts`
     ) -> Blocks:
-        "Return the dataset to make batches of"
+        "Return the dataset that batches are made from"
         if isinstance(dataset, Blocks): return dataset
         if made_of_tokens(dataset): return Blocks(dataset, table_of(dataset.items))
         table = self.encode_corpus(dataset, block, facts)

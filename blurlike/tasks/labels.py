@@ -123,7 +123,7 @@ def output_names(
 def _letters(name): return re.sub(r'[\W_]', '', name).casefold()
 
 def _is_alike(a, b):
-    "Whether two spellings are equal, or one is short for the other"
+    "Return whether two spellings are equal, or one is short for the other"
     a,b = sorted((_letters(a), _letters(b)), key=len)
     return a==b or (len(a) >= 3 and b.startswith(a))
 
@@ -150,8 +150,8 @@ def move_outputs(
              if isinstance(m, nn.Linear) and m.out_features==len(order) and not in_body(k, model)]
     if len(heads)!=1:
         raise ValueError(f"The classes of {type(model).__name__} are {preview(had)}, in a different order from the "
-                         f"data's, and its outputs cannot be moved: pass vocab={had}, or CategoryBlock(vocab={had}, "
-                         "sort=False) in a DataBlock.")
+                         f"data's, and its outputs cannot be reordered: pass vocab={had}, or "
+                         f"CategoryBlock(vocab={had}, sort=False) in a DataBlock.")
     with torch.no_grad():
         for p in heads[0].parameters(): p.copy_(p[order])
 
@@ -216,7 +216,7 @@ class ClassNames:
 # %% ../../nbs/tasks/21_labels.ipynb #399e0aee
 @patch
 def check_model(self:ClassNames, dls, model):
-    "Raise `ValueError` if the size of the model's head is not that of the vocab"
+    "Raise `ValueError` if the model's outputs do not match the classes of the data"
     kwargs = self.config_kwargs(dls)
     if not kwargs: return
     names,n = kwargs['label2id'],kwargs['num_labels']

@@ -28,7 +28,7 @@ from ..text.rows import CellReader, first_row
 
 # %% ../../nbs/tasks/26_multi_label_classification.ipynb #194c9c4b
 class MultiLabelClassification(PooledWindows, ClassNames, Task):
-    "Any number of classes for each text, by binary cross-entropy for each class"
+    "Predict any number of classes for each text, trained with binary cross-entropy for each class"
     name = 'multi-label-classification'
     auto_model = AutoModelForSequenceClassification
     pipeline_tag = 'text-classification'
@@ -59,7 +59,7 @@ def fits_config(cls:MultiLabelClassification, config):
 
 # %% ../../nbs/tasks/26_multi_label_classification.ipynb #ad6c8618
 def _are_binary(df):
-    "Whether all columns of `df` contain 0 and 1 only"
+    "Return whether all columns of `df` contain only 0 and 1"
     return df.isin([0, 1]).all(axis=None)
 
 @patch(cls_method=True)
@@ -185,7 +185,7 @@ def row(self:MultiLabelClassification, text, target=None, pred=None):
 # %% ../../nbs/tasks/26_multi_label_classification.ipynb #63187132
 @patch
 def class_pairs(self:MultiLabelClassification, learn, dl):
-    raise ValueError(f"task={self.name!r} has no confusion matrix, since a text has any number of labels: "
+    raise ValueError(f"task={self.name!r} has no confusion matrix, since a text can have any number of labels: "
                      "pass what learn.get_preds() returns to sklearn.metrics.multilabel_confusion_matrix.")
 
 # %% ../../nbs/tasks/26_multi_label_classification.ipynb #2cdf9a3a

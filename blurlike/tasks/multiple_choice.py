@@ -126,7 +126,7 @@ class ChoiceLoss(CrossEntropyLossFlat):
 
 # %% ../../nbs/tasks/33_multiple_choice.ipynb #9050d3f8
 class MultipleChoice(Task):
-    "The right one of several choices, by cross-entropy"
+    "Predict the right one of several choices, trained with cross-entropy"
     name = 'multiple-choice'
     auto_model = AutoModelForMultipleChoice
     loss_func = ChoiceLoss
@@ -174,7 +174,7 @@ def problem(self:MultipleChoice, sample, block):
 
 # %% ../../nbs/tasks/33_multiple_choice.ipynb #8536d8b7
 def _by_row(problems, bounds):
-    "The problems of choices as problems of rows, one for each row"
+    "Return the problems of choices as problems of rows, one for each row"
     rows = np.searchsorted(bounds, [i for i,_ in problems], 'right') - 1
     found = {int(r): f'with choice {i-bounds[r]}, {why}' for r,(i,why) in reversed([*zip(rows, problems, strict=True)])}
     return sorted(found.items())

@@ -23,7 +23,7 @@ from ..text.rows import columns_of, first_row
 
 # %% ../../nbs/tasks/27_regression.ipynb #01e6228e
 def _by_target(coefficient):
-    "The mean of `coefficient` over the columns of predictions and targets; NaN where either is constant"
+    "Return the mean of `coefficient` over the columns of predictions and targets; NaN if either is constant"
     def one(p, t): return coefficient(p, t).statistic if np.ptp(p) and np.ptp(t) else np.nan
     def mean(preds, targs):
         preds,targs = (o.reshape(len(o), -1) for o in (preds, targs))
@@ -42,7 +42,7 @@ def spearman(): # A fastai metric
 
 # %% ../../nbs/tasks/27_regression.ipynb #605f0026
 class Regression(PooledWindows, Task):
-    "One or several numbers for each text, by mean squared error"
+    "Predict one or several numbers for each text, trained with mean squared error"
     name = 'regression'
     auto_model = AutoModelForSequenceClassification
     pipeline_tag = 'text-classification'
@@ -81,7 +81,7 @@ def y_block(self:Regression, labels):
 
 # %% ../../nbs/tasks/27_regression.ipynb #3c5b5734
 def _number_problem(y):
-    "What is wrong with target `y`"
+    "Return what is wrong with target `y`"
     values = y.flatten().tolist() if isinstance(y, Tensor) else [y]
     if not all(isinstance(o, (int, float)) for o in values): return f"the target is {y!r:.80}, not a number"
     return None if np.isfinite(values).all() else f"the target is {values}, which is not finite"
@@ -94,7 +94,7 @@ def problem(self:Regression, sample, block):
 
 # %% ../../nbs/tasks/27_regression.ipynb #2ebbf793
 def _number_names(dls, n):
-    "The names of `n` numbers: the target columns, or `LABEL_0` and so on"
+    "Return the names of `n` numbers: the target columns, or `LABEL_0` and so on"
     names = columns_of(dls.train_ds).get('label_col')
     names = names if is_listy(names) else [names]
     return names if len(names)==n and None not in names else [f'LABEL_{i}' for i in range(n)]

@@ -20,7 +20,7 @@ from ..text.rows import first_row
 
 # %% ../../nbs/tasks/25_sequence_classification.ipynb #0575a012
 class SequenceClassification(PooledWindows, ClassNames, Task):
-    "One of several classes for each text, by cross-entropy"
+    "Predict one of several classes for each text, trained with cross-entropy"
     name = 'sequence-classification'
     auto_model = AutoModelForSequenceClassification
     pipeline_tag = 'text-classification'
@@ -49,7 +49,7 @@ def fits_config(cls:SequenceClassification, config):
 
 # %% ../../nbs/tasks/25_sequence_classification.ipynb #41e051a7
 def _is_repetitive(column):
-    "Whether values occur often enough in `column` to be classes"
+    "Return whether values are repeated often enough in `column` to be classes"
     return column.nunique() <= max(20, len(column)//2)
 
 @patch(cls_method=True)
@@ -61,7 +61,7 @@ def fits_columns(cls:SequenceClassification, texts, labels):
 
 # %% ../../nbs/tasks/25_sequence_classification.ipynb #10fb05aa
 def _classes(column):
-    "The classes in a column: in the order of a categorical, else sorted"
+    "Return the classes in a column: in the order of a categorical, else sorted"
     if isinstance(column.dtype, pd.CategoricalDtype): return list(column.cat.categories)
     return sorted(column.unique().tolist(), key=lambda o: (str(type(o)), o))
 

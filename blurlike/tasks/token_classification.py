@@ -92,12 +92,12 @@ def _starts(before, part):
 
 @patch(as_prop=True)
 def strict(self:LabelScheme) -> bool:
-    "Whether an incomplete entity does not count"
+    "Return whether an incomplete entity does not count"
     return self.name=='BILOU'
 
 @patch(as_prop=True)
 def has_ends(self:LabelScheme) -> bool:
-    "Whether the last word of an entity has a letter of its own"
+    "Return whether the last word of an entity has its own letter"
     return self.name not in (None, 'IOB')
 
 # %% ../../nbs/tasks/28_token_classification.ipynb #e8a5537e
@@ -645,7 +645,7 @@ def row(self:TokenClassification, text, target=None, pred=None):
 @patch
 def is_right(self:TokenClassification, target, pred): return True # words are marked one by one
 @patch
-def confidence(self:TokenClassification, raw): return {} # each word has a probability of its own
+def confidence(self:TokenClassification, raw): return {} # each word has its own probability
 
 # %% ../../nbs/tasks/28_token_classification.ipynb #cb5e433d
 @patch

@@ -57,7 +57,7 @@ def _parsed(column, kind, one):
 def parse_targets(
     df:pd.DataFrame, # Rows of a CSV file
     targets:list, # The columns of targets, which are strings
-    kind:str, # What they are: "classes", "numbers" or "texts"
+    kind:str, # What the targets are: "classes", "numbers" or "texts"
     vocab:list=None, # The classes, if they are known
 ) -> pd.DataFrame:
     "Convert the targets in `df` to the types that a task expects"

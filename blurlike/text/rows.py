@@ -48,7 +48,7 @@ class CellsReader(ColReader):
 
 # %% ../../nbs/text/10_rows.ipynb #2ff24ff1
 def as_list(
-    cell, # A cell that should hold a list
+    cell, # A cell that should contain a list
 ):
     "Convert a tuple, an array or another sequence to a list, with arrays inside; return anything else unchanged"
     cell = as_plain(cell)
@@ -56,7 +56,7 @@ def as_list(
 
 # %% ../../nbs/text/10_rows.ipynb #8810eca2
 class ListReader(ColReader):
-    "Read a cell that holds a list"
+    "Read a cell that contains a list"
     def __call__(self, o, **kwargs): return as_list(super().__call__(o, **kwargs))
 
 # %% ../../nbs/text/10_rows.ipynb #b6b0f6b9
@@ -102,7 +102,7 @@ class FrameRows:
 
 # %% ../../nbs/text/10_rows.ipynb #173f020b
 def _named(value, names):
-    "The name, or the list of names, of a class number, or a list of numbers"
+    "Return the class name of an index, or a list of names for a list of indices"
     if is_listy(value): return [_named(o, names) for o in value]
     return None if value is None or value < 0 else names[value]
 
@@ -110,7 +110,7 @@ def _named(value, names):
 def class_names(
     features, # The features of a `datasets.Dataset`, or None
 ) -> dict:
-    "Return the class names of each column that has some"
+    "Return the class names of each column that has any"
     found = {k: getattr(getattr(f, 'feature', f), 'names', None) for k,f in (features or {}).items()}
     return {k: v for k,v in found.items() if v}
 
@@ -119,7 +119,7 @@ def with_class_names(
     row:dict, # A row
     names:dict, # From `class_names`
 ) -> dict:
-    "Replace class numbers in `row` by class names"
+    "Replace class indices in `row` with class names"
     return row | {k: _named(row[k], n) for k,n in names.items() if k in row}
 
 # %% ../../nbs/text/10_rows.ipynb #2739a01d
@@ -164,14 +164,14 @@ class DatasetItems:
 _READERS = {ColReader, CellReader, CellsReader, ListReader} # readers that take a row as a dict
 
 def _reads_columns(tl):
-    "Whether a pipeline begins with a plain reader of columns"
+    "Return whether a pipeline begins with a plain reader of columns"
     read = next(iter(tl.tfms.fs), None)
     plain = type(read) in _READERS or getattr(read, 'reads_columns', False)
     return plain and not (read.pref or read.suff or read.label_delim)
 
 # %% ../../nbs/text/10_rows.ipynb #6ca503d1
 def _of_row(tl):
-    "A function of a row that applies the pipeline of `tl`"
+    "Return a function that applies the pipeline of `tl` to a row"
     read = next(iter(tl.tfms.fs), None)
     one = type(read) in (ColReader, CellReader) and len(read.cols)==1
     if not one or not _reads_columns(tl): return item_pipeline(tl)
@@ -182,7 +182,7 @@ def _of_row(tl):
 
 # %% ../../nbs/text/10_rows.ipynb #ea17445b
 class SampleReader:
-    "Reads each row of a table once and returns the sample that pipelines make of it"
+    "Read each row of a table once, and return the sample that the pipelines create from it"
     def __init__(self,
         tls, # fastai's `TfmdLists`, one for the texts and one for each target
         rows, # The rows, by index
@@ -197,12 +197,12 @@ class SampleReader:
     def __reduce__(self): return type(self),(self.tls, self.rows)
 
     def read_ahead(self, rows):
-        "Read several rows at once, where the table can"
+        "Read several rows at once, if the table supports it"
         getattr(self.rows, 'read_ahead', noop)(rows)
 
 # %% ../../nbs/text/10_rows.ipynb #af6b89a6
 class StreamRows:
-    "Rows of a stream, by number; only those read ahead are available without going on"
+    "Rows of a stream, by number; only rows that were read ahead are available without advancing the stream"
     def __init__(self,
         stream, # A `datasets.IterableDataset`, or another iterable that can be read again
     ):
@@ -212,12 +212,12 @@ class StreamRows:
     def restart(self): self._rows,self._at,self._pool = None,0,{}
 
     def mark(self):
-        "Note the place of the next row: the epoch, the row, and the state of the stream if it has one"
+        "Store the position of the next row: the epoch, the row, and the state of the stream if it has one"
         if self._rows is None: return
         self.place = [self.epoch, self._at, getattr(self.stream, 'state_dict', noop)()]
 
     def _open(self, row):
-        "Start to read, at a place that was loaded if it is not after `row`"
+        "Start reading, at the position that was loaded if it is not after `row`"
         self.restart()
         epoch,at,state = self.place or (None, 0, None)
         if state and epoch==self.epoch and at <= row:
@@ -227,7 +227,7 @@ class StreamRows:
         self._rows = iter(self.stream)
 
     def read_ahead(self, rows):
-        "Read the rows of the range `rows`; raise `ValueError` if the stream ends before"
+        "Read the rows of the range `rows`; raise `ValueError` if the stream ends earlier"
         if self._rows is None or rows[0] < self._at: self._open(rows[0])
         read = itertools.islice(self._rows, rows[0]-self._at, rows[-1]+1-self._at, rows.step)
         self._pool,self._at = dict(zip(rows, read, strict=False)),rows[-1]+1
@@ -243,7 +243,7 @@ class StreamRows:
 
 # %% ../../nbs/text/10_rows.ipynb #bc2f9b3b
 class StreamSamples(GetAttr):
-    "The samples of a stream, in the place of a dataset"
+    "The samples of a stream, in place of a dataset"
     _default,items = 'datasets',None # its rows are not those of `datasets`
     def __init__(self,
         stream, # A `datasets.IterableDataset`, or another iterable that can be read again
@@ -257,9 +257,9 @@ class StreamSamples(GetAttr):
     def __iter__(self): return map(self.reader, range(self.n))
 
     def epoch(self,
-        looking:bool=False, # Whether the batches are only looked at
+        looking:bool=False, # Whether the batches are only inspected, so that the epoch does not count
     ) -> range: # The numbers of the rows
-        "Start the stream again; a stream that shuffles gets the number of the epoch"
+        "Start the stream again; a stream that shuffles receives the number of the epoch"
         rows = self.reader.rows
         rows.restart()
         rows.epoch = rows.n_epochs
@@ -302,7 +302,7 @@ def read_targets(
 
 # %% ../../nbs/text/10_rows.ipynb #d3d0fac9
 def _is_known(f):
-    "Whether a transform is one of fastai's or blurlike's, and not a random one"
+    "Return whether a transform is from fastai or blurlike, and not random"
     # `RandTransform` is in fastai.vision, which imports torchvision
     if any(o.__name__=='RandTransform' for o in type(f).__mro__): return False
     of = unwrap(f.encodes) if type(f) is Transform else type(f)
@@ -312,7 +312,7 @@ def _is_known(f):
 def never_changes(
     dataset, # fastai's `Datasets`, or another sequence of samples
 ) -> bool:
-    "Whether each row of `dataset` is the same whenever it is read"
+    "Return whether each row of `dataset` is the same whenever it is read"
     tls = getattr(dataset, 'tls', None)
     return bool(tls) and all(_is_known(f) for o in tls for f in o.tfms.fs)
 
@@ -347,7 +347,7 @@ def _reason(e, vocab):
 
 # %% ../../nbs/text/10_rows.ipynb #3b24f5d2
 class WrongRows(ValueError):
-    "Raised for rows that cannot be used; names the number of them and the first"
+    "Raised for rows that cannot be used; states how many there are, and describes the first"
     def __init__(self,
         dataset, # The dataset
         wrong:list, # Pairs of a row's position and what is wrong with it

@@ -162,7 +162,7 @@ def unicode_problem(
 def tokenize(
     texts:list, # Texts, or lists of words
     tokenizer, # A Hugging Face tokenizer
-    columns=(), # Further columns, which only fast tokenizers have: "word_ids", "offsets" (character positions)
+    columns=(), # Further columns, for fast tokenizers only: "word_ids", "offsets" (character positions)
     **kwargs # Passed to the tokenizer
 ) -> TokenTable:
     "Return the tokens of `texts`, without special tokens and without truncation"
@@ -254,7 +254,7 @@ def window_spans(
     stride:int=0, # Tokens that neighboring windows share
     left:bool=False, # Whether windows begin at the end of a text
 ) -> tuple: # The number of windows per text, and the start and length of each window
-    "Return where the windows of each text are"
+    "Return the positions of the windows of each text"
     room = np.broadcast_to(room, lengths.shape)
     counts = 1 + np.maximum(0, -(-(lengths - room)//np.maximum(1, room - stride)))
     number = flat_indices(np.zeros_like(counts), counts)

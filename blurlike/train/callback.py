@@ -220,7 +220,7 @@ def _take_dicts(self:HFCallback, with_labels=False):
 # %% ../../nbs/train/62_callback.ipynb #fd572638
 @patch
 def _to_fp32(self:HFCallback):
-    "Convert weights in 16 bits to float32, print that, and return whether there were any"
+    "Convert 16-bit weights to float32, print a line, and return whether there were any"
     model = get_model(self.model)
     dtype = train_in_fp32(model)
     if dtype is None: return False

@@ -49,7 +49,7 @@ def build_model(
     block = get_block(dls)
     checkpoint,kwargs = getattr(block.hf_config, 'name_or_path', ''),block.task.config_kwargs(dls)
     if not checkpoint: raise ValueError("model=None needs a checkpoint, and the block's config has none: pass a model.")
-    if not new_head and kwargs.get('num_labels')==block.hf_config.num_labels: # a trained head has names of its own
+    if not new_head and kwargs.get('num_labels')==block.hf_config.num_labels: # a trained head has its own names
         check_problem_type(block.hf_config, kwargs.get('problem_type'))
         kwargs = {k: v for k,v in kwargs.items() if k not in ('id2label', 'label2id')}
     config = load_hf_config(checkpoint, block.hf_config, kwargs | (config_kwargs or {}))

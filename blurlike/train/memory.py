@@ -63,9 +63,9 @@ def _first_samples(dl):
 # %% ../../nbs/train/64_memory.ipynb #148ae326
 def longest_samples(
     dl, # An `HFDataLoader`
-    n:int, # How many samples at most
+    n:int, # Maximum number of samples
 ) -> tuple: # The samples, and the token length of the longest after truncation
-    "Return the samples that make the largest batch, the longest first"
+    "Return the samples that form the largest batch, the longest first"
     read,table = _first_samples(dl)
     lengths = dl.hf_block.padded(table.lengths[:dl.n])
     order = np.argsort(-lengths, kind='stable').tolist()
@@ -204,7 +204,7 @@ class _Search:
 @patch
 def attempt(self:_Search, rows):
     "Train on `rows` rows, and return the peak of the memory; infinity if the device ran out of memory"
-    gc.collect() # what a failed try still held
+    gc.collect() # the memory of a failed try
     with peak_memory(self.device) as peak:
         try: train_twice(self.learn, worst_batch(self.dl, self.samples, rows))
         except Exception as e:
@@ -235,7 +235,7 @@ def fits(self:_Search, size):
 # %% ../../nbs/train/64_memory.ipynb #947cff38
 def find_batch_size(
     learn, # A learner with `HFCallback`, frozen or not as it will be trained
-    max_bs:int=1024, # The most rows to try; never more than there are to train on
+    max_bs:int=1024, # Maximum number of rows to try, at most the number of training rows
     memory:float=None, # The memory that the process may use on the model's device, in bytes; None for what is available
     show:bool=True, # Whether to print the tries
 ) -> int: # Rows per batch; tokens per batch for a loader with `batch_tokens`
