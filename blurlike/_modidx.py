@@ -37,6 +37,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                               'blurlike.cli.serve_main': ('cli.html#serve_main', 'blurlike/cli.py'),
                               'blurlike.cli.train': ('cli.html#train', 'blurlike/cli.py')},
             'blurlike.core.checks': { 'blurlike.core.checks.as_names': ('core/checks.html#as_names', 'blurlike/core/checks.py'),
+                                      'blurlike.core.checks.brief': ('core/checks.html#brief', 'blurlike/core/checks.py'),
                                       'blurlike.core.checks.check_header': ('core/checks.html#check_header', 'blurlike/core/checks.py'),
                                       'blurlike.core.checks.check_options': ('core/checks.html#check_options', 'blurlike/core/checks.py'),
                                       'blurlike.core.checks.columns': ('core/checks.html#columns', 'blurlike/core/checks.py'),

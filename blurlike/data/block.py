@@ -18,7 +18,7 @@ from fastai.data.block import TransformBlock
 from fastai.torch_basics import is_listy, patch
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
-from ..core.checks import check_options, fast_tokenizer, one_of, print_once, whole_number
+from ..core.checks import brief, check_options, fast_tokenizer, one_of, print_once, whole_number
 from ..core.compat import undeclared_sharing
 from ..core.inputs import HFInputs, as_rows, decode_texts
 from ..core.objects import (forward_args, is_hf_model, model_skeleton, position_limit, set_pad_token,
@@ -245,8 +245,8 @@ def text_problem(self:HFTextBlock,
     if isinstance(x, tuple) and len(x)==2: return self.text_problem(x[0]) or self.text_problem(x[1])
     if self.is_split_into_words:
         if is_listy(x) and all(isinstance(o, str) for o in x): return None
-        return f"the text is {x!r:.80}, not a list of words, as is_split_into_words=True requires"
-    return None if isinstance(x, str) else f"the text is {x!r:.80}, not a string"
+        return f"the text is {brief(x)}, not a list of words, as is_split_into_words=True requires"
+    return None if isinstance(x, str) else f"the text is {brief(x)}, not a string"
 
 # %% ../../nbs/data/41_block.ipynb #7cc318a6
 @patch

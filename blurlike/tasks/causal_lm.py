@@ -21,7 +21,7 @@ from fastai.torch_core import get_model
 from jinja2 import TemplateError
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
 
-from ..core.checks import fast_tokenizer, print_once
+from ..core.checks import brief, fast_tokenizer, print_once
 from ..core.compat import has_model_class
 from ..core.objects import forward_kwargs, is_hf_model, model_skeleton
 from .corpus import (LanguageModel, Tokens, block_cuts, check_block_size, resolve_block_size,
@@ -277,7 +277,7 @@ def _chat_rows(self:CausalLM, text, tools, answer, block):
 @patch
 def _completion_row(self:CausalLM, text, answer, block):
     "Return the tokens of a prompt and its completion"
-    if not isinstance(text, str): raise ValueError(f"the text is {text!r:.80}, not a string or a list of messages")
+    if not isinstance(text, str): raise ValueError(f"the text is {brief(text)}, not a string or a list of messages")
     if not answer:
         raise ValueError("the prompt has no completion: pass both; for new rows, pass with_labels=True to test_dl")
     return answer_tokens(text, answer[0], block)
@@ -300,9 +300,9 @@ def answer_rows(self:CausalLM,
     "Return the rows of a sample with answers; raise `ValueError` if one is missing or entirely truncated"
     text,tools,answer = chat_parts(sample)
     if answer and not isinstance(answer[0], str) and not is_chat(answer[0]):
-        raise ValueError(f"the completion is {answer[0]!r:.80}, not a string or a list of messages")
+        raise ValueError(f"the completion is {brief(answer[0])}, not a string or a list of messages")
     chat = is_chat(text) or (isinstance(text, str) and any(self.chat or is_chat(o) for o in answer))
-    if tools and not chat: raise ValueError(f"the text is {text!r:.80}, but only lists of messages can have tools")
+    if tools and not chat: raise ValueError(f"the text is {brief(text)}, but only lists of messages can have tools")
     rows = self._chat_rows(text, tools, answer, block) if chat else [self._completion_row(text, answer, block)]
     for o in rows: self._check_answer(o, block)
     return rows
@@ -398,7 +398,7 @@ def sample(self:CausalLM, text, block):
     has_answer = isinstance(text, tuple) or is_chat(read_chat(text))
     res = self.answer_rows((text,), block)[-1] if has_answer else self._text_tokens(text, block)
     if len(res) < 2:
-        raise ValueError(f"the text {text!r:.80} has {len(res)} tokens, and the first is never predicted: "
+        raise ValueError(f"the text {brief(text)} has {len(res)} tokens, and the first is never predicted: "
                          "there is nothing to score")
     return truncated(res, block.length_limit, block.hf_tokenizer)
 
@@ -429,10 +429,10 @@ def _chat_prompt(self:CausalLM, messages, block, tools=None):
 def prompt(self:CausalLM, text, block):
     "Return the tokens to continue; raise `ValueError` if `text` is neither a text nor a chat, or is too long"
     prompt,tools,answer = chat_parts((text,))
-    if answer: raise ValueError(f"the text {text!r:.80} has a completion: pass only the prompt")
+    if answer: raise ValueError(f"the text {brief(text)} has a completion: pass only the prompt")
     if self.chat and isinstance(prompt, str): prompt = _as_messages(prompt, 'user')
     res = self._chat_prompt(prompt, block, tools) if is_chat(prompt) else self._text_tokens(prompt, block)
-    if not len(res): raise ValueError(f"the text {text!r:.80} has no token to continue")
+    if not len(res): raise ValueError(f"the text {brief(text)} has no token to continue")
     if block.max_length and len(res) >= block.max_length:
         raise ValueError(f"the prompt has {len(res)} tokens, and max_length={block.max_length} leaves no room for more")
     return res

@@ -26,7 +26,7 @@ from fastai.learner import Metric
 from fastai.torch_basics import Tensor, is_listy, patch
 from transformers import AutoModelForQuestionAnswering
 
-from ..core.checks import fast_tokenizer, preview, whole_number
+from ..core.checks import brief, fast_tokenizer, preview, whole_number
 from ..core.inputs import HFInputs, as_rows
 from ..core.objects import forward_args, is_hf_model
 from ..show import MarkedText
@@ -113,11 +113,11 @@ def AnswerBlock():
 # %% ../../nbs/tasks/29_question_answering.ipynb #2c3e7e84
 def _misplaced(text, start, context):
     "Return a message with the text at `start`, and the positions where the text of the answer occurs"
-    there = repr(context[start:start+len(text)])
+    there = brief(context[start:start+len(text)])
     if not 0 <= start < len(context): there = f'no text (it has {len(context)} characters)'
     places = [o.start() for o in re.finditer(re.escape(text), context)]
     where = f"it occurs at {', '.join(map(str, places[:3]))}" if places else "it does not occur in the context"
-    return f"the answer {text!r:.80} does not start at {start}, where the context has {there:.80}; {where}"
+    return f"the answer {brief(text)} does not start at {start}, where the context has {there}; {where}"
 
 # %% ../../nbs/tasks/29_question_answering.ipynb #30da7aa7
 def answer_problem(
@@ -128,13 +128,13 @@ def answer_problem(
     if others := getattr(answer, 'others', ()):
         return next(filter(None, (answer_problem(o, context) for o in (Answer(*answer), *others))), None)
     if not isinstance(answer, Answer):
-        return f"the target is {answer!r:.80}, not the text and the start of an answer: use an AnswerBlock for targets"
+        return f"the target is {brief(answer)}, not the text and the start of an answer: use an AnswerBlock for targets"
     text,start = answer
     if answer==NO_ANSWER: return None
-    if not isinstance(text, str): return f"the text of the answer is {text!r:.80}, not a string"
+    if not isinstance(text, str): return f"the text of the answer is {brief(text)}, not a string"
     if isinstance(start, bool) or not isinstance(start, Integral):
-        return f"the start of the answer {text!r:.80} is {start!r:.80}, not the index of a character"
-    if not text.strip(): return f"the text of the answer is {text!r:.80}, which contains only whitespace"
+        return f"the start of the answer {brief(text)} is {brief(start)}, not the index of a character"
+    if not text.strip(): return f"the text of the answer is {brief(text)}, which contains only whitespace"
     return None if start >= 0 and context[start:start+len(text)]==text else _misplaced(text, start, context)
 
 # %% ../../nbs/tasks/29_question_answering.ipynb #d4f3b45f
@@ -510,10 +510,10 @@ def question_problem(
     if isinstance(sample, dict) and not {'question', 'context'} <= set(sample):
         return f"the text is a dict with the keys {preview(sample) or '(none)'}, but needs 'question' and 'context'"
     if not isinstance(sample, tuple) or len(sample)!=2:
-        return (f"the text is {sample!r:.80}, not a tuple of a question and a context, "
+        return (f"the text is {brief(sample)}, not a tuple of a question and a context, "
                 "which CellsReader(['question', 'context']) reads from columns")
     for name,o in zip(('question', 'context'), sample, strict=True):
-        if not isinstance(o, str): return f"the {name} is {o!r:.80}, not a string"
+        if not isinstance(o, str): return f"the {name} is {brief(o)}, not a string"
         if not o.strip(): return f"the {name} is empty"
 
 # %% ../../nbs/tasks/29_question_answering.ipynb #f13e52ad
@@ -577,7 +577,7 @@ def _not_held(self:QuestionAnswering, table, i, block):
     "Return a message for row `i`, whose answer no window contains as a whole"
     a,b = table.rows['answer_chars'][i].tolist()
     answer = table.rows['texts'][i][1][a:b]
-    return (f"no window contains the whole answer {answer!r:.80}: with max_length={block.max_length}, neighboring "
+    return (f"no window contains the whole answer {brief(answer)}: with max_length={block.max_length}, neighboring "
             f"windows share stride={block.stride} tokens; use a larger stride or a larger max_length")
 
 # %% ../../nbs/tasks/29_question_answering.ipynb #2755c685

@@ -19,7 +19,7 @@ from fastai.torch_basics import ItemTransform, L, patch, to_device
 from fastai.torch_core import get_model
 from transformers import AutoModelForSeq2SeqLM, GenerationConfig
 
-from ..core.checks import check_options, import_extra, preview, whole_number
+from ..core.checks import brief, check_options, import_extra, preview, whole_number
 from ..core.inputs import HFInputs
 from ..core.objects import model_skeleton, position_limit, tokenizer_limit
 from ..core.precision import evaluating
@@ -37,7 +37,7 @@ class TextTarget(str):
 class TextTargetize(ItemTransform):
     "Make a target of a text; raise `ValueError` for another value"
     def encodes(self, o):
-        if not isinstance(o, str): raise ValueError(f"the target is {o!r:.80}, not a string")
+        if not isinstance(o, str): raise ValueError(f"the target is {brief(o)}, not a string")
         return TextTarget(o)
 
 # %% ../../nbs/tasks/30_seq2seq.ipynb #24d5b0ac
@@ -53,9 +53,9 @@ def check_generation(
     check_options(kwargs, {k for k in vars(GenerationConfig()) if not k.startswith('_')})
     try: json.dumps(kwargs)
     except TypeError as e:
-        raise ValueError(f"generate_kwargs={kwargs!r:.80} must be JSON ({e}): pass this to hf_generate.") from e
+        raise ValueError(f"generate_kwargs={brief(kwargs)} must be JSON ({e}): pass this to hf_generate.") from e
     try: GenerationConfig(**kwargs).validate(strict=True)
-    except ValueError as e: raise ValueError(f"generate_kwargs={kwargs!r:.80}: {' '.join(str(e).split())}") from e
+    except ValueError as e: raise ValueError(f"generate_kwargs={brief(kwargs)}: {' '.join(str(e).split())}") from e
 
 # %% ../../nbs/tasks/30_seq2seq.ipynb #ee084466
 class Seq2Seq(Generates, Task):
@@ -252,8 +252,8 @@ def _is_empty(x):
 @patch
 def problem(self:Seq2Seq, sample, block):
     if wrong := block.text_problem(sample[0]): return wrong
-    if _is_empty(sample[0]): return f"the text is {sample[0]!r:.80}, which is empty"
-    if len(sample) > 1 and not sample[1].strip(): return f"the target is {str(sample[1])!r:.80}, which is empty"
+    if _is_empty(sample[0]): return f"the text is {brief(sample[0])}, which is empty"
+    if len(sample) > 1 and not sample[1].strip(): return f"the target is {brief(str(sample[1]))}, which is empty"
 
 # %% ../../nbs/tasks/30_seq2seq.ipynb #2583b88b
 @patch
