@@ -2012,6 +2012,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'blurlike.text.tokens._numbers': ('text/tokens.html#_numbers', 'blurlike/text/tokens.py'),
                                       'blurlike.text.tokens._padded': ('text/tokens.html#_padded', 'blurlike/text/tokens.py'),
                                       'blurlike.text.tokens.bounds_of': ('text/tokens.html#bounds_of', 'blurlike/text/tokens.py'),
+                                      'blurlike.text.tokens.check_unicode': ('text/tokens.html#check_unicode', 'blurlike/text/tokens.py'),
                                       'blurlike.text.tokens.flat_indices': ('text/tokens.html#flat_indices', 'blurlike/text/tokens.py'),
                                       'blurlike.text.tokens.table_of_ids': ('text/tokens.html#table_of_ids', 'blurlike/text/tokens.py'),
                                       'blurlike.text.tokens.tokenize': ('text/tokens.html#tokenize', 'blurlike/text/tokens.py'),

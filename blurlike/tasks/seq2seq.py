@@ -27,7 +27,7 @@ from ..core.ranks import by_share
 from .base import Task, TokenCrossEntropy
 from .generation import Generates
 from ..text.rows import read_targets
-from ..text.tokens import RowTemplate, TokenTable, bounds_of
+from ..text.tokens import RowTemplate, TokenTable, bounds_of, check_unicode
 
 # %% ../../nbs/tasks/30_seq2seq.ipynb #43ba657e
 class TextTarget(str):
@@ -220,7 +220,9 @@ def target_table(self:Seq2Seq,
     "Return the tokens of `targets`, with the token that ends a text"
     tok,limit,end = block.hf_tokenizer,block.setup.limit,block.setup.end
     encode = lambda texts, **kwargs: tok(text_target=texts, **kwargs | dict(verbose=False))
-    ids = encode([str(o) for o in targets], add_special_tokens=False)['input_ids']
+    targets = [str(o) for o in targets]
+    check_unicode(targets)
+    ids = encode(targets, add_special_tokens=False)['input_ids']
     flat = np.array([i for o in ids for i in o], dtype=np.int32)
     content = TokenTable(dict(input_ids=flat), bounds_of([len(o) for o in ids]))
     table = RowTemplate(encode).rows([content], limit - (end is not None), left=tok.truncation_side=='left')
