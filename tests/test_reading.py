@@ -171,7 +171,8 @@ def test_a_lone_surrogate_in_a_prediction_with_a_slow_tokenizer():
     with pytest.raises(ValueError, match=mentions('texts[1]', repr('\ud83c'))): learn.hf_predict(['a', LONE])
 
 
-@pytest.mark.parametrize(('task', 'column', 'arch'), [('summarization', 'summary', 'bart'), ('causal-lm', 'label', 'gpt2')])
+@pytest.mark.parametrize(('task', 'column', 'arch'), [('summarization', 'summary', 'bart'),
+                                                      ('causal-lm', 'label', 'gpt2')])
 def test_a_lone_surrogate_in_a_target_names_its_row(task, column, arch):
     df = pd.DataFrame({'text': ['a film']*8, column: ['good']*8})
     auto = AutoModelForSeq2SeqLM if arch=='bart' else AutoModelForCausalLM

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['NO_ANSWER', 'Answer', 'Answers', 'right_answers', 'as_answer', 'ReadAnswer', 'AnswerBlock', 'answer_problem',
            'as_characters', 'from_characters', 'null_places', 'answer_positions', 'AnswerLoss', 'best_spans',
-           'read_answers', 'normalize_answer', 'answer_exact', 'answer_f1', 'row_answers', 'AnswerMetric',
-           'exact_match', 'squad_f1', 'QuestionAnswering', 'question_problem']
+           'read_answers', 'normalize_answer', 'answer_words', 'answer_exact', 'answer_f1', 'row_answers',
+           'AnswerMetric', 'exact_match', 'squad_f1', 'QuestionAnswering', 'question_problem']
 
 # %% ../../nbs/tasks/29_question_answering.ipynb #8fdd3a00
 import re
@@ -14,7 +14,7 @@ import string
 from collections import Counter
 from numbers import Integral
 from typing import NamedTuple
-from unicodedata import combining
+from unicodedata import category, combining
 
 import numpy as np
 import pandas as pd
@@ -319,29 +319,41 @@ def read_answers(
             res[i], = _read(logits[i:i+1], row, contexts[i:i+1], more, *options)
     return res
 
+# %% ../../nbs/tasks/29_question_answering.ipynb #4e36aad2
+def _is_punctuation(char):
+    "Return whether a character is ASCII punctuation, or punctuation of a language that is written without spaces"
+    return char in string.punctuation or bool(_UNSPACED.match(char)) and category(char).startswith('P')
+
 # %% ../../nbs/tasks/29_question_answering.ipynb #e56bb914
 def normalize_answer(
     text:str, # An answer
 ) -> str:
     "Return `text` in lower case, without punctuation, articles and extra spaces"
-    text = ''.join(o for o in text.lower() if o not in string.punctuation)
+    text = ''.join(o for o in text.lower() if not _is_punctuation(o))
     return ' '.join(re.sub(r'\b(a|an|the)\b', ' ', text).split())
+
+# %% ../../nbs/tasks/29_question_answering.ipynb #a309746a
+def answer_words(
+    text:str, # An answer
+) -> list[str]:
+    "Return the words of `text` after `normalize_answer`; characters of text that is written without spaces are words"
+    return _UNSPACED.sub(r' \g<0> ', normalize_answer(text)).split()
 
 # %% ../../nbs/tasks/29_question_answering.ipynb #0c4753b8
 def answer_exact(
     gold:str, # The correct answer; empty for none
     pred:str, # The predicted answer
 ) -> float: # 1 or 0
-    "Return 1 if both answers are the same after `normalize_answer`, otherwise 0"
-    return float(normalize_answer(gold)==normalize_answer(pred))
+    "Return 1 if both answers have the same `answer_words`, otherwise 0"
+    return float(answer_words(gold)==answer_words(pred))
 
 # %% ../../nbs/tasks/29_question_answering.ipynb #02687154
 def answer_f1(
     gold:str, # The correct answer; empty for none
     pred:str, # The predicted answer
 ) -> float: # From 0 to 1; if an answer has no words, 1 if both have none, otherwise 0
-    "Return the F1 of the words of two answers after `normalize_answer`"
-    golds,preds = (normalize_answer(o).split() for o in (gold, pred))
+    "Return the F1 of the `answer_words` of two answers"
+    golds,preds = answer_words(gold),answer_words(pred)
     if not golds or not preds: return float(golds==preds)
     same = sum((Counter(golds) & Counter(preds)).values())
     return 2*same/(len(golds) + len(preds))
