@@ -426,8 +426,8 @@ def mlqa_words(text):
 
 
 @pytest.mark.parametrize(('gold', 'pred'), [
-    ('北京', '北京市'), ('北京。', '北京'), ('《红楼梦》', '红楼梦'), ('1999年', '1999 年'), ('北京 和 上海', '北京和上海'),
-    ('他在 IBM 公司', 'IBM公司'), ('一九九九', '二'), ('北京', '')])
+    ('北京', '北京市'), ('北京。', '北京'), ('《红楼梦》', '红楼梦'), ('1999年', '1999 年'),
+    ('北京 和 上海', '北京和上海'), ('他在 IBM 公司', 'IBM公司'), ('一九九九', '二'), ('北京', '')])
 def test_unspaced_answers_are_scored_as_mlqa_does(gold, pred):
     golds,preds = mlqa_words(gold),mlqa_words(pred)
     same = sum((Counter(golds) & Counter(preds)).values())
@@ -435,7 +435,8 @@ def test_unspaced_answers_are_scored_as_mlqa_does(gold, pred):
     assert answer_exact(gold, pred) == (golds==preds)
 
 
-@pytest.mark.parametrize(('gold', 'pred', 'f1'), [('東京タワー', '東京', 4/7), ('กรุงเทพ', 'กรุง', 8/11), ('「東京」', '東京、', 1)])
+@pytest.mark.parametrize(('gold', 'pred', 'f1'), [('東京タワー', '東京', 4/7), ('กรุงเทพ', 'กรุง', 8/11),
+                                                  ('「東京」', '東京、', 1)])
 def test_other_unspaced_languages_are_scored_by_characters(gold, pred, f1):
     assert answer_f1(gold, pred) == pytest.approx(f1)
 
