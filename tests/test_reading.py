@@ -89,6 +89,25 @@ def test_a_chat_in_a_string_is_a_chat(make, write, capsys):
     assert "chats" in capsys.readouterr().out
 
 
+def as_sharegpt(messages):
+    names = dict(user='human', assistant='gpt')
+    return [{'from': names.get(o['role'], o['role']), 'value': o['content']} for o in messages]
+
+
+@pytest.mark.parametrize('write', [lambda o: o, np.array, json.dumps, repr])
+def test_sharegpt_chats_are_chats(write):
+    df = chats()
+    assert chat_rows(df.assign(messages=[write(as_sharegpt(o)) for o in df.messages])) == chat_rows(df)
+
+
+def test_sharegpt_prompts_and_completions_are_chats():
+    df = chats()
+    parts = df.assign(prompt=[o[:-1] for o in df.messages], label=[o[-1:] for o in df.messages])
+    other = parts.assign(prompt=parts.prompt.map(as_sharegpt), label=parts.label.map(as_sharegpt))
+    rows = [chat_rows(o.assign(messages=o.prompt), label_col='label') for o in (parts, other)]
+    assert rows[0]==rows[1]
+
+
 def test_a_chat_in_a_string_needs_a_chat_template():
     df = chats()
     with pytest.raises(ValueError, match=mentions('chat template', 'row 0')):
