@@ -123,6 +123,7 @@ def preparation(
 def _tokenizer_to_save(block):
     "Return a copy of the block's tokenizer that saves the block's length limit, and its padding and truncation sides"
     tokenizer = deepcopy(block.hf_tokenizer)
+    if not block.task.keeps_padding_side: tokenizer.padding_side = block.padding_side
     if block.length_limit:
         limits = dict(limit=tokenizer_limit(tokenizer), limit_in_training=block.length_limit)
         tokenizer.model_max_length,tokenizer.init_kwargs['limit_before_training'] = block.length_limit,limits

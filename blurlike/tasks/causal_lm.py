@@ -229,6 +229,7 @@ class CausalLM(Generates, LanguageModel):
     name = 'causal-lm'
     auto_model = AutoModelForCausalLM
     pipeline_tag = 'text-generation'
+    keeps_padding_side = True # prompts are padded on the left
     target_block = TransformBlock # for completions
 
     def __init__(self,

@@ -408,6 +408,7 @@ def squad_f1(): # A metric
 class QuestionAnswering(Windowed, Task):
     "Extractive question answering: predict the start and the end of the span of a context that answers a question"
     name = 'question-answering'
+    keeps_padding_side = True # it determines whether the context comes first
     auto_model = AutoModelForQuestionAnswering
     loss_func = AnswerLoss
     target_block = staticmethod(lambda names=None: AnswerBlock())
