@@ -175,7 +175,7 @@ Task.truncation = True # As for a tokenizer
 Task.is_split_into_words = False # Whether a text is a list of words
 Task.windows = False # Whether a text longer than `max_length` is read in windows, rather than truncated
 Task.stride = 0 # Tokens that neighboring windows share
-Task.keeps_padding_side = False # Whether a saved tokenizer keeps its padding side, even if batches are padded on the other
+Task.keeps_padding_side = False # Whether a saved tokenizer keeps its side, even if batches were padded on the other
 Task.columns = () # Token columns that the task needs: "word_ids", "sequence_ids", "offsets"
 
 @patch
