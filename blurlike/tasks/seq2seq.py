@@ -281,6 +281,12 @@ def _set_length(config, n):
     for o in ('min_length', 'min_new_tokens'):
         if (getattr(config, o) or 0) > n: setattr(config, o, None)
 
+# %% ../../nbs/tasks/30_seq2seq.ipynb #433a234f
+@patch
+def settings(self:Seq2Seq, block):
+    "Return the target language and the `generate_kwargs`"
+    return block.setup.language | (self.generate_kwargs or {})
+
 # %% ../../nbs/tasks/30_seq2seq.ipynb #bd9ced98
 @patch
 def configure(self:Seq2Seq, dls, model):
@@ -289,7 +295,7 @@ def configure(self:Seq2Seq, dls, model):
     n = self.max_target_length or dls.train.facts.get('longest_target')
     if n and not {'max_length', 'max_new_tokens'} & set(given): _set_length(config, n)
     if config.pad_token_id is None or config.pad_token_id < 0: config.pad_token_id = block.hf_tokenizer.pad_token_id
-    for k,v in (block.setup.language | given).items(): setattr(config, k, v)
+    for k,v in self.settings(block).items(): setattr(config, k, v)
     super(Seq2Seq, self).configure(dls, model)
 
 # %% ../../nbs/tasks/30_seq2seq.ipynb #4b210ed2
