@@ -159,6 +159,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                     'blurlike/core/objects.py'),
                                        'blurlike.core.objects.model_skeleton': ( 'core/objects.html#model_skeleton',
                                                                                  'blurlike/core/objects.py'),
+                                       'blurlike.core.objects.note_other_tokenizer': ( 'core/objects.html#note_other_tokenizer',
+                                                                                       'blurlike/core/objects.py'),
                                        'blurlike.core.objects.position_limit': ( 'core/objects.html#position_limit',
                                                                                  'blurlike/core/objects.py'),
                                        'blurlike.core.objects.replace_head': ('core/objects.html#replace_head', 'blurlike/core/objects.py'),
