@@ -788,6 +788,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'blurlike.ship.serve._handler': ('ship/serve.html#_handler', 'blurlike/ship/serve.py'),
                                      'blurlike.ship.serve._launch': ('ship/serve.html#_launch', 'blurlike/ship/serve.py'),
                                      'blurlike.ship.serve._refusing': ('ship/serve.html#_refusing', 'blurlike/ship/serve.py'),
+                                     'blurlike.ship.serve._requirements': ('ship/serve.html#_requirements', 'blurlike/ship/serve.py'),
+                                     'blurlike.ship.serve._sources': ('ship/serve.html#_sources', 'blurlike/ship/serve.py'),
                                      'blurlike.ship.serve._space_files': ('ship/serve.html#_space_files', 'blurlike/ship/serve.py'),
                                      'blurlike.ship.serve._title': ('ship/serve.html#_title', 'blurlike/ship/serve.py'),
                                      'blurlike.ship.serve._write_and_push': ('ship/serve.html#_write_and_push', 'blurlike/ship/serve.py'),
