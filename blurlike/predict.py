@@ -20,7 +20,7 @@ from fastai.torch_core import get_model
 from torch.nn.utils.rnn import pad_sequence
 from transformers import GenerationConfig
 
-from .core.checks import check_options, one_of, whole_number
+from .core.checks import brief, check_options, one_of, whole_number
 from .core.compat import cache_of, place_columns, row_cache
 from .core.inputs import HFInputs, can_redraw, with_progress
 from .core.objects import forward_args, forward_kwargs, position_limit
@@ -65,7 +65,7 @@ def as_samples(
     if hasattr(texts, 'columns') or hasattr(texts, 'column_names') or isinstance(texts, dict):
         raise ValueError(f"texts={type(texts).__name__}(...) must be a list or column of texts, or of dicts for a task "
                          "that reads several columns.")
-    if isinstance(texts, str): raise ValueError(f"texts={texts!r:.80} is one text: leave out many=True.")
+    if isinstance(texts, str): raise ValueError(f"texts={brief(texts)} is one text: leave out many=True.")
     texts,read,found = list(texts),read or block.task.sample,{}
     samples = [None]*len(texts)
     for i,o in enumerate(texts):

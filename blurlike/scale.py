@@ -22,7 +22,7 @@ from tqdm.auto import tqdm
 from xxhash import xxh3_128
 
 import blurlike.predict # noqa: F401 - learn.hf_predict
-from .core.checks import as_names, check_header, columns, import_extra, one_of, preview, whole_number
+from .core.checks import as_names, brief, check_header, columns, import_extra, one_of, preview, whole_number
 from .ship.hub import find_model
 from .ship.load import load_hf_learner
 from .ship.save import is_model_file, preparation
@@ -43,7 +43,7 @@ def _csv_tables(path, rows, encoding, sep):
 # %% ../nbs/82_scale.ipynb #b17bb83e
 def _json_row(line, n):
     if isinstance(row := json_line(line, n), dict): return row
-    raise ValueError(f"line {n} is {line.strip()!r:.80}, not an object with columns")
+    raise ValueError(f"line {n} is {brief(line.strip())}, not an object with columns")
 
 def _json_tables(path, rows, encoding):
     with naming('data', path, "encoding='latin-1'"), open(path, encoding=encoding or 'utf-8-sig') as lines:

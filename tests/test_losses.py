@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import BAD, GOOD, THINGS, make_config
+from conftest import BAD, GOOD, THINGS, make_config, mentions
 from fastai.callback.core import Callback, CancelTrainException
 from fastai.callback.training import GradientAccumulation
 from fastai.learner import Learner, load_learner
@@ -150,6 +150,25 @@ def test_other_losses_accumulate_too(make, plain):
     assert_same_step(train(dls, 2, make(), [GradientAccumulation(8)], plain), train(dls, 8, make(), plain=plain))
 
 
+@pytest.mark.parametrize('task', ['token-classification', 'sequence-classification'])
+def test_a_loss_with_two_divisors_accumulates_as_torch_or_not_at_all(task):
+    dls,weight = loaders(task),torch.tensor([1., 9.])
+    with pytest.raises(ValueError, match=mentions('loss_func=LabelSmoothingCrossEntropyFlat', 'label_smoothing=0.3')):
+        train(dls, 2, LabelSmoothingCrossEntropyFlat(eps=0.3, weight=weight), [GradientAccumulation(8)])
+    torchs = lambda: CrossEntropyLossFlat(label_smoothing=0.3, weight=weight)
+    assert_same_step(train(dls, 2, torchs(), [GradientAccumulation(8)]), train(dls, 8, torchs()))
+
+
+@pytest.mark.parametrize('bs', [1, 3, 20])
+def test_weighted_label_smoothing_of_rows_does_not_depend_on_the_batch_size(bs):
+    dls,loss_func = loaders('sequence-classification'),LabelSmoothingCrossEntropyFlat(weight=torch.tensor([1., 9.]))
+    learn = hf_learner(dls, make_model(dls), loss_func, metrics=[])
+    with learn.no_bar():
+        preds,targs = learn.get_preds(act=lambda o: o)
+        found = learn.validate(dl=in_order(dls, bs))[0]
+    assert found == pytest.approx(loss_func(preds, targs).item(), rel=1e-5)
+
+
 def test_class_weights_of_rows_accumulate():
     dls,make = loaders('sequence-classification'),lambda: CrossEntropyLossFlat(weight=torch.tensor([1., 9.]))
     assert_same_step(train(dls, 3, make(), [GradientAccumulation(5)]), train(dls, 6, make()))
@@ -230,6 +249,11 @@ LOSSES = {
                         partial(F.cross_entropy, weight=torch.tensor([1., 9.]))),
     'weighted focal': (lambda: FocalLossFlat(weight=torch.tensor([1., 9.])),
                        FocalLossFlat(weight=torch.tensor([1., 9.]))),
+    'weighted label smoothing': (partial(LabelSmoothingCrossEntropyFlat, weight=torch.tensor([1., 9.]), eps=0.3),
+                                 LabelSmoothingCrossEntropyFlat(weight=torch.tensor([1., 9.]), eps=0.3)),
+    'weighted label smoothing of torch': (
+        partial(CrossEntropyLossFlat, weight=torch.tensor([1., 9.]), label_smoothing=0.3),
+        partial(F.cross_entropy, weight=torch.tensor([1., 9.]), label_smoothing=0.3)),
     'function': (lambda: F.cross_entropy, F.cross_entropy),
     'module': (nn.CrossEntropyLoss, F.cross_entropy),
     "the model's": (HFLoss, F.cross_entropy),

@@ -14,6 +14,7 @@ from blurlike.all import (
     get_hf_objects,
     hf_learner,
     load_hf_config,
+    load_hf_learner,
     load_hf_model,
     load_hf_tokenizer,
     minilm_checkpoint,
@@ -119,3 +120,40 @@ def test_a_tokenizer_that_equals_its_file_is_kept_in_silence(arch, tmp_path, cap
     tokenizer.save_pretrained(tmp_path)
     assert type(load_hf_tokenizer(tmp_path, config)) is type(AutoTokenizer.from_pretrained(tmp_path))
     assert not capsys.readouterr().out
+
+
+def folders(tmp_path, arch='bert'):
+    "A model with its tokenizer, its copy with other weights, and a tokenizer with the same number of tokens"
+    hf = make_objects(arch)
+    for o in ('a', 'copy'):
+        hf.model.save_pretrained(tmp_path/o)
+        hf.tokenizer.save_pretrained(tmp_path/o)
+    vocab = hf.tokenizer.get_vocab()
+    words = [o for o in vocab if len(o) > 1 and o.isalpha()]
+    swapped = vocab | dict(zip(words, [vocab[o] for o in reversed(words)], strict=True))
+    transformers.BertTokenizer(vocab=swapped, model_max_length=64).save_pretrained(tmp_path/'other')
+    return [tmp_path/o for o in ('a', 'copy', 'other')]
+
+
+@pytest.mark.parametrize('given', ['objects', 'model'])
+def test_a_tokenizer_with_another_vocabulary_of_the_same_size_is_said(given, df, tmp_path, capsys):
+    a,copy,other = folders(tmp_path)
+    hf = get_hf_objects(a)
+    model = get_hf_objects(copy).model
+    def learner(tokenizer):
+        data = hf._replace(tokenizer=AutoTokenizer.from_pretrained(tokenizer))
+        dls = HFTextDataLoaders.from_df(df, data, valid_col='is_valid', bs=8, device='cpu')
+        capsys.readouterr()
+        hf_learner(dls, *([model] if given=='model' else [hf.model]))
+        return capsys.readouterr().out
+    for o in (a, copy): assert 'tokenize' not in learner(o)
+    assert re.search(mentions(repr(str(other)), repr(str(copy if given=='model' else a))), learner(other))
+
+
+def test_a_saved_learner_trains_on_the_data_of_its_checkpoint_in_silence(df, tmp_path, capsys):
+    a = folders(tmp_path)[0]
+    dls = HFTextDataLoaders.from_df(df, a, valid_col='is_valid', bs=8, device='cpu')
+    saved = hf_learner(dls).save_pretrained(tmp_path/'saved')
+    capsys.readouterr()
+    load_hf_learner(saved, dls=dls)
+    assert 'tokenize' not in capsys.readouterr().out

@@ -1,5 +1,10 @@
 "Question answering: windows, targets, decoding, metrics and invalid input."
 import pickle
+import re
+import string
+import sys
+import unicodedata
+from collections import Counter
 from functools import cache
 from types import SimpleNamespace
 
@@ -27,6 +32,7 @@ from blurlike.all import (
     HFLoss,
     HFTextBlock,
     HFTextDataLoaders,
+    answer_exact,
     answer_f1,
     get_task,
     hf_learner,
@@ -406,6 +412,44 @@ def hf_learn(qa):
                                                   ('', '', 1), ('the', 'a', 1),
                                                   ('x x y', 'x z', 0.4)])
 def test_f1_is_that_of_squad(gold, pred, f1): assert answer_f1(gold, pred) == pytest.approx(f1)
+
+
+def mlqa_words(text):
+    "The words of MLQA's evaluation script for Chinese, `mlqa_evaluation_v1.py`, after normalization"
+    punctuation = {chr(i) for i in range(sys.maxunicode) if unicodedata.category(chr(i)).startswith('P')}
+    text = ''.join(o for o in text.lower() if o not in punctuation | set(string.punctuation))
+    words,rest = [],''
+    for o in text:
+        if not re.search('[\u4e00-\u9fa5]', o): rest += o
+        else: words,rest = [*words, *rest.split(), o],''
+    return [*words, *rest.split()]
+
+
+@pytest.mark.parametrize(('gold', 'pred'), [
+    ('北京', '北京市'), ('北京。', '北京'), ('《红楼梦》', '红楼梦'), ('1999年', '1999 年'),
+    ('北京 和 上海', '北京和上海'), ('他在 IBM 公司', 'IBM公司'), ('一九九九', '二'), ('北京', '')])
+def test_unspaced_answers_are_scored_as_mlqa_does(gold, pred):
+    golds,preds = mlqa_words(gold),mlqa_words(pred)
+    same = sum((Counter(golds) & Counter(preds)).values())
+    assert answer_f1(gold, pred) == pytest.approx(2*same/(len(golds) + len(preds)))
+    assert answer_exact(gold, pred) == (golds==preds)
+
+
+@pytest.mark.parametrize(('gold', 'pred', 'f1'), [('東京タワー', '東京', 4/7), ('กรุงเทพ', 'กรุง', 8/11),
+                                                  ('「東京」', '東京、', 1)])
+def test_other_unspaced_languages_are_scored_by_characters(gold, pred, f1):
+    assert answer_f1(gold, pred) == pytest.approx(f1)
+
+
+@given(st.text('aBé thnü.,-!0я한국', max_size=20), st.text('aBé thnü.,-!0я한국', max_size=20))
+def test_spaced_texts_have_the_scores_of_squad(gold, pred):
+    def words(o):
+        o = ''.join(c for c in o.lower() if c not in string.punctuation)
+        return re.sub(r'\b(a|an|the)\b', ' ', o).split()
+    golds,preds = words(gold),words(pred)
+    same = sum((Counter(golds) & Counter(preds)).values())
+    f1 = 2*same/(len(golds) + len(preds)) if golds and preds else float(golds==preds)
+    assert (answer_exact(gold, pred), answer_f1(gold, pred)) == (golds==preds, f1)
 
 
 def test_texts_are_normalized_as_squad_does():

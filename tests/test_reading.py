@@ -9,7 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_causal_lm import chats, make_lm
 from test_matrix import frame as task_frame
-from transformers import AutoModelForMultipleChoice, AutoModelForQuestionAnswering, AutoModelForTokenClassification
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForMultipleChoice,
+    AutoModelForQuestionAnswering,
+    AutoModelForSeq2SeqLM,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+)
 
 from blurlike.all import HFTextDataLoaders, hf_learner
 from blurlike.text.rows import as_plain
@@ -82,6 +89,25 @@ def test_a_chat_in_a_string_is_a_chat(make, write, capsys):
     assert "chats" in capsys.readouterr().out
 
 
+def as_sharegpt(messages):
+    names = dict(user='human', assistant='gpt')
+    return [{'from': names.get(o['role'], o['role']), 'value': o['content']} for o in messages]
+
+
+@pytest.mark.parametrize('write', [lambda o: o, np.array, json.dumps, repr])
+def test_sharegpt_chats_are_chats(write):
+    df = chats()
+    assert chat_rows(df.assign(messages=[write(as_sharegpt(o)) for o in df.messages])) == chat_rows(df)
+
+
+def test_sharegpt_prompts_and_completions_are_chats():
+    df = chats()
+    parts = df.assign(prompt=[o[:-1] for o in df.messages], label=[o[-1:] for o in df.messages])
+    other = parts.assign(prompt=parts.prompt.map(as_sharegpt), label=parts.label.map(as_sharegpt))
+    rows = [chat_rows(o.assign(messages=o.prompt), label_col='label') for o in (parts, other)]
+    assert rows[0]==rows[1]
+
+
 def test_a_chat_in_a_string_needs_a_chat_template():
     df = chats()
     with pytest.raises(ValueError, match=mentions('chat template', 'row 0')):
@@ -146,6 +172,32 @@ def test_a_lone_surrogate_names_its_row(task):
     arch = 'gpt2' if task=='causal-lm' else 'bert'
     with pytest.raises(ValueError, match=mentions('row 2', repr('\ud83c'))):
         HFTextDataLoaders.from_df(with_lone(df, column, bad), make_objects(arch), task=task, splits=(range(6), [6, 7]))
+
+
+@pytest.mark.parametrize('task', ['sequence-classification', 'multiple-choice'])
+def test_a_lone_surrogate_with_a_slow_tokenizer_names_its_row(task):
+    df = task_frame(task)
+    column = {'multiple-choice': 'question'}.get(task, 'text')
+    hf = make_objects('canine', auto_model=AUTO.get(task, AutoModelForSequenceClassification))
+    with pytest.raises(ValueError, match=mentions('row 2', repr('\ud83c'))):
+        HFTextDataLoaders.from_df(with_lone(df, column, LONE), hf, task=task, splits=(range(6), [6, 7]))
+
+
+def test_a_lone_surrogate_in_a_prediction_with_a_slow_tokenizer():
+    hf = make_objects('canine')
+    dls = HFTextDataLoaders.from_df(task_frame('sequence-classification'), hf, splits=(range(6), [6, 7]), device='cpu')
+    learn = hf_learner(dls, hf.model)
+    with pytest.raises(ValueError, match=mentions('texts[1]', repr('\ud83c'))): learn.hf_predict(['a', LONE])
+
+
+@pytest.mark.parametrize(('task', 'column', 'arch'), [('summarization', 'summary', 'bart'),
+                                                      ('causal-lm', 'label', 'gpt2')])
+def test_a_lone_surrogate_in_a_target_names_its_row(task, column, arch):
+    df = pd.DataFrame({'text': ['a film']*8, column: ['good']*8})
+    auto = AutoModelForSeq2SeqLM if arch=='bart' else AutoModelForCausalLM
+    with pytest.raises(ValueError, match=mentions('row 2', repr('\ud83c'))):
+        HFTextDataLoaders.from_df(with_lone(df, column, LONE), make_objects(arch, auto_model=auto), task=task,
+                                  label_col=column, splits=(range(6), [6, 7]))
 
 
 def test_a_lone_surrogate_in_a_chat_names_its_row():

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import make_config, make_objects, mentions
+from test_padding import make_learner
 from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
 
 from blurlike.all import (
@@ -36,6 +37,9 @@ classify = pipeline('text-classification', model=sys.argv[1], device='cpu')
 print(json.dumps(classify(json.loads(sys.argv[2]))))
 """
 TEXTS = ['the film warm', 'the plot dull the cast sour']
+
+
+def scores_of(rows): return [o['score'] for o in rows]
 
 
 def test_another_process_predicts_the_same_without_blurlike(learn, tmp_path):
@@ -235,14 +239,40 @@ def test_a_model_from_a_gguf_file_trains_and_is_saved(df, tmp_path):
 
 
 @pytest.mark.parametrize('side', ['left', 'right'])
-@pytest.mark.parametrize('arch', ['mistral', 'llama', 'bert', 'gpt2'])
+@pytest.mark.parametrize('arch', ['mistral', 'llama', 'gpt2'])
 def test_the_sides_of_the_tokenizer_are_saved(arch, side, df, tmp_path):
     "`AutoTokenizer` may choose another class for the architecture, with other sides"
-    hf = make_objects(arch)
+    hf = make_objects(arch, auto_model=AutoModelForCausalLM)
     hf.tokenizer.padding_side,hf.tokenizer.truncation_side = side,'left'
-    learn = hf_learner(HFTextDataLoaders.from_df(df, hf, valid_col='is_valid', bs=8, device='cpu'), hf.model)
+    dls = HFTextDataLoaders.from_df(df, hf, task='causal-lm', valid_col='is_valid', bs=8, device='cpu')
+    learn = hf_learner(dls, hf.model)
     loaded = AutoTokenizer.from_pretrained(learn.save_pretrained(tmp_path/'model'))
     assert (loaded.padding_side, loaded.truncation_side) == (side, 'left')
+
+
+@pytest.mark.parametrize('side', ['left', 'right'])
+@pytest.mark.parametrize(('arch', 'task'), [
+    *((o, 'sequence-classification') for o in ('bert', 'roberta', 'gpt2', 'biogpt', 'opt', 'llama')),
+    ('bert', 'token-classification'), ('gpt2', 'token-classification'), ('bert', 'multi-label-classification'),
+    ('bert', 'masked-lm')])
+def test_a_saved_model_predicts_the_same_in_batches(arch, task, side, tmp_path):
+    learn = make_learner(arch, task, side)
+    block = learn.dls.hf_block
+    texts = ['the film warm', 'the plot dull the cast sour the score lovely', 'the ending', 'the story hollow the film']
+    if task=='masked-lm': texts = [f'{o} {block.hf_tokenizer.mask_token}' for o in texts]
+    tag = block.task.pipeline_tag or task
+    options = dict(top_k=None) if tag=='text-classification' else {}
+    pipe = pipeline(tag, model=str(learn.save_pretrained(tmp_path/'model')), device='cpu', **options)
+    alone,together = ([scores_of(o) for o in pipe(texts, batch_size=n)] for n in (1, 4))
+    for a,b in zip(alone, together, strict=True): assert a == pytest.approx(b, abs=1e-5)
+
+
+@pytest.mark.parametrize(('arch', 'side'), [('bert', 'right'), ('xlnet', 'left')])
+def test_the_side_that_was_used_is_saved(arch, side, df, tmp_path):
+    hf = make_objects(arch)
+    hf.tokenizer.padding_side = 'right' if side=='left' else 'left'
+    learn = hf_learner(HFTextDataLoaders.from_df(df, hf, valid_col='is_valid', bs=8, device='cpu'), hf.model)
+    assert AutoTokenizer.from_pretrained(learn.save_pretrained(tmp_path/'model')).padding_side==side
 
 
 @pytest.mark.parametrize(('arch', 'before'), [('bert', 64), ('bert', 40), ('llama', None), ('t5', 50)])

@@ -391,6 +391,30 @@ def test_two_directions_from_the_same_objects_do_not_change_each_other(arch, pai
 
 
 @pytest.mark.parametrize('arch', LANGUAGE)
+def test_two_directions_of_one_model_are_saved_with_their_own_language(arch, pairs, tmp_path):
+    hf = make_objects(arch)
+    ways = ('de_DE', 'fr_XX'),('fr_XX', 'de_DE')
+    learners = [make_learner(pairs, hf, src_lang=a, tgt_lang=b, generate_kwargs=dict(num_beams=i+1))
+                for i,(a,b) in enumerate(ways)]
+    texts,found = pairs.text[:3].tolist(),[]
+    for i,(learn,(_,tgt)) in enumerate(zip(learners, ways, strict=True)):
+        folder = learn.save_pretrained(tmp_path/tgt)
+        saved = AutoModelForSeq2SeqLM.from_pretrained(folder).generation_config
+        assert (getattr(saved, LANGUAGE[arch]), saved.num_beams) == (hf.tokenizer.convert_tokens_to_ids(tgt), i+1)
+        again = load_hf_learner(folder, device='cpu')
+        options = dict(max_new_tokens=4, num_beams=1)
+        assert again.hf_generate(texts, **options) == learn.hf_generate(texts, **options)
+        found.append(again.hf_generate(texts, **options))
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        enc = tokenizer(texts[0], return_tensors='pt')
+        model = AutoModelForSeq2SeqLM.from_pretrained(folder).eval()
+        ids = model.generate(enc['input_ids'], attention_mask=enc['attention_mask'], **options)
+        assert tokenizer.decode(ids[0], skip_special_tokens=True) == found[i][0]['translation_text']
+    assert found[0] != found[1]
+    assert getattr(hf.model.generation_config, LANGUAGE[arch]) == hf.tokenizer.convert_tokens_to_ids('de_DE')
+
+
+@pytest.mark.parametrize('arch', LANGUAGE)
 @pytest.mark.parametrize('task', ['translation', 'summarization'])
 def test_a_model_with_languages_needs_the_one_of_the_targets(arch, task, pairs):
     hf = make_objects(arch)

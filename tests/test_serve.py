@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from contextlib import closing, contextmanager
+from importlib.metadata import version
 from pathlib import Path
 
 import httpx
@@ -14,6 +15,7 @@ import torch
 from conftest import mentions
 from gradio_client import Client
 from hub_server import serving
+from packaging.requirements import Requirement
 from PIL import Image
 from test_hub import Process
 from test_load import ARCHS, quiet, saved, texts_of  # noqa: F401  a fixture
@@ -314,11 +316,19 @@ def test_a_space_contains_the_page_and_the_model(saved, tmp_path):  # noqa: F811
         for o in (worker, reader): o.close()
     assert 'sdk: gradio' in (folder/'README.md').read_text()
     assert 'title: Moods' in (folder/'README.md').read_text()
-    assert re.fullmatch(r'blurlike\[serve\]==[\d.]+\n', (folder/'requirements.txt').read_text())
+    wanted = [Requirement(o) for o in (folder/'requirements.txt').read_text().splitlines()]
+    assert 'blurlike' not in {o.name for o in wanted} # it is on no index
+    assert {'fastai', 'transformers', 'torch', 'gradio'} <= {o.name for o in wanted}
+    for o in wanted: assert o.specifier.contains(version(o.name)) # the installed packages, which serve the page below
+    package = Path(blurlike.__file__).parent
+    sources = [o.relative_to(package) for o in package.rglob('*.py')]
+    for o in sources: assert (folder/'blurlike'/o).read_bytes() == (package/o).read_bytes()
     port = free_port()
     app = (folder/'app.py').read_text()
     assert 'port=7860' in app # where the Hub looks
-    (folder/'app.py').write_text(app.replace('port=7860', f'port={port}'))
+    # the page is made by the uploaded package
+    own = "import blurlike\nassert blurlike.__file__.startswith(str(__import__('pathlib').Path(__file__).parent))\n"
+    (folder/'app.py').write_text(own + app.replace('port=7860', f'port={port}'))
     process = subprocess.Popen([sys.executable, '-W', 'ignore', 'app.py'], cwd=folder, stdout=subprocess.PIPE,
                                text=True)
     try:

@@ -18,11 +18,11 @@ from fastai.data.block import TransformBlock
 from fastai.torch_basics import is_listy, patch
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
-from ..core.checks import check_options, fast_tokenizer, one_of, print_once, whole_number
+from ..core.checks import brief, check_options, fast_tokenizer, one_of, print_once, whole_number
 from ..core.compat import undeclared_sharing
 from ..core.inputs import HFInputs, as_rows, decode_texts
-from ..core.objects import (forward_args, is_hf_model, model_skeleton, position_limit, set_pad_token,
-                                   tokenizer_limit)
+from ..core.objects import (forward_args, is_hf_model, model_skeleton, note_other_tokenizer, position_limit,
+                                   set_pad_token, tokenizer_limit)
 from .loader import HFDataLoader
 from ..tasks.base import Task, all_tasks, get_task, infer_task, task_options
 from ..text.lengths import text_columns
@@ -228,6 +228,7 @@ def check_model(self:HFTextBlock,
     self.check_vocab(model)
     if not is_hf_model(model): return
     _check_same_vocab(self, model)
+    note_other_tokenizer(self.hf_tokenizer, model)
     limit,name = position_limit(self.task.text_model(model)),type(model).__name__
     if limit and self.max_length and self.max_length > limit:
         raise ValueError(f"max_length={self.max_length} of the data must be at most {limit}, the number of positions "
@@ -245,8 +246,8 @@ def text_problem(self:HFTextBlock,
     if isinstance(x, tuple) and len(x)==2: return self.text_problem(x[0]) or self.text_problem(x[1])
     if self.is_split_into_words:
         if is_listy(x) and all(isinstance(o, str) for o in x): return None
-        return f"the text is {x!r:.80}, not a list of words, as is_split_into_words=True requires"
-    return None if isinstance(x, str) else f"the text is {x!r:.80}, not a string"
+        return f"the text is {brief(x)}, not a list of words, as is_split_into_words=True requires"
+    return None if isinstance(x, str) else f"the text is {brief(x)}, not a string"
 
 # %% ../../nbs/data/41_block.ipynb #7cc318a6
 @patch

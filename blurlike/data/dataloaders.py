@@ -21,8 +21,8 @@ from fastai.data.transforms import ColSplitter, RandomSplitter, get_text_files, 
 from fastai.torch_basics import delegates, flatten, get_first, is_listy, patch
 from fasttransform import Transform
 
-from ..core.checks import (as_names, check_options, columns, first_line, fraction, preview, print_line,
-                                  print_once, whole_number)
+from ..core.checks import (as_names, brief, check_options, columns, first_line, fraction,
+                           preview, print_line, print_once, whole_number)
 from ..core.compat import has_shuffle_buffer, type_transforms
 from ..core.objects import HFObjects, load_hf_config, load_hf_tokenizer
 from .block import HFTextBlock, check_call_options
@@ -54,7 +54,7 @@ def make_block(
             raise ValueError("HFObjects are already loaded: pass config_kwargs and tokenizer_kwargs to get_hf_objects.")
         return HFTextBlock(*checkpoint, **kwargs)
     if not isinstance(checkpoint, (str, Path)):
-        raise ValueError(f"checkpoint={checkpoint!r:.80} must be a name on the Hub, a folder, or the result of "
+        raise ValueError(f"checkpoint={brief(checkpoint)} must be a name on the Hub, a folder, or the result of "
                          "get_hf_objects.")
     trust = dict(trust_remote_code=trust_remote_code)
     config = load_hf_config(checkpoint, config_kwargs=config_kwargs, **trust)
@@ -140,7 +140,7 @@ def _checked_splits(splits, rows):
 # %% ../../nbs/data/42_dataloaders.ipynb #1aead28b
 def _one_split(**named):
     "Raise `ValueError` if more than one argument chooses the split"
-    given = [f'{k}={v!r:.40}' for k,v in named.items() if v is not None]
+    given = [f'{k}={brief(v, 40)}' for k,v in named.items() if v is not None]
     if len(given) > 1: raise ValueError(f"{' and '.join(given)} each choose the validation rows: pass only one.")
 
 # %% ../../nbs/data/42_dataloaders.ipynb #9d294702
@@ -201,7 +201,7 @@ def _check_given(splits, classes, index):
     row,new = as_plain(index[wrong[0]]),classes[wrong[0]] - known
     raise ValueError(f"{len(wrong)} of {len(splits[1])} validation rows have a label that no training row has. The "
                      f"first is row {row!r} with {preview(new)}; the labels of the training rows are "
-                     f"{preview(sorted(known, key=str), 20)}. Pass all labels as vocab={every!r:.500}.")
+                     f"{preview(sorted(known, key=str), 20)}. Pass all labels as vocab={brief(every, 500)}.")
 
 def _with_classes(task, read, label_col, splits, random):
     "Return splits whose training rows have all classes; raise `ValueError` if they lack some and are not random"
@@ -308,7 +308,7 @@ class HFTextDataLoaders(DataLoaders):
     ) -> DataLoaders:
         "Create from the columns of a DataFrame; raise `ValueError` for rows or columns that cannot be used"
         if not isinstance(df, pd.DataFrame):
-            raise ValueError(f"df={df!r:.80} must be a DataFrame; use "
+            raise ValueError(f"df={brief(df)} must be a DataFrame; use "
                              f"{_frame_of(df) or 'from_csv for a CSV file, from_dataset for a datasets.Dataset'}.")
         if not len(df): raise ValueError("df is empty.")
         df,text_col,label_col,valid_col = _string_names(df, text_col, label_col, valid_col)
@@ -348,7 +348,7 @@ def from_csv(cls:HFTextDataLoaders,
     **kwargs
 ) -> DataLoaders:
     "Create from the columns of a CSV file"
-    if 'from_df' in (how := _frame_of(csv)): raise ValueError(f"csv={csv!r:.80} must be a CSV file; use {how}.")
+    if 'from_df' in (how := _frame_of(csv)): raise ValueError(f"csv={brief(csv)} must be a CSV file; use {how}.")
     named = {k: kwargs[k] for k in ('task', 'text_col', 'label_col', 'vocab') if k in kwargs}
     df = read_csv(csv, **csv_columns(**named), **(csv_kwargs or {}))
     return cls.from_df(df, checkpoint, **kwargs)
@@ -582,7 +582,8 @@ def _check_type(dataset, row):
     types = set(flatten([tl.types for tl in getattr(dataset, 'tls', [])[:1]]))
     if not types or isinstance(row, tuple(types)): return
     names = ' or '.join(sorted(o.__name__ for o in types))
-    raise ValueError(f"test_items: {row!r:.80} is of type {type(row).__name__}, but the data has rows of type {names}.")
+    raise ValueError(f"test_items: {brief(row)} is of type {type(row).__name__}, but the data has rows of type "
+                     f"{names}.")
 
 # %% ../../nbs/data/42_dataloaders.ipynb #7cd66cb4
 _ROWS = (dict, pd.Series)

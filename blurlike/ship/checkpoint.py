@@ -26,7 +26,7 @@ from fastai.torch_core import get_model
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
-from ..core.checks import first_line, print_once, whole_number
+from ..core.checks import brief, first_line, print_once, whole_number
 from ..core.compat import epoch_loop, run_epochs
 from ..core.precision import train_in_fp32
 from ..core.ranks import from_rank0, from_ranks, n_ranks, on_rank0
@@ -272,7 +272,7 @@ def check(self:HFCheckpoint, settings):
     _,info = self.found
     if self.stage >= len(info['stages']): return
     was,now = info['stages'][self.stage],json.loads(json.dumps(settings))
-    changed = [f'{k}={was.get(k)!r:.60} (now {now[k]!r:.60})' for k in now if was.get(k)!=now[k]]
+    changed = [f'{k}={brief(was.get(k), 60)} (now {brief(now[k], 60)})' for k in now if was.get(k)!=now[k]]
     if not changed: return
     raise ValueError(f"path={str(self.path)!r} contains a run with {', '.join(changed)}. Restore this, choose another "
                      "path, or pass resume=False to delete its checkpoints and start again.")

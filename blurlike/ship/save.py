@@ -28,7 +28,7 @@ from ..core.ranks import on_rank0
 from .card import is_generated, training_runs
 from ..core.compat import no_model_bars
 from ..tasks.base import get_block
-from ..tasks.generation import drop_idle_settings
+from ..tasks.generation import drop_idle_settings, own_settings
 from ..tasks.labels import get_vocab
 from ..text.rows import columns_of
 
@@ -123,6 +123,7 @@ def preparation(
 def _tokenizer_to_save(block):
     "Return a copy of the block's tokenizer that saves the block's length limit, and its padding and truncation sides"
     tokenizer = deepcopy(block.hf_tokenizer)
+    if not block.task.keeps_padding_side: tokenizer.padding_side = block.padding_side
     if block.length_limit:
         limits = dict(limit=tokenizer_limit(tokenizer), limit_in_training=block.length_limit)
         tokenizer.model_max_length,tokenizer.init_kwargs['limit_before_training'] = block.length_limit,limits
@@ -150,11 +151,13 @@ def write_model(
 ) -> Path: # The folder
     "Write model, tokenizer, label names and model card, without waiting for other processes"
     model = get_model(learn.model)
-    drop_idle_settings(model)
+    block = get_block(learn.dls)
     with atomic_folder(path) as new:
-        with no_model_bars(): model.save_pretrained(new, **kwargs)
+        with no_model_bars(), own_settings(model, block):
+            drop_idle_settings(model)
+            model.save_pretrained(new, **kwargs)
         keep_weights(folder_to_replace(path), new)
-        _tokenizer_to_save(get_block(learn.dls)).save_pretrained(new)
+        _tokenizer_to_save(block).save_pretrained(new)
         info = preparation(learn.dls) | dict(runs=training_runs(learn))
         info['task_options'] |= _learned_options(learn, info['task_options'])
         (new/'blurlike.json').write_text(json.dumps(info, indent=2, default=str) + '\n', encoding='utf-8')

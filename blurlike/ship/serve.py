@@ -12,6 +12,7 @@ import socket
 import tempfile
 from contextlib import contextmanager
 from html import escape
+from importlib.metadata import requires
 from pathlib import Path
 from threading import Event, Thread
 
@@ -19,6 +20,7 @@ from fastai.learner import Learner
 from fastai.torch_basics import IN_NOTEBOOK, is_listy, patch
 from fastai.torch_core import get_model
 from huggingface_hub import CommitInfo, SpaceCardData
+from packaging.requirements import Requirement
 from transformers import TextIteratorStreamer
 
 import blurlike
@@ -435,6 +437,21 @@ def serve(
     if wait or (wait is None and not IN_NOTEBOOK): app.block_thread()
     return app
 
+# %% ../../nbs/ship/75_serve.ipynb #d2c5f7cd
+def _requirements(*extras):
+    "Return the packages that blurlike and its `extras` require, one a line"
+    wanted = [Requirement(o) for o in requires('blurlike')]
+    found = [o for o in wanted if not o.marker or any(o.marker.evaluate(dict(extra=e)) for e in extras)]
+    for o in found: o.marker = None
+    return ''.join(f'{o}\n' for o in found)
+
+# %% ../../nbs/ship/75_serve.ipynb #8b1d639d
+def _sources() -> dict: # Names and contents
+    "Return the source files of blurlike"
+    package = Path(blurlike.__file__).parent
+    return {(Path('blurlike')/o.relative_to(package)).as_posix(): o.read_text(encoding='utf-8')
+            for o in sorted(package.rglob('*.py'))}
+
 # %% ../../nbs/ship/75_serve.ipynb #85a3d2d0
 _APP = """from blurlike.ship.serve import serve
 
@@ -448,21 +465,23 @@ def _space_files(
     "Return the files of a Space, without the model"
     version = import_extra('serve', 'gradio').__version__
     meta = SpaceCardData(title=title, sdk='gradio', sdk_version=version, app_file='app.py', tags=['blurlike', 'fastai'])
-    about = f'{GENERATED}\n\nThe page is made by `blurlike.ship.serve`; the model is in `model/`.'
+    about = f'{GENERATED}\n\n`blurlike/` makes the page of the model in `model/`.'
     return {'app.py': _APP.format(title=title),
-            'requirements.txt': f"blurlike[{'serve,onnx' if onnx else 'serve'}]=={blurlike.__version__}\n",
+            'requirements.txt': _requirements('serve', *(['onnx'] if onnx else [])),
             'README.md': f'---\n{meta.to_yaml()}\n---\n\n# {title}\n\n{about}\n'}
 
 # %% ../../nbs/ship/75_serve.ipynb #5dd2c446
 def _write_and_push(learn, repo_id, title, kwargs, **push_kwargs):
-    "Write the model and its page to a temporary folder, and push it"
+    "Write the model, its page and blurlike to a temporary folder, and push it"
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
         write_model(learn, folder/'model', **kwargs)
         files = _space_files(title, (folder/'model'/'onnx').exists())
-        for name,text in files.items(): (folder/name).write_text(text, encoding='utf-8')
-        return push_folder(folder, repo_id, 'space', is_ours=lambda o: o.startswith('model/'), space_sdk='gradio',
-                           **push_kwargs)
+        for name,text in (files | _sources()).items():
+            (folder/name).parent.mkdir(parents=True, exist_ok=True)
+            (folder/name).write_text(text, encoding='utf-8')
+        return push_folder(folder, repo_id, 'space', is_ours=lambda o: o.startswith(('model/', 'blurlike/')),
+                           space_sdk='gradio', **push_kwargs)
 
 # %% ../../nbs/ship/75_serve.ipynb #84ae2592
 @patch

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Task', 'task_options', 'named_subclasses', 'all_tasks', 'task_class', 'get_task', 'infer_task', 'get_block',
            'mean_loss', 'loss_of_targets', 'losses_by_row', 'TokenCrossEntropy', 'ignored_target', 'TargetLoss',
-           'target_weight', 'loss_to']
+           'target_weight', 'has_two_terms', 'loss_terms', 'check_one_divisor', 'loss_to']
 
 # %% ../../nbs/tasks/20_base.ipynb #e2351198
 import inspect
@@ -14,7 +14,7 @@ from functools import partial
 from importlib import import_module
 
 import torch
-from fastai.losses import CrossEntropyLossFlat
+from fastai.losses import CrossEntropyLossFlat, LabelSmoothingCrossEntropy
 from fastai.torch_basics import GetAttr, L, batch_to_samples, find_bs, is_iter, is_listy, patch
 from torch import Tensor, nn
 
@@ -175,6 +175,7 @@ Task.truncation = True # As for a tokenizer
 Task.is_split_into_words = False # Whether a text is a list of words
 Task.windows = False # Whether a text longer than `max_length` is read in windows, rather than truncated
 Task.stride = 0 # Tokens that neighboring windows share
+Task.keeps_padding_side = False # Whether a saved tokenizer keeps its side, even if batches were padded on the other
 Task.columns = () # Token columns that the task needs: "word_ids", "sequence_ids", "offsets"
 
 @patch
@@ -493,6 +494,40 @@ def target_weight(
     real = targ[targ != ignored_target(loss_func)]
     weighted = isinstance(func, nn.CrossEntropyLoss) and func.weight is not None
     return func.weight[real].sum().item() if weighted else len(real)
+
+# %% ../../nbs/tasks/20_base.ipynb #89c3ef04
+def has_two_terms(
+    loss_func, # A loss
+) -> bool:
+    "Return whether the terms of `loss_func` have different divisors"
+    func = getattr(loss_func, 'func', loss_func)
+    return isinstance(func, LabelSmoothingCrossEntropy) and func.weight is not None
+
+# %% ../../nbs/tasks/20_base.ipynb #5d05d7f2
+def loss_terms(
+    loss_func, # A loss
+    loss:float, # Its mean over the targets of a batch
+    pred, # The logits of the batch
+    targs:tuple, # The targets of the batch
+) -> list[tuple[float, float]]: # The mean and the divisor of each term
+    "Return the terms of a batch's loss"
+    n = target_weight(loss_func, targs)
+    if not has_two_terms(loss_func): return [(loss, n)]
+    weighted = CrossEntropyLossFlat(weight=loss_func.func.weight)
+    weighted_mean = (1 - loss_func.func.eps)*TargetLoss(weighted)(pred, *targs).item()
+    return [(loss - weighted_mean, n), (weighted_mean, target_weight(weighted, targs))]
+
+# %% ../../nbs/tasks/20_base.ipynb #612ede49
+def check_one_divisor(
+    loss_func, # A loss
+    why:str, # What needs it; the message ends with it
+):
+    "Raise `ValueError` for a loss whose terms have different divisors"
+    if not has_two_terms(loss_func): return
+    eps = loss_func.func.eps
+    raise ValueError(f"loss_func=LabelSmoothingCrossEntropyFlat(eps={eps}, weight=...) has two divisors, the number of "
+                     f"targets and the sum of their weights: use CrossEntropyLossFlat(label_smoothing={eps}, "
+                     f"weight=...) {why}.")
 
 # %% ../../nbs/tasks/20_base.ipynb #77a67687
 def loss_to(

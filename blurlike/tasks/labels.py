@@ -20,7 +20,7 @@ from fastai.metrics import accuracy
 from fastai.torch_basics import is_listy, patch
 from torch import nn
 
-from ..core.checks import preview, print_once
+from ..core.checks import brief, preview, print_once
 from ..core.objects import in_body
 from ..text.rows import as_plain, first_row
 
@@ -74,9 +74,9 @@ def check_kinds(
     wrong = kinds.isna() | (kinds!=kinds.iloc[0]) if len(kinds) else kinds
     if not wrong.any(): return
     (row,value),first = first_row(labels, wrong),as_plain(labels.iloc[0])
-    why = f', but the first label is {first!r:.80}' if kinds[wrong].iloc[0] else ''
-    raise ValueError(f"label_col={name!r}: row {row!r} has {value!r:.80}{why}. Labels must be all strings, all numbers "
-                     f"or all booleans: convert them, for example with df[{name!r}].astype(str).")
+    why = f', but the first label is {brief(first)}' if kinds[wrong].iloc[0] else ''
+    raise ValueError(f"label_col={name!r}: row {row!r} has {brief(value)}{why}. Labels must be all strings, all "
+                     f"numbers or all booleans: convert them, for example with df[{name!r}].astype(str).")
 
 # %% ../../nbs/tasks/21_labels.ipynb #aa109c70
 def check_known(
@@ -87,7 +87,7 @@ def check_known(
     "Raise `ValueError` for a label that is not in `vocab`"
     if vocab is None or (known := labels.isin(vocab)).all(): return
     row,value = first_row(labels, ~known)
-    raise ValueError(f"vocab=[{preview(vocab, 20)}] lacks {value!r:.80}, the label of row {row!r} in {name!r}.")
+    raise ValueError(f"vocab=[{preview(vocab, 20)}] lacks {brief(value)}, the label of row {row!r} in {name!r}.")
 
 # %% ../../nbs/tasks/21_labels.ipynb #b8e55646
 def note_alike(
@@ -107,7 +107,7 @@ def label_names(
     values,names = list(names),[str(o) for o in names]
     for o in values:
         if label_kind(o) is None:
-            raise ValueError(f"The class {o!r:.80} is not a string, a number or a boolean: convert labels to strings.")
+            raise ValueError(f"The class {brief(o)} is not a string, a number or a boolean: convert labels to strings.")
         if (n := names.count(str(o))) > 1: raise ValueError(f"{n} classes are called {str(o)!r}: rename one of them.")
     return dict(num_labels=len(names), id2label=dict(enumerate(names)), label2id={o: i for i,o in enumerate(names)})
 

@@ -13,7 +13,7 @@ import torch
 from fastai.torch_basics import patch
 from transformers import AutoModelForMaskedLM, DataCollatorForLanguageModeling
 
-from ..core.checks import fast_tokenizer, fraction, one_of
+from ..core.checks import brief, fast_tokenizer, fraction, one_of
 from ..core.compat import fill_mask
 from .base import named_subclasses
 from .corpus import LanguageModel, block_cuts, check_block_size, resolve_block_size
@@ -186,9 +186,9 @@ def tokenize(self:MaskedLM, samples, block):
     if not samples or not isinstance(samples[0][0], str): return super(MaskedLM, self).tokenize(samples, block)
     table,tok = block.tokenize([o[0] for o in samples]),block.hf_tokenizer
     masks = np.diff(np.r_[0, (table.columns['input_ids']==tok.mask_token_id).cumsum()][table.bounds])
-    why = f"max_length={block.max_length} removes every {tok.mask_token} of {{!r:.80}}: shorten the text"
+    why = f"max_length={block.max_length} removes every {tok.mask_token} of {{}}: shorten the text"
     lost = np.flatnonzero(masks==0).tolist()
-    if lost: raise SampleProblems([(i, why.format(samples[i][0])) for i in lost])
+    if lost: raise SampleProblems([(i, why.format(brief(samples[i][0]))) for i in lost])
     return table
 
 # %% ../../nbs/tasks/32_masked_lm.ipynb #549d398b
@@ -223,7 +223,7 @@ def sample(self:MaskedLM, text, block):
     if problem := block.text_problem(text): raise ValueError(problem)
     self.strategy(block)
     mask = block.hf_tokenizer.mask_token
-    if mask not in text: raise ValueError(f"the text {text!r:.80} contains no {mask} to predict")
+    if mask not in text: raise ValueError(f"the text {brief(text)} contains no {mask} to predict")
     return text
 
 # %% ../../nbs/tasks/32_masked_lm.ipynb #87c4886e

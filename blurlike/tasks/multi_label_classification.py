@@ -20,7 +20,7 @@ from matplotlib import pyplot as plt
 from sklearn.metrics import f1_score
 from transformers import AutoModelForSequenceClassification
 
-from ..core.checks import fraction
+from ..core.checks import brief, fraction
 from .base import Task, get_block
 from .labels import ClassNames, check_kinds, check_known, get_vocab, is_list_column, note_alike
 from .windows import PooledWindows
@@ -92,7 +92,7 @@ def _check_lists(name, column):
     wrong = ~column.map(is_listy)
     if not wrong.any(): return
     row,value = first_row(column, wrong)
-    raise ValueError(f"label_col={name!r}: row {row!r} has {value!r:.80}, not a list of labels.")
+    raise ValueError(f"label_col={name!r}: row {row!r} has {brief(value)}, not a list of labels.")
 
 # %% ../../nbs/tasks/26_multi_label_classification.ipynb #0176b02b
 def _each_label(column):

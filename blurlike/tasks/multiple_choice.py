@@ -23,7 +23,7 @@ from fastai.torch_basics import TensorCategory, is_listy, patch
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModelForMultipleChoice
 
-from ..core.checks import preview
+from ..core.checks import brief, preview
 from ..core.compat import model_classes
 from ..core.inputs import HFInputs, by_window, decode_texts
 from ..core.objects import is_hf_model
@@ -53,13 +53,13 @@ def choices_problem(
 ) -> str|None: # None if it can be used
     "Return what is wrong with a question and its choices"
     if not isinstance(sample, tuple) or len(sample)!=2:
-        return f"the text is {sample!r:.80}, not a tuple of a question and a list of choices"
+        return f"the text is {brief(sample)}, not a tuple of a question and a list of choices"
     question,choices = sample
-    if not isinstance(question, str): return f"the question is {question!r:.80}, not a string"
-    if not isinstance(choices, (list, tuple)): return f"the choices are {choices!r:.80}, not a list"
-    if len(choices) < 2: return f"the choices are {list(choices)!r:.80}, but there must be at least two"
+    if not isinstance(question, str): return f"the question is {brief(question)}, not a string"
+    if not isinstance(choices, (list, tuple)): return f"the choices are {brief(choices)}, not a list"
+    if len(choices) < 2: return f"the choices are {brief(list(choices))}, but there must be at least two"
     wrong = [i for i,o in enumerate(choices) if not isinstance(o, str) or not o.strip()]
-    return f"choice {wrong[0]} is {choices[wrong[0]]!r:.80}, which is not a text" if wrong else None
+    return f"choice {wrong[0]} is {brief(choices[wrong[0]])}, which is not a text" if wrong else None
 
 # %% ../../nbs/tasks/33_multiple_choice.ipynb #e537eaf0
 def as_question(
@@ -106,12 +106,12 @@ def target_problem(
     choices:list, # Texts
 ) -> str|None: # None if it can be used
     "Return what is wrong with `target`"
-    if not isinstance(target, ChoiceTarget): return f"the target is {target!r:.80}, not a choice: use a ChoiceBlock"
+    if not isinstance(target, ChoiceTarget): return f"the target is {brief(target)}, not a choice: use a ChoiceBlock"
     choice, = target
     if choice_index(choice, choices) is not None: return None
     if isinstance(choice, str) and choice in choices:
-        return f"the target {choice!r:.80} is several of the choices: use its index instead"
-    return (f"the target {choice!r:.80} is neither one of the choices {preview(choices)} nor an index below "
+        return f"the target {brief(choice)} is several of the choices: use its index instead"
+    return (f"the target {brief(choice)} is neither one of the choices {preview(choices)} nor an index below "
             f"{len(choices)}")
 
 # %% ../../nbs/tasks/33_multiple_choice.ipynb #c6c26a00

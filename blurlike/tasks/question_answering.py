@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['NO_ANSWER', 'Answer', 'Answers', 'right_answers', 'as_answer', 'ReadAnswer', 'AnswerBlock', 'answer_problem',
            'as_characters', 'from_characters', 'null_places', 'answer_positions', 'AnswerLoss', 'best_spans',
-           'read_answers', 'normalize_answer', 'answer_exact', 'answer_f1', 'row_answers', 'AnswerMetric',
-           'exact_match', 'squad_f1', 'QuestionAnswering', 'question_problem']
+           'read_answers', 'normalize_answer', 'answer_words', 'answer_exact', 'answer_f1', 'row_answers',
+           'AnswerMetric', 'exact_match', 'squad_f1', 'QuestionAnswering', 'question_problem']
 
 # %% ../../nbs/tasks/29_question_answering.ipynb #8fdd3a00
 import re
@@ -14,7 +14,7 @@ import string
 from collections import Counter
 from numbers import Integral
 from typing import NamedTuple
-from unicodedata import combining
+from unicodedata import category, combining
 
 import numpy as np
 import pandas as pd
@@ -26,7 +26,7 @@ from fastai.learner import Metric
 from fastai.torch_basics import Tensor, is_listy, patch
 from transformers import AutoModelForQuestionAnswering
 
-from ..core.checks import fast_tokenizer, preview, whole_number
+from ..core.checks import brief, fast_tokenizer, preview, whole_number
 from ..core.inputs import HFInputs, as_rows
 from ..core.objects import forward_args, is_hf_model
 from ..show import MarkedText
@@ -113,11 +113,11 @@ def AnswerBlock():
 # %% ../../nbs/tasks/29_question_answering.ipynb #2c3e7e84
 def _misplaced(text, start, context):
     "Return a message with the text at `start`, and the positions where the text of the answer occurs"
-    there = repr(context[start:start+len(text)])
+    there = brief(context[start:start+len(text)])
     if not 0 <= start < len(context): there = f'no text (it has {len(context)} characters)'
     places = [o.start() for o in re.finditer(re.escape(text), context)]
     where = f"it occurs at {', '.join(map(str, places[:3]))}" if places else "it does not occur in the context"
-    return f"the answer {text!r:.80} does not start at {start}, where the context has {there:.80}; {where}"
+    return f"the answer {brief(text)} does not start at {start}, where the context has {there}; {where}"
 
 # %% ../../nbs/tasks/29_question_answering.ipynb #30da7aa7
 def answer_problem(
@@ -128,13 +128,13 @@ def answer_problem(
     if others := getattr(answer, 'others', ()):
         return next(filter(None, (answer_problem(o, context) for o in (Answer(*answer), *others))), None)
     if not isinstance(answer, Answer):
-        return f"the target is {answer!r:.80}, not the text and the start of an answer: use an AnswerBlock for targets"
+        return f"the target is {brief(answer)}, not the text and the start of an answer: use an AnswerBlock for targets"
     text,start = answer
     if answer==NO_ANSWER: return None
-    if not isinstance(text, str): return f"the text of the answer is {text!r:.80}, not a string"
+    if not isinstance(text, str): return f"the text of the answer is {brief(text)}, not a string"
     if isinstance(start, bool) or not isinstance(start, Integral):
-        return f"the start of the answer {text!r:.80} is {start!r:.80}, not the index of a character"
-    if not text.strip(): return f"the text of the answer is {text!r:.80}, which contains only whitespace"
+        return f"the start of the answer {brief(text)} is {brief(start)}, not the index of a character"
+    if not text.strip(): return f"the text of the answer is {brief(text)}, which contains only whitespace"
     return None if start >= 0 and context[start:start+len(text)]==text else _misplaced(text, start, context)
 
 # %% ../../nbs/tasks/29_question_answering.ipynb #d4f3b45f
@@ -319,29 +319,41 @@ def read_answers(
             res[i], = _read(logits[i:i+1], row, contexts[i:i+1], more, *options)
     return res
 
+# %% ../../nbs/tasks/29_question_answering.ipynb #4e36aad2
+def _is_punctuation(char):
+    "Return whether a character is ASCII punctuation, or punctuation of a language that is written without spaces"
+    return char in string.punctuation or bool(_UNSPACED.match(char)) and category(char).startswith('P')
+
 # %% ../../nbs/tasks/29_question_answering.ipynb #e56bb914
 def normalize_answer(
     text:str, # An answer
 ) -> str:
     "Return `text` in lower case, without punctuation, articles and extra spaces"
-    text = ''.join(o for o in text.lower() if o not in string.punctuation)
+    text = ''.join(o for o in text.lower() if not _is_punctuation(o))
     return ' '.join(re.sub(r'\b(a|an|the)\b', ' ', text).split())
+
+# %% ../../nbs/tasks/29_question_answering.ipynb #a309746a
+def answer_words(
+    text:str, # An answer
+) -> list[str]:
+    "Return the words of `text` after `normalize_answer`; characters of text that is written without spaces are words"
+    return _UNSPACED.sub(r' \g<0> ', normalize_answer(text)).split()
 
 # %% ../../nbs/tasks/29_question_answering.ipynb #0c4753b8
 def answer_exact(
     gold:str, # The correct answer; empty for none
     pred:str, # The predicted answer
 ) -> float: # 1 or 0
-    "Return 1 if both answers are the same after `normalize_answer`, otherwise 0"
-    return float(normalize_answer(gold)==normalize_answer(pred))
+    "Return 1 if both answers have the same `answer_words`, otherwise 0"
+    return float(answer_words(gold)==answer_words(pred))
 
 # %% ../../nbs/tasks/29_question_answering.ipynb #02687154
 def answer_f1(
     gold:str, # The correct answer; empty for none
     pred:str, # The predicted answer
 ) -> float: # From 0 to 1; if an answer has no words, 1 if both have none, otherwise 0
-    "Return the F1 of the words of two answers after `normalize_answer`"
-    golds,preds = (normalize_answer(o).split() for o in (gold, pred))
+    "Return the F1 of the `answer_words` of two answers"
+    golds,preds = answer_words(gold),answer_words(pred)
     if not golds or not preds: return float(golds==preds)
     same = sum((Counter(golds) & Counter(preds)).values())
     return 2*same/(len(golds) + len(preds))
@@ -396,6 +408,7 @@ def squad_f1(): # A metric
 class QuestionAnswering(Windowed, Task):
     "Extractive question answering: predict the start and the end of the span of a context that answers a question"
     name = 'question-answering'
+    keeps_padding_side = True # it determines whether the context comes first
     auto_model = AutoModelForQuestionAnswering
     loss_func = AnswerLoss
     target_block = staticmethod(lambda names=None: AnswerBlock())
@@ -510,10 +523,10 @@ def question_problem(
     if isinstance(sample, dict) and not {'question', 'context'} <= set(sample):
         return f"the text is a dict with the keys {preview(sample) or '(none)'}, but needs 'question' and 'context'"
     if not isinstance(sample, tuple) or len(sample)!=2:
-        return (f"the text is {sample!r:.80}, not a tuple of a question and a context, "
+        return (f"the text is {brief(sample)}, not a tuple of a question and a context, "
                 "which CellsReader(['question', 'context']) reads from columns")
     for name,o in zip(('question', 'context'), sample, strict=True):
-        if not isinstance(o, str): return f"the {name} is {o!r:.80}, not a string"
+        if not isinstance(o, str): return f"the {name} is {brief(o)}, not a string"
         if not o.strip(): return f"the {name} is empty"
 
 # %% ../../nbs/tasks/29_question_answering.ipynb #f13e52ad
@@ -577,7 +590,7 @@ def _not_held(self:QuestionAnswering, table, i, block):
     "Return a message for row `i`, whose answer no window contains as a whole"
     a,b = table.rows['answer_chars'][i].tolist()
     answer = table.rows['texts'][i][1][a:b]
-    return (f"no window contains the whole answer {answer!r:.80}: with max_length={block.max_length}, neighboring "
+    return (f"no window contains the whole answer {brief(answer)}: with max_length={block.max_length}, neighboring "
             f"windows share stride={block.stride} tokens; use a larger stride or a larger max_length")
 
 # %% ../../nbs/tasks/29_question_answering.ipynb #2755c685

@@ -15,6 +15,7 @@ from fastai.torch_basics import Tensor, TensorCategory, is_listy, patch
 from scipy import stats
 from transformers import AutoModelForSequenceClassification
 
+from ..core.checks import brief
 from .base import Task
 from .labels import (check_outputs, check_problem_type, first_target, has_fractions, is_list_column,
                                    label_names)
@@ -83,7 +84,7 @@ def y_block(self:Regression, labels):
 def _number_problem(y):
     "Return what is wrong with target `y`"
     values = y.flatten().tolist() if isinstance(y, Tensor) else [y]
-    if not all(isinstance(o, (int, float)) for o in values): return f"the target is {y!r:.80}, not a number"
+    if not all(isinstance(o, (int, float)) for o in values): return f"the target is {brief(y)}, not a number"
     return None if np.isfinite(values).all() else f"the target is {values}, which is not finite"
 
 # %% ../../nbs/tasks/27_regression.ipynb #8f8f9b2a

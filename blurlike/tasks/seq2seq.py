@@ -19,7 +19,7 @@ from fastai.torch_basics import ItemTransform, L, patch, to_device
 from fastai.torch_core import get_model
 from transformers import AutoModelForSeq2SeqLM, GenerationConfig
 
-from ..core.checks import check_options, import_extra, preview, whole_number
+from ..core.checks import brief, check_options, import_extra, preview, whole_number
 from ..core.inputs import HFInputs
 from ..core.objects import model_skeleton, position_limit, tokenizer_limit
 from ..core.precision import evaluating
@@ -27,7 +27,7 @@ from ..core.ranks import by_share
 from .base import Task, TokenCrossEntropy
 from .generation import Generates
 from ..text.rows import read_targets
-from ..text.tokens import RowTemplate, TokenTable, bounds_of
+from ..text.tokens import RowTemplate, TokenTable, bounds_of, check_unicode
 
 # %% ../../nbs/tasks/30_seq2seq.ipynb #43ba657e
 class TextTarget(str):
@@ -37,7 +37,7 @@ class TextTarget(str):
 class TextTargetize(ItemTransform):
     "Convert a text to a target; raise `ValueError` for another value"
     def encodes(self, o):
-        if not isinstance(o, str): raise ValueError(f"the target is {o!r:.80}, not a string")
+        if not isinstance(o, str): raise ValueError(f"the target is {brief(o)}, not a string")
         return TextTarget(o)
 
 # %% ../../nbs/tasks/30_seq2seq.ipynb #24d5b0ac
@@ -53,10 +53,10 @@ def check_generation(
     check_options(kwargs, {k for k in vars(GenerationConfig()) if not k.startswith('_')})
     try: json.dumps(kwargs)
     except TypeError as e:
-        raise ValueError(f"generate_kwargs={kwargs!r:.80} must be JSON-serializable ({e}): pass this to "
+        raise ValueError(f"generate_kwargs={brief(kwargs)} must be JSON-serializable ({e}): pass this to "
                          "hf_generate.") from e
     try: GenerationConfig(**kwargs).validate(strict=True)
-    except ValueError as e: raise ValueError(f"generate_kwargs={kwargs!r:.80}: {' '.join(str(e).split())}") from e
+    except ValueError as e: raise ValueError(f"generate_kwargs={brief(kwargs)}: {' '.join(str(e).split())}") from e
 
 # %% ../../nbs/tasks/30_seq2seq.ipynb #ee084466
 class Seq2Seq(Generates, Task):
@@ -221,7 +221,9 @@ def target_table(self:Seq2Seq,
     "Return the tokens of `targets`, with the token that ends a text"
     tok,limit,end = block.hf_tokenizer,block.setup.limit,block.setup.end
     encode = lambda texts, **kwargs: tok(text_target=texts, **kwargs | dict(verbose=False))
-    ids = encode([str(o) for o in targets], add_special_tokens=False)['input_ids']
+    targets = [str(o) for o in targets]
+    check_unicode(targets)
+    ids = encode(targets, add_special_tokens=False)['input_ids']
     flat = np.array([i for o in ids for i in o], dtype=np.int32)
     content = TokenTable(dict(input_ids=flat), bounds_of([len(o) for o in ids]))
     table = RowTemplate(encode).rows([content], limit - (end is not None), left=tok.truncation_side=='left')
@@ -253,8 +255,8 @@ def _is_empty(x):
 @patch
 def problem(self:Seq2Seq, sample, block):
     if wrong := block.text_problem(sample[0]): return wrong
-    if _is_empty(sample[0]): return f"the text is {sample[0]!r:.80}, which is empty"
-    if len(sample) > 1 and not sample[1].strip(): return f"the target is {str(sample[1])!r:.80}, which is empty"
+    if _is_empty(sample[0]): return f"the text is {brief(sample[0])}, which is empty"
+    if len(sample) > 1 and not sample[1].strip(): return f"the target is {brief(str(sample[1]))}, which is empty"
 
 # %% ../../nbs/tasks/30_seq2seq.ipynb #2583b88b
 @patch
@@ -280,6 +282,12 @@ def _set_length(config, n):
     for o in ('min_length', 'min_new_tokens'):
         if (getattr(config, o) or 0) > n: setattr(config, o, None)
 
+# %% ../../nbs/tasks/30_seq2seq.ipynb #433a234f
+@patch
+def settings(self:Seq2Seq, block):
+    "Return the target language and the `generate_kwargs`"
+    return block.setup.language | (self.generate_kwargs or {})
+
 # %% ../../nbs/tasks/30_seq2seq.ipynb #bd9ced98
 @patch
 def configure(self:Seq2Seq, dls, model):
@@ -288,7 +296,7 @@ def configure(self:Seq2Seq, dls, model):
     n = self.max_target_length or dls.train.facts.get('longest_target')
     if n and not {'max_length', 'max_new_tokens'} & set(given): _set_length(config, n)
     if config.pad_token_id is None or config.pad_token_id < 0: config.pad_token_id = block.hf_tokenizer.pad_token_id
-    for k,v in (block.setup.language | given).items(): setattr(config, k, v)
+    for k,v in self.settings(block).items(): setattr(config, k, v)
     super(Seq2Seq, self).configure(dls, model)
 
 # %% ../../nbs/tasks/30_seq2seq.ipynb #4b210ed2

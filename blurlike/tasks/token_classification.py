@@ -21,7 +21,7 @@ from fastai.torch_basics import L, TensorBase, is_iter, is_listy, patch, to_cpu
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModelForTokenClassification
 
-from ..core.checks import fast_tokenizer, import_extra, one_of, preview, print_line, print_once
+from ..core.checks import brief, fast_tokenizer, import_extra, one_of, preview, print_line, print_once
 from ..core.compat import entity_pipeline
 from ..core.inputs import as_rows
 from ..show import TaggedWords
@@ -129,7 +129,7 @@ _LISTS = '. If a CSV file stores the lists as strings, read it with from_csv'
 def _labels_problem(cell):
     "Return what is wrong with a list of labels"
     if not is_listy(cell):
-        return f"has the labels {cell!r:.80}, not a list of labels" + (_LISTS if isinstance(cell, str) else '')
+        return f"has the labels {brief(cell)}, not a list of labels" + (_LISTS if isinstance(cell, str) else '')
     wrong = [o for o in cell if not isinstance(o, str)]
     return f"has the label {wrong[0]!r}, not a string: pass label names, not class indices" if wrong else None
 
@@ -377,7 +377,7 @@ def y_block(self:TokenClassification, labels):
 def _words_problem(words, block):
     "Return what is wrong with `words`"
     if isinstance(words, str):
-        return f"the text is {words!r:.80}, not a list of words. Split it, for example with text.split(){_LISTS}"
+        return f"the text is {brief(words)}, not a list of words. Split it, for example with text.split(){_LISTS}"
     if problem := block.text_problem(words): return problem
     return None if len(words) else "the list of words is empty"
 
@@ -594,7 +594,7 @@ def is_one(self:TokenClassification, texts, block):
     if isinstance(texts, str) or not is_iter(texts): return True
     if not is_listy(texts) or not len(texts) or not all(isinstance(o, str) for o in texts): return False
     if odd := next((o for o in texts if len(o.split()) > 1), None):
-        raise ValueError(f"texts contains {odd!r:.80}, which contains spaces, but a list of strings is read as the "
+        raise ValueError(f"texts contains {brief(odd)}, which contains spaces, but a list of strings is read as the "
                          "words of one text: pass many=True for several texts, or many=False for one.")
     return True
 

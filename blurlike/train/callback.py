@@ -39,7 +39,8 @@ from ..core.compat import (autocast_depth, end_cleanup, epoch_loop, has_pre_hook
 from ..core.inputs import HFInputs, HFRows, can_redraw
 from ..core.objects import forward_kwargs
 from ..core.precision import train_in_fp32, without_cudnn_attention
-from ..tasks.base import TargetLoss, TokenCrossEntropy, loss_to, target_weight
+from ..tasks.base import (TargetLoss, TokenCrossEntropy, check_one_divisor, loss_terms, loss_to,
+                                 target_weight)
 from ..tasks.generation import Generates
 
 # %% ../../nbs/train/62_callback.ipynb #13e39cce
@@ -284,16 +285,17 @@ def remedies(
 class AverageLoss(Callback):
     "Average the validation loss over targets"
     order,run_train = Recorder.order+1,False
-    def __init__(self): self.loss_sum,self.weight_sum = 0.,0.
+    def __init__(self): self.sums = []
 
     def after_batch(self):
         "Replace the average of the recorder"
         average = getattr(getattr(self.learn, 'recorder', None), 'loss', None)
         if not self.yb or not hasattr(average, 'total'): return
-        weight = target_weight(self.loss_func, self.yb)
-        self.loss_sum += self.learn.to_detach(self.learn.loss.mean()).item()*weight
-        self.weight_sum += weight
-        if self.weight_sum: average.total,average.count = self.loss_sum,self.weight_sum
+        loss = self.learn.to_detach(self.learn.loss.mean()).item()
+        terms = loss_terms(self.loss_func, loss, self.learn.pred, self.yb)
+        sums = self.sums or [(0., 0.)]*len(terms)
+        self.sums = [(s + mean*n, total + n) for (mean,n),(s,total) in zip(terms, sums, strict=True)]
+        if all(n for _,n in self.sums): average.total,average.count = sum(s/n for s,n in self.sums),1
 
 # %% ../../nbs/train/62_callback.ipynb #4095cef6
 def batch_weight(
@@ -339,6 +341,7 @@ def accumulated(
     if accumulation is None or not learn.training:
         yield
         return
+    check_one_divisor(learn.loss_func, 'with GradientAccumulation')
     with learn.added_cbs(AccumulateTargets(accumulation)):
         try:
             yield

@@ -21,7 +21,7 @@ from ..core.checks import import_extra
 from ..core.compat import keep_loaders
 from ..core.ranks import average, from_rank0, join_shares, n_ranks, share, sum_of_ranks
 from ..data.loader import HFDataLoader
-from ..tasks.base import target_weight
+from ..tasks.base import check_one_divisor, target_weight
 from .callback import HFCallback, HFLoss
 
 # %% ../../nbs/train/65_distributed.ipynb #9a71b59d
@@ -42,6 +42,8 @@ if not hasattr(Learner, 'distrib_ctx'): patch(distrib_ctx)
 class ShareLoss(Callback):
     "Make the average of the ranks' gradients the gradient of their batches together"
     order,run_valid,_checked = HFCallback.order-.5,False,False
+
+    def before_fit(self): check_one_divisor(self.loss_func, 'in several processes')
 
     def after_loss(self):
         "Weigh the loss by the targets of this rank; a spare batch has none"

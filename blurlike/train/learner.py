@@ -18,7 +18,7 @@ from fastai.learner import Learner
 from fastai.torch_basics import L, delegates, patch
 from torch.amp import GradScaler, autocast
 
-from ..core.checks import check_options, fraction
+from ..core.checks import brief, check_options, fraction
 from ..core.objects import load_hf_config, load_hf_model, replace_head, runs_own_code
 from ..core.precision import DTYPES, check_precision
 from ..tasks.base import get_block
@@ -64,7 +64,7 @@ def _model_for(dls, model, config_kwargs, model_kwargs, new_head):
     "Return `model`, or a new one if it is None"
     if model is None: return build_model(dls, config_kwargs, model_kwargs, new_head)
     if not isinstance(model, torch.nn.Module):
-        raise ValueError(f"model={model!r:.80} is not a model: pass checkpoints to HFTextDataLoaders, not here.")
+        raise ValueError(f"model={brief(model)} is not a model: pass checkpoints to HFTextDataLoaders, not here.")
     if config_kwargs or model_kwargs or new_head:
         raise ValueError("config_kwargs, model_kwargs and new_head=True do not apply to "
                          f"model={type(model).__name__}(...): pass them when you build it.")
