@@ -525,6 +525,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'blurlike.scale._json_object': ('scale.html#_json_object', 'blurlike/scale.py'),
                                 'blurlike.scale._json_rows': ('scale.html#_json_rows', 'blurlike/scale.py'),
                                 'blurlike.scale._locally': ('scale.html#_locally', 'blurlike/scale.py'),
+                                'blurlike.scale._lock': ('scale.html#_lock', 'blurlike/scale.py'),
                                 'blurlike.scale._model_hash': ('scale.html#_model_hash', 'blurlike/scale.py'),
                                 'blurlike.scale._on_ray': ('scale.html#_on_ray', 'blurlike/scale.py'),
                                 'blurlike.scale._opened': ('scale.html#_opened', 'blurlike/scale.py'),

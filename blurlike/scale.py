@@ -280,25 +280,38 @@ def _model_hash(folder):
             while block := f.read(1<<20): res.update(block)
     return res.hexdigest()
 
-# %% ../nbs/82_scale.ipynb #5d619058
+# %% ../nbs/82_scale.ipynb #9ebb1827
+def _lock(file, out):
+    "Lock an open file; return whether locks are supported; raise `ValueError` if another run has locked it"
+    try: import fcntl
+    except ImportError: return False # Windows
+    try: fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise ValueError(f"out={str(out)!r}: another run is writing there. Wait for its end, or choose another "
+                         "folder.") from None
+    except OSError: return False # the file system has none
+    return True
+
+# %% ../nbs/82_scale.ipynb #cdbbe7f4
 @contextmanager
 def _opened(out, info):
-    "Create the folder of a run, or check that it has the same run"
+    "Create the folder of a run, or check that it has the same run; lock it"
     manifest = out/MANIFEST
     if not manifest.exists() and out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise FileExistsError(f"out={str(out)!r} contains other files. Choose a new folder.")
     out.mkdir(parents=True, exist_ok=True)
     with open(manifest, 'a+', encoding='utf-8') as file:
+        locked = _lock(file, out)
         file.seek(0)
         old = json.loads(file.read() or '{}')
         if changed := [k for k in info if old and info[k]!=old.get(k)]:
             raise ValueError(f"out={str(out)!r} holds the scores of another run: {', '.join(changed)} differ. Choose "
                              "another folder, or delete this one.")
         if not old: print(json.dumps(info, indent=2), file=file, flush=True)
-        for o in out.glob('.part-*'): o.unlink() # of a run that was killed
+        for o in out.glob('.part-*') if locked else (): o.unlink() # of a run that was killed
         yield
 
-# %% ../nbs/82_scale.ipynb #e89add46
+# %% ../nbs/82_scale.ipynb #34fd6acf
 def _write(path, table):
     "Write a Parquet file, which appears when it is complete"
     new = path.with_name(f'.{path.name}.{token_hex(4)}')
@@ -307,7 +320,7 @@ def _write(path, table):
         os.replace(new, path)
     finally: new.unlink(missing_ok=True)
 
-# %% ../nbs/82_scale.ipynb #0c523e72
+# %% ../nbs/82_scale.ipynb #ecb9742e
 def _check_columns(chunks, scorer):
     "Raise `ValueError` for data without the columns of texts, or with those of predictions"
     columns(chunks.schema.names, text_col=scorer.text_col)
@@ -315,7 +328,7 @@ def _check_columns(chunks, scorer):
         raise ValueError(f"prefix={scorer.prefix!r}: the data already has the columns {preview(taken)}. Pass another "
                          "prefix for the columns of predictions, such as prefix='pred_'.")
 
-# %% ../nbs/82_scale.ipynb #cb698e27
+# %% ../nbs/82_scale.ipynb #c968ec73
 def _jobs(chunks, out, names, bar):
     "Yield the file and the chunk of each job, and its rows; skip the files that exist"
     for k,chunk in enumerate(chunks):
@@ -326,7 +339,7 @@ def _jobs(chunks, out, names, bar):
         if isinstance(rows := chunk, pa.Table): rows = chunk.select({*names} & {*chunk.column_names}).to_pylist()
         yield (part, chunk),[{o: row.get(o) for o in names} for row in rows]
 
-# %% ../nbs/82_scale.ipynb #71d61854
+# %% ../nbs/82_scale.ipynb #d12ab0dc
 def _run(engine, scorer, args, chunks, out, workers):
     "Score the missing chunks, and write their files"
     wrong,names = 0,list(dict.fromkeys(as_names(scorer.text_col)))
@@ -338,7 +351,7 @@ def _run(engine, scorer, args, chunks, out, workers):
             wrong += len(preds) - preds[-1].null_count
             if wrong: bar.set_postfix(errors=wrong)
 
-# %% ../nbs/82_scale.ipynb #7f251f92
+# %% ../nbs/82_scale.ipynb #08276c80
 def score(
     data, # A Parquet, CSV, TSV or JSON Lines file, a folder of them, a `datasets.Dataset` or a Ray Dataset
     model:str|Path, # A folder that `save_pretrained` wrote, or a name on the Hub
@@ -354,7 +367,7 @@ def score(
     load_kwargs:dict=None, # Passed to `load_hf_learner`, such as `revision`
     **options # Passed to `hf_predict` or `hf_generate`, such as `precision` or `batch_tokens`
 ) -> Path: # The folder
-    "Score a dataset with a saved model; raise `ValueError` for an `out` that has other scores"
+    "Score a dataset with a saved model; raise `ValueError` for an `out` that has other scores or is in use"
     one_of('engine', engine, _ENGINES)
     whole_number('rows', rows)
     if workers is not None: whole_number('workers', workers)

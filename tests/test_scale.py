@@ -346,6 +346,39 @@ def test_a_run_that_is_killed_leaves_whole_files_and_is_completed(models, rows, 
     assert not list(Path(args[2]).glob('.part-*'))
 
 
+WAITING = """
+import sys, time
+import pyarrow.parquet as pq
+from blurlike.scale import score
+write = pq.write_table
+def wait(table, path):
+    write(table, path)
+    if '.part-000001' in str(path): time.sleep(600)
+pq.write_table = wait
+score(*sys.argv[1:4], rows=10)
+"""
+
+
+def test_a_folder_that_a_living_run_writes_is_refused(models, rows, tmp_path):
+    model,learn = models('sequence-classification')
+    rows.to_parquet(tmp_path/'a.parquet')
+    args = [str(o) for o in (tmp_path/'a.parquet', model, tmp_path/'out')]
+    first = subprocess.Popen([sys.executable, '-W', 'ignore', '-c', WAITING, *args], stderr=subprocess.DEVNULL)
+    try:
+        for _ in range(1200):
+            if half := list(Path(args[2]).glob('.part-*')): break
+            time.sleep(.1)
+        with pytest.raises(ValueError, match=mentions('out', repr(args[2]))): score(*args, rows=10)
+        assert first.poll() is None
+        assert half[0].exists()
+    finally:
+        first.kill()
+        first.wait()
+    score(*args, rows=10)
+    assert_scores(args[2], rows, learn)
+    assert not list(Path(args[2]).glob('.part-*'))
+
+
 def actors():
     "The processes of Ray's actors that score"
     found = []
