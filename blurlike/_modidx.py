@@ -512,6 +512,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'blurlike.scale.Scorer.score': ('scale.html#scorer.score', 'blurlike/scale.py'),
                                 'blurlike.scale._as_text': ('scale.html#_as_text', 'blurlike/scale.py'),
                                 'blurlike.scale._check_columns': ('scale.html#_check_columns', 'blurlike/scale.py'),
+                                'blurlike.scale._check_outside': ('scale.html#_check_outside', 'blurlike/scale.py'),
                                 'blurlike.scale._class_names': ('scale.html#_class_names', 'blurlike/scale.py'),
                                 'blurlike.scale._column': ('scale.html#_column', 'blurlike/scale.py'),
                                 'blurlike.scale._common': ('scale.html#_common', 'blurlike/scale.py'),

@@ -320,7 +320,16 @@ def _write(path, table):
         os.replace(new, path)
     finally: new.unlink(missing_ok=True)
 
-# %% ../nbs/82_scale.ipynb #ecb9742e
+# %% ../nbs/82_scale.ipynb #374c4f3f
+def _check_outside(data, out):
+    "Raise `ValueError` for an `out` in the folder `data`"
+    if not isinstance(data, (str, Path)): return
+    folder,inner = (Path(o).expanduser().resolve() for o in (data, out))
+    if folder in (inner, *inner.parents):
+        raise ValueError(f"out={str(out)!r} is inside data={str(data)!r}, so that scores would be read as data. Choose "
+                         "a folder elsewhere.")
+
+# %% ../nbs/82_scale.ipynb #7efeabda
 def _check_columns(chunks, scorer):
     "Raise `ValueError` for data without the columns of texts, or with those of predictions"
     columns(chunks.schema.names, text_col=scorer.text_col)
@@ -328,7 +337,7 @@ def _check_columns(chunks, scorer):
         raise ValueError(f"prefix={scorer.prefix!r}: the data already has the columns {preview(taken)}. Pass another "
                          "prefix for the columns of predictions, such as prefix='pred_'.")
 
-# %% ../nbs/82_scale.ipynb #c968ec73
+# %% ../nbs/82_scale.ipynb #c922d62c
 def _jobs(chunks, out, names, bar):
     "Yield the file and the chunk of each job, and its rows; skip the files that exist"
     for k,chunk in enumerate(chunks):
@@ -339,7 +348,7 @@ def _jobs(chunks, out, names, bar):
         if isinstance(rows := chunk, pa.Table): rows = chunk.select({*names} & {*chunk.column_names}).to_pylist()
         yield (part, chunk),[{o: row.get(o) for o in names} for row in rows]
 
-# %% ../nbs/82_scale.ipynb #d12ab0dc
+# %% ../nbs/82_scale.ipynb #1e71522d
 def _run(engine, scorer, args, chunks, out, workers):
     "Score the missing chunks, and write their files"
     wrong,names = 0,list(dict.fromkeys(as_names(scorer.text_col)))
@@ -351,7 +360,7 @@ def _run(engine, scorer, args, chunks, out, workers):
             wrong += len(preds) - preds[-1].null_count
             if wrong: bar.set_postfix(errors=wrong)
 
-# %% ../nbs/82_scale.ipynb #08276c80
+# %% ../nbs/82_scale.ipynb #bb2b3da1
 def score(
     data, # A Parquet, CSV, TSV or JSON Lines file, a folder of them, a `datasets.Dataset` or a Ray Dataset
     model:str|Path, # A folder that `save_pretrained` wrote, or a name on the Hub
@@ -372,6 +381,7 @@ def score(
     whole_number('rows', rows)
     if workers is not None: whole_number('workers', workers)
     if engine=='ray': import_extra('scale', 'ray')
+    _check_outside(data, out)
     load_kwargs,out = dict(load_kwargs or {}),Path(out).expanduser().absolute()
     folder = find_model(model, load_kwargs.get('revision'), load_kwargs.get('token')).absolute()
     args = dict(model=str(folder if Path(model).expanduser().is_dir() else model), text_col=text_col, prefix=prefix,

@@ -311,6 +311,17 @@ def test_a_changed_file_is_other_data(models, rows, tmp_path):
         score(tmp_path/'moved'/'a.parquet', model, tmp_path/'out')
 
 
+@pytest.mark.parametrize('inner', ['.', 'scores', 'a/scores', 'link/scores'])
+def test_scores_inside_the_data_are_refused(models, rows, tmp_path, inner):
+    (tmp_path/'data').mkdir()
+    (tmp_path/'data'/'link').symlink_to(tmp_path/'data')
+    write_csv(rows, tmp_path/'data')
+    out = tmp_path/'data'/inner
+    with pytest.raises(ValueError, match=mentions('out', repr(str(out)), 'data', repr(str(tmp_path/'data')))):
+        score(tmp_path/'data', models('sequence-classification')[0], out)
+    assert {o.name for o in (tmp_path/'data').iterdir()} == {'a.csv', 'link'}
+
+
 # ---- killed
 
 KILLED = """
