@@ -539,6 +539,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'blurlike.scale._storable': ('scale.html#_storable', 'blurlike/scale.py'),
                                 'blurlike.scale._type_of': ('scale.html#_type_of', 'blurlike/scale.py'),
                                 'blurlike.scale._types': ('scale.html#_types', 'blurlike/scale.py'),
+                                'blurlike.scale._with_lists': ('scale.html#_with_lists', 'blurlike/scale.py'),
                                 'blurlike.scale._write': ('scale.html#_write', 'blurlike/scale.py'),
                                 'blurlike.scale.score': ('scale.html#score', 'blurlike/scale.py')},
             'blurlike.ship.card': { 'blurlike.ship.card.Learner.model_card': ('ship/card.html#learner.model_card', 'blurlike/ship/card.py'),

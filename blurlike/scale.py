@@ -205,13 +205,20 @@ def _type_of(name, value):
     if isinstance(value, list): return pa.list_(_ITEMS[name])
     return {bool: pa.bool_(), int: pa.int64(), float: pa.float64()}.get(type(value), pa.string())
 
-# %% ../nbs/82_scale.ipynb #9bfdf133
+# %% ../nbs/82_scale.ipynb #f35713a2
+def _with_lists(text, example):
+    "Parse strings in `text` where the example of the task's texts has lists"
+    if isinstance(example, list): return read_list(text) or text
+    if isinstance(example, dict) and isinstance(text, tuple): return tuple(map(_with_lists, text, example.values()))
+    return text
+
+# %% ../nbs/82_scale.ipynb #71ec44cd
 def _class_names(learn):
     "Return the names of the classes; None for a task without"
     names = get_vocab(learn.dls) or getattr(get_model(learn.model).config, 'id2label', {}).values()
     return [str(o) for o in names] if get_block(learn.dls).task.has_labels else None
 
-# %% ../nbs/82_scale.ipynb #f7e06b38
+# %% ../nbs/82_scale.ipynb #4d84d475
 class Scorer:
     "A saved model that predicts rows"
     def __init__(self, model, text_col=None, prefix='', generate=False, load_kwargs=None, options=None):
@@ -222,24 +229,24 @@ class Scorer:
         default = preparation(learn.dls)['columns']['text_col'] or block.task.text_col
         self.text_col = default if text_col is None else text_col
         self.read,example = block.task.get_x(self.text_col),block.task.example(block)
-        self.words = block.is_split_into_words # CSV has no lists
+        self.example = [] if block.is_split_into_words else example
         types = {k: _type_of(k, v) for k,v in _flat(self.predict([example])[0], self.names).items()}
         self.schema = pa.schema({f'{prefix}{k}': v for k,v in (types | dict(error=pa.string())).items()})
 
-# %% ../nbs/82_scale.ipynb #02f5b1f6
+# %% ../nbs/82_scale.ipynb #b9527a35
 @patch
 def score(self:Scorer,
     rows:list, # Dicts with the columns of texts
 ) -> pa.Table: # A row for each; those that cannot be predicted have only an error
     "Predict rows"
-    preds = self.predict([read_list(o) or o if self.words else o for o in map(self.read, rows)], errors='return')
+    preds = self.predict([_with_lists(self.read(o), self.example) for o in rows], errors='return')
     flat = [dict(error=str(o)) if isinstance(o, Exception) else _flat(o, self.names) for o in preds]
     return pa.Table.from_pylist([{f'{self.prefix}{k}': v for k,v in o.items()} for o in flat], schema=self.schema)
 
-# %% ../nbs/82_scale.ipynb #c38616ce
+# %% ../nbs/82_scale.ipynb #1837aeda
 def _locally(scorer, args, jobs, workers): return ((job, scorer.score(rows)) for job,rows in jobs)
 
-# %% ../nbs/82_scale.ipynb #a96da481
+# %% ../nbs/82_scale.ipynb #d0d2484d
 def _shares(have, workers=None):
     "Return the number of actors, and the resources of each, for the resources of a cluster"
     cpus,gpus = have.get('CPU', 1),have.get('GPU', 0)
@@ -247,7 +254,7 @@ def _shares(have, workers=None):
     share = lambda o: int(min(1, o/n)*10_000)/10_000 # as Ray stores it, but never rounded up
     return n,dict(num_cpus=share(cpus), num_gpus=share(gpus))
 
-# %% ../nbs/82_scale.ipynb #375b9983
+# %% ../nbs/82_scale.ipynb #fe9d00b5
 def _on_ray(scorer, args, jobs, workers):
     import ray
     if not ray.is_initialized(): ray.init(logging_level='warning')
@@ -267,7 +274,7 @@ def _on_ray(scorer, args, jobs, workers):
 
 _ENGINES = dict(local=_locally, ray=_on_ray)
 
-# %% ../nbs/82_scale.ipynb #bf3db299
+# %% ../nbs/82_scale.ipynb #80e239f0
 MANIFEST = '_scores.json'
 
 def _model_hash(folder):
@@ -280,7 +287,7 @@ def _model_hash(folder):
             while block := f.read(1<<20): res.update(block)
     return res.hexdigest()
 
-# %% ../nbs/82_scale.ipynb #9ebb1827
+# %% ../nbs/82_scale.ipynb #1a685f14
 def _lock(file, out):
     "Lock an open file; return whether locks are supported; raise `ValueError` if another run has locked it"
     try: import fcntl
@@ -292,7 +299,7 @@ def _lock(file, out):
     except OSError: return False # the file system has none
     return True
 
-# %% ../nbs/82_scale.ipynb #cdbbe7f4
+# %% ../nbs/82_scale.ipynb #4eb977f1
 @contextmanager
 def _opened(out, info):
     "Create the folder of a run, or check that it has the same run; lock it"
@@ -311,7 +318,7 @@ def _opened(out, info):
         for o in out.glob('.part-*') if locked else (): o.unlink() # of a run that was killed
         yield
 
-# %% ../nbs/82_scale.ipynb #34fd6acf
+# %% ../nbs/82_scale.ipynb #48624c70
 def _write(path, table):
     "Write a Parquet file, which appears when it is complete"
     new = path.with_name(f'.{path.name}.{token_hex(4)}')
@@ -320,7 +327,7 @@ def _write(path, table):
         os.replace(new, path)
     finally: new.unlink(missing_ok=True)
 
-# %% ../nbs/82_scale.ipynb #374c4f3f
+# %% ../nbs/82_scale.ipynb #0cfc751b
 def _check_outside(data, out):
     "Raise `ValueError` for an `out` in the folder `data`"
     if not isinstance(data, (str, Path)): return
@@ -329,7 +336,7 @@ def _check_outside(data, out):
         raise ValueError(f"out={str(out)!r} is inside data={str(data)!r}, so that scores would be read as data. Choose "
                          "a folder elsewhere.")
 
-# %% ../nbs/82_scale.ipynb #7efeabda
+# %% ../nbs/82_scale.ipynb #3243e24c
 def _check_columns(chunks, scorer):
     "Raise `ValueError` for data without the columns of texts, or with those of predictions"
     columns(chunks.schema.names, text_col=scorer.text_col)
@@ -337,7 +344,7 @@ def _check_columns(chunks, scorer):
         raise ValueError(f"prefix={scorer.prefix!r}: the data already has the columns {preview(taken)}. Pass another "
                          "prefix for the columns of predictions, such as prefix='pred_'.")
 
-# %% ../nbs/82_scale.ipynb #c922d62c
+# %% ../nbs/82_scale.ipynb #1e3ae959
 def _jobs(chunks, out, names, bar):
     "Yield the file and the chunk of each job, and its rows; skip the files that exist"
     for k,chunk in enumerate(chunks):
@@ -348,7 +355,7 @@ def _jobs(chunks, out, names, bar):
         if isinstance(rows := chunk, pa.Table): rows = chunk.select({*names} & {*chunk.column_names}).to_pylist()
         yield (part, chunk),[{o: row.get(o) for o in names} for row in rows]
 
-# %% ../nbs/82_scale.ipynb #1e71522d
+# %% ../nbs/82_scale.ipynb #8c0d986c
 def _run(engine, scorer, args, chunks, out, workers):
     "Score the missing chunks, and write their files"
     wrong,names = 0,list(dict.fromkeys(as_names(scorer.text_col)))
@@ -360,7 +367,7 @@ def _run(engine, scorer, args, chunks, out, workers):
             wrong += len(preds) - preds[-1].null_count
             if wrong: bar.set_postfix(errors=wrong)
 
-# %% ../nbs/82_scale.ipynb #bb2b3da1
+# %% ../nbs/82_scale.ipynb #169a6705
 def score(
     data, # A Parquet, CSV, TSV or JSON Lines file, a folder of them, a `datasets.Dataset` or a Ray Dataset
     model:str|Path, # A folder that `save_pretrained` wrote, or a name on the Hub

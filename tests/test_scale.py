@@ -232,6 +232,33 @@ def test_json_lines_of_any_types_are_written_with_one_schema(tmp_path_factory, i
             else: assert json.loads(cell) == value
 
 
+@pytest.mark.parametrize('task', ['multiple-choice', 'token-classification'])
+@pytest.mark.parametrize('write', [json.dumps, str], ids=['json', 'python'])
+def test_lists_in_the_cells_of_a_csv_file(models, tmp_path, task, write):
+    model,_ = models(task)
+    df = frame(task).drop(columns='is_valid')
+    cols = TASKS[task].text_col
+    df = df[[cols] if isinstance(cols, str) else list(cols)]
+    lists = df.columns[-1]
+    df[lists] = df[lists].map(list)
+    expected = read(score(Dataset.from_pandas(df), model, tmp_path/'expected'))
+    assert expected.error.isna().all()
+    cells = df.assign(**{lists: df[lists].map(write)})
+    cells.loc[len(cells)] = None
+    cells.to_csv(tmp_path/'a.csv', index=False)
+    found = read(score(tmp_path/'a.csv', model, tmp_path/'out', rows=3))
+    assert found.error.isna().tolist() == [True]*len(df) + [False]
+    preds = expected.columns.drop(df.columns)
+    pd.testing.assert_frame_equal(found[preds][:-1], expected[preds], check_dtype=False)
+
+
+def test_a_text_that_looks_like_a_list_is_a_text(models, tmp_path):
+    model,learn = models('sequence-classification')
+    df = pd.DataFrame(dict(text=['["the film"]', '[1]']))
+    df.to_csv(tmp_path/'a.csv', index=False)
+    assert_scores(score(tmp_path/'a.csv', model, tmp_path/'out'), df, learn)
+
+
 # ---- refused
 
 def test_bad_arguments(models, rows, tmp_path):
