@@ -114,10 +114,11 @@ def _types(chunk):
     if len({*names}) < len(names): columns(names, data=names) # raises: a name occurs twice
     return dict(zip(names, chunk.schema.types, strict=True))
 
-# %% ../nbs/82_scale.ipynb #48661d9f
+# %% ../nbs/82_scale.ipynb #1408f671
 def _common(a, b):
     "Return the type of a column with values of the types `a` and `b`; text if they have none in common"
     if a==b: return a
+    if pa.string() in (a, b) and pa.null() not in (a, b): return pa.string()
     try: schema = pa.unify_schemas([pa.schema(dict(c=o)) for o in (a, b)], promote_options='permissive')
     except pa.ArrowException: return pa.string()
     return schema.field(0).type

@@ -198,11 +198,20 @@ def test_files_whose_columns_have_several_types(models, tmp_path):
     pd.DataFrame(dict(text=['the film'], n=[1], tags=[['a']])).to_parquet(tmp_path/'data'/'a.parquet')
     pd.DataFrame(dict(text=[5], n=['x'])).to_parquet(tmp_path/'data'/'b.parquet')
     (tmp_path/'data'/'c.csv').write_text('text,n,tags\nthe plot,2,b\n')
+    (tmp_path/'data'/'d.jsonl').write_text('{"text": "the cast"}\n{"text": 7}')
     found = read(score(tmp_path/'data', model, tmp_path/'out'))
-    assert found.text.tolist() == ['the film', '5', 'the plot']
-    assert found.error.isna().tolist() == [True, False, True]
-    assert found.n.tolist() == ['1', 'x', '2']
-    assert found.tags.fillna('-').tolist() == ['["a"]', '-', 'b']
+    assert found.text.tolist() == ['the film', '5', 'the plot', 'the cast', '7']
+    assert found.error.isna().tolist() == [True, False, True, True, False]
+    assert found.n.fillna('-').tolist() == ['1', 'x', '2', '-', '-']
+    assert found.tags.fillna('-').tolist() == ['["a"]', '-', 'b', '-', '-']
+
+
+def test_text_and_large_text_have_a_common_type(tmp_path):
+    pq.write_table(pa.table(dict(text=pa.array(['the film'], pa.large_string()))), tmp_path/'a.parquet')
+    pq.write_table(pa.table(dict(text=pa.array([b'the plot'], pa.binary()))), tmp_path/'b.parquet')
+    (tmp_path/'c.jsonl').write_text('{"text": "the cast"}\n{"text": 7}')
+    chunks = Chunks(tmp_path)
+    assert pa.concat_tables(map(chunks.table, chunks))['text'].to_pylist()[::3] == ['the film', '7']
 
 
 numbers = st.booleans() | st.integers() | st.just(2**60 + 1) | st.floats(allow_nan=False, allow_infinity=False)
