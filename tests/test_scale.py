@@ -413,7 +413,7 @@ def test_a_folder_that_a_living_run_writes_is_refused(models, rows, tmp_path):
     first = subprocess.Popen([sys.executable, '-W', 'ignore', '-c', WAITING, *args], stderr=subprocess.DEVNULL)
     try:
         for _ in range(1200):
-            if half := list(Path(args[2]).glob('.part-*')): break
+            if half := list(Path(args[2]).glob('.part-000001*')): break
             time.sleep(.1)
         with pytest.raises(ValueError, match=mentions('out', repr(args[2]))): score(*args, rows=10)
         assert first.poll() is None
