@@ -10,9 +10,13 @@ from pathlib import Path
 
 import pandas as pd
 import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from conftest import make_texts, mentions
 from datasets import Dataset
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from test_load import ARCHS, quiet
 from test_matrix import TASKS, assert_same, frame, make_learner
 
@@ -169,6 +173,101 @@ def test_the_columns_of_json_lines_may_differ(models, tmp_path):
     assert found.error.isna().tolist() == [True, True, False]
 
 
+# ---- values of several types
+
+VALUES = [5, 'the film', [1, 'a'], None, True, dict(a=1), 'the plot', 2.5, 2**70, {}, [], 'the cast']
+
+
+@pytest.mark.parametrize('rows', [1, 2, 50])
+def test_a_row_of_the_wrong_type_has_a_reason_and_the_others_are_scored(models, tmp_path, rows):
+    model,learn = models('sequence-classification')
+    lines = [dict(id=i, text=o, other=VALUES[-i]) for i,o in enumerate(VALUES)]
+    (tmp_path/'a.jsonl').write_text('\n'.join(map(json.dumps, lines)))
+    found = read(score(tmp_path/'a.jsonl', model, tmp_path/'out', rows=rows))
+    good = [i for i,o in enumerate(VALUES) if isinstance(o, str)]
+    assert found.id.tolist() == list(range(len(VALUES)))
+    assert found.index[found.error.isna()].tolist() == good
+    assert_same(found.score[good].tolist(), [o['score'] for o in learn.hf_predict([VALUES[i] for i in good])])
+    for o,cells in zip(lines, pq.read_table(tmp_path/'out').to_pylist(), strict=True):
+        for k in ('text', 'other'): assert cells[k] == (o[k] if isinstance(o[k], str | None) else json.dumps(o[k]))
+
+
+def test_files_whose_columns_have_several_types(models, tmp_path):
+    model,_ = models('sequence-classification')
+    (tmp_path/'data').mkdir()
+    pd.DataFrame(dict(text=['the film'], n=[1], tags=[['a']])).to_parquet(tmp_path/'data'/'a.parquet')
+    pd.DataFrame(dict(text=[5], n=['x'])).to_parquet(tmp_path/'data'/'b.parquet')
+    (tmp_path/'data'/'c.csv').write_text('text,n,tags\nthe plot,2,b\n')
+    (tmp_path/'data'/'d.jsonl').write_text('{"text": "the cast"}\n{"text": 7}')
+    found = read(score(tmp_path/'data', model, tmp_path/'out'))
+    assert found.text.tolist() == ['the film', '5', 'the plot', 'the cast', '7']
+    assert found.error.isna().tolist() == [True, False, True, True, False]
+    assert found.n.fillna('-').tolist() == ['1', 'x', '2', '-', '-']
+    assert found.tags.fillna('-').tolist() == ['["a"]', '-', 'b', '-', '-']
+
+
+def test_text_and_large_text_have_a_common_type(tmp_path):
+    pq.write_table(pa.table(dict(text=pa.array(['the film'], pa.large_string()))), tmp_path/'a.parquet')
+    pq.write_table(pa.table(dict(text=pa.array([b'the plot'], pa.binary()))), tmp_path/'b.parquet')
+    (tmp_path/'c.jsonl').write_text('{"text": "the cast"}\n{"text": 7}')
+    chunks = Chunks(tmp_path)
+    assert pa.concat_tables(map(chunks.table, chunks))['text'].to_pylist()[::3] == ['the film', '7']
+
+
+numbers = st.booleans() | st.integers() | st.just(2**60 + 1) | st.floats(allow_nan=False, allow_infinity=False)
+json_values = st.recursive(
+    st.none() | numbers | st.text(max_size=5),
+    lambda o: st.lists(o, max_size=3) | st.dictionaries(st.text(max_size=3), o, max_size=3), max_leaves=6)
+json_rows = st.lists(st.dictionaries(st.sampled_from('abc'), json_values, min_size=1), min_size=1, max_size=8)
+
+
+@settings(max_examples=80, deadline=None)
+@given(items=json_rows, rows=st.integers(1, 4))
+def test_json_lines_of_any_types_are_written_with_one_schema(tmp_path_factory, items, rows):
+    folder = tmp_path_factory.mktemp('json')
+    (folder/'a.jsonl').write_text('\n'.join(map(json.dumps, items)))
+    chunks = Chunks(folder/'a.jsonl', rows)
+    tables = list(map(chunks.table, chunks))
+    assert chunks.n_rows == len(items)
+    assert {o.schema for o in tables} == {chunks.schema}
+    pq.write_table(pa.concat_tables(tables), folder/'a.parquet')
+    found = pq.read_table(folder/'a.parquet').to_pydict()
+    for name in chunks.schema.names:
+        if not pa.types.is_string(chunks.schema.field(name).type): continue
+        for item,cell in zip(items, found[name], strict=True):
+            value = item.get(name)
+            if isinstance(value, str): assert cell == value
+            elif value is None: assert cell is None
+            else: assert json.loads(cell) == value
+
+
+@pytest.mark.parametrize('task', ['multiple-choice', 'token-classification'])
+@pytest.mark.parametrize('write', [json.dumps, str], ids=['json', 'python'])
+def test_lists_in_the_cells_of_a_csv_file(models, tmp_path, task, write):
+    model,_ = models(task)
+    df = frame(task).drop(columns='is_valid')
+    cols = TASKS[task].text_col
+    df = df[[cols] if isinstance(cols, str) else list(cols)]
+    lists = df.columns[-1]
+    df[lists] = df[lists].map(list)
+    expected = read(score(Dataset.from_pandas(df), model, tmp_path/'expected'))
+    assert expected.error.isna().all()
+    cells = df.assign(**{lists: df[lists].map(write)})
+    cells.loc[len(cells)] = None
+    cells.to_csv(tmp_path/'a.csv', index=False)
+    found = read(score(tmp_path/'a.csv', model, tmp_path/'out', rows=3))
+    assert found.error.isna().tolist() == [True]*len(df) + [False]
+    preds = expected.columns.drop(df.columns)
+    pd.testing.assert_frame_equal(found[preds][:-1], expected[preds], check_dtype=False)
+
+
+def test_a_text_that_looks_like_a_list_is_a_text(models, tmp_path):
+    model,learn = models('sequence-classification')
+    df = pd.DataFrame(dict(text=['["the film"]', '[1]']))
+    df.to_csv(tmp_path/'a.csv', index=False)
+    assert_scores(score(tmp_path/'a.csv', model, tmp_path/'out'), df, learn)
+
+
 # ---- refused
 
 def test_bad_arguments(models, rows, tmp_path):
@@ -202,7 +301,7 @@ def test_the_scores_of_another_run_are_kept(models, rows, tmp_path):
 
 
 def test_a_missing_package_is_named(models, rows, tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, 'ray.data', None)
+    monkeypatch.setitem(sys.modules, 'ray', None)
     with pytest.raises(ImportError, match=mentions('blurlike[scale]')):
         score(Dataset.from_pandas(rows), 'model', tmp_path/'out', engine='ray')
 
@@ -222,10 +321,41 @@ def test_a_second_start_does_only_what_is_missing(models, rows, tmp_path):
     assert sorted(o.name for o in out.iterdir()) == [MANIFEST, *whole]
 
 
-def test_chunks_can_be_read_in_any_order(rows, tmp_path):
-    rows.to_csv(tmp_path/'a.csv', index=False)
-    chunks = Chunks(tmp_path/'a.csv', 7)
-    for k in (8, 3, 3, 0, 5, 4): assert chunks[k]['id'].to_pylist() == [str(o) for o in rows.id[k*7:k*7+7]]
+def test_the_rows_of_a_parquet_file_are_read_once(models, rows, tmp_path, monkeypatch):
+    rows.to_parquet(tmp_path/'a.parquet')
+    calls,original = [],pq.ParquetFile.iter_batches
+    def iter_batches(self, *args, **kwargs):
+        calls.append(self)
+        return original(self, *args, **kwargs)
+    monkeypatch.setattr(pq.ParquetFile, 'iter_batches', iter_batches)
+    assert Chunks(tmp_path/'a.parquet', 7).n_rows == len(rows)
+    assert not calls
+    score(tmp_path/'a.parquet', models('sequence-classification')[0], tmp_path/'out', rows=7)
+    assert len(calls) == 1
+
+
+def test_a_changed_file_is_other_data(models, rows, tmp_path):
+    model,_ = models('sequence-classification')
+    rows.to_parquet(tmp_path/'a.parquet')
+    os.utime(tmp_path/'a.parquet', ns=(1, 1))
+    score(tmp_path/'a.parquet', model, tmp_path/'out')
+    (tmp_path/'moved').mkdir()
+    (tmp_path/'a.parquet').rename(tmp_path/'moved'/'a.parquet')
+    score(tmp_path/'moved'/'a.parquet', model, tmp_path/'out')
+    rows.assign(id=rows.id[::-1].tolist()).to_parquet(tmp_path/'moved'/'a.parquet')
+    with pytest.raises(ValueError, match=mentions('out', 'data')):
+        score(tmp_path/'moved'/'a.parquet', model, tmp_path/'out')
+
+
+@pytest.mark.parametrize('inner', ['.', 'scores', 'a/scores', 'link/scores'])
+def test_scores_inside_the_data_are_refused(models, rows, tmp_path, inner):
+    (tmp_path/'data').mkdir()
+    (tmp_path/'data'/'link').symlink_to(tmp_path/'data')
+    write_csv(rows, tmp_path/'data')
+    out = tmp_path/'data'/inner
+    with pytest.raises(ValueError, match=mentions('out', repr(str(out)), 'data', repr(str(tmp_path/'data')))):
+        score(tmp_path/'data', models('sequence-classification')[0], out)
+    assert {o.name for o in (tmp_path/'data').iterdir()} == {'a.csv', 'link'}
 
 
 # ---- killed
@@ -242,16 +372,17 @@ def die(table, path):
         os.kill(os.getpid(), signal.SIGKILL)
     write(table, path)
 pq.write_table = die
-score(*sys.argv[1:4], rows=10)
+score(*sys.argv[1:4], rows=10, engine=sys.argv[4])
 """
 
 
-def test_a_run_that_is_killed_leaves_whole_files_and_is_completed(models, rows, tmp_path):
+@pytest.mark.parametrize('engine', ['local', 'ray'])
+def test_a_run_that_is_killed_leaves_whole_files_and_is_completed(models, rows, tmp_path, engine):
     model,learn = models('sequence-classification')
     rows.to_parquet(tmp_path/'a.parquet')
     args = [str(o) for o in (tmp_path/'a.parquet', model, tmp_path/'out')]
-    done = subprocess.run([sys.executable, '-W', 'ignore', '-c', KILLED, *args], capture_output=True, text=True)
-    assert done.returncode == -signal.SIGKILL, done.stderr
+    command = [sys.executable, '-W', 'ignore', '-c', KILLED, *args, engine]
+    assert subprocess.run(command, stderr=subprocess.DEVNULL).returncode == -signal.SIGKILL
     assert parts(args[2]) == ['part-000000.parquet', 'part-000001.parquet']
     assert len(read(args[2])) == 20
     assert len(list(Path(args[2]).glob('.part-*'))) == 1
@@ -262,11 +393,44 @@ def test_a_run_that_is_killed_leaves_whole_files_and_is_completed(models, rows, 
     assert not list(Path(args[2]).glob('.part-*'))
 
 
+WAITING = """
+import sys, time
+import pyarrow.parquet as pq
+from blurlike.scale import score
+write = pq.write_table
+def wait(table, path):
+    write(table, path)
+    if '.part-000001' in str(path): time.sleep(600)
+pq.write_table = wait
+score(*sys.argv[1:4], rows=10)
+"""
+
+
+def test_a_folder_that_a_living_run_writes_is_refused(models, rows, tmp_path):
+    model,learn = models('sequence-classification')
+    rows.to_parquet(tmp_path/'a.parquet')
+    args = [str(o) for o in (tmp_path/'a.parquet', model, tmp_path/'out')]
+    first = subprocess.Popen([sys.executable, '-W', 'ignore', '-c', WAITING, *args], stderr=subprocess.DEVNULL)
+    try:
+        for _ in range(1200):
+            if half := list(Path(args[2]).glob('.part-000001*')): break
+            time.sleep(.1)
+        with pytest.raises(ValueError, match=mentions('out', repr(args[2]))): score(*args, rows=10)
+        assert first.poll() is None
+        assert half[0].exists()
+    finally:
+        first.kill()
+        first.wait()
+    score(*args, rows=10)
+    assert_scores(args[2], rows, learn)
+    assert not list(Path(args[2]).glob('.part-*'))
+
+
 def actors():
     "The processes of Ray's actors that score"
     found = []
     for o in psutil.process_iter(['cmdline']):
-        if any('MapWorker' in p or 'RayWorker' in p for p in o.info['cmdline'] or ()): found.append(o)
+        if any('Scorer' in p for p in o.info['cmdline'] or ()): found.append(o)
     return found
 
 

@@ -29,7 +29,7 @@ SECTIONS = {
     'fixed': Section(fixed, dict(calls=50, steps=50), dict(calls=200, steps=200)),
     'generation': Section(generation, dict(texts=8, tokens=8), dict(texts=200, tokens=20)),
     'scale': Section(scale, dict(few=10_000, many=50_000, others=20_000),
-                     dict(few=10_000, many=1_000_000, others=100_000)),
+                     dict(few=100_000, many=1_000_000, others=100_000)),
     'ranks': Section(ranks, dict(rows=160), dict(rows=1600))}
 
 def chosen(

@@ -2,7 +2,8 @@
 
 The tiny model makes reading, tokenizing and writing count. The peak is that of the anonymous memory of the process,
 which excludes memory-mapped files, above its memory before the call, each in a process of its own. Ray has as many
-processors as the machine; its figures include the time to start it, and its memory is that of the driver alone."""
+processors as the machine; its figures include the time to start it, and its memory is that of the driver alone. Peak
+RSS is that of the whole process, with the libraries."""
 import json
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTok
 
 from blurlike.all import load_hf_learner, minilm_checkpoint
 
-from .common import figure_row, reviews
+from .common import figure_row, proc_line, reviews
 from .first_batch import Peak, anonymous_mb
 
 WAYS = ('local', 'ray', 'hf_predict')
@@ -53,7 +54,8 @@ def score_once(
     with Peak() as peak:
         if way=='hf_predict': learn.hf_predict(pd.read_parquet(data).text)
         else: score(data, model, out, engine=way)
-    return dict(seconds=time.perf_counter() - start, peak=peak.mb - before)
+    seconds,rss = time.perf_counter() - start,proc_line('/proc/self/status', 'VmHWM') or 'nan'
+    return dict(seconds=seconds, peak=peak.mb - before, rss=float(rss.split()[0])/2**10)
 
 def in_process(
     way:str, # One of `WAYS`
@@ -85,5 +87,6 @@ def measure(
              for k,o in ways.items()]
     growth = figure_row(f'peak of {many:,} rows over {few:,}, local', [large['peak']/small['peak']], '<= 1.5',
                         **{'peak, MB': f'{large["peak"]:.0f} / {small["peak"]:.0f}',
+                           'peak RSS, MB': f'{large["rss"]:.0f} / {small["rss"]:.0f}',
                            'rows/s': f'{many/large["seconds"]:.0f}'})
     return {'Memory.': [growth], 'One run each.': table}
