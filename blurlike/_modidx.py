@@ -953,6 +953,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                       'blurlike/tasks/causal_lm.py'),
                                           'blurlike.tasks.causal_lm._as_messages': ( 'tasks/causal_lm.html#_as_messages',
                                                                                      'blurlike/tasks/causal_lm.py'),
+                                          'blurlike.tasks.causal_lm._check_text': ( 'tasks/causal_lm.html#_check_text',
+                                                                                    'blurlike/tasks/causal_lm.py'),
                                           'blurlike.tasks.causal_lm._marked': ( 'tasks/causal_lm.html#_marked',
                                                                                 'blurlike/tasks/causal_lm.py'),
                                           'blurlike.tasks.causal_lm._packed': ( 'tasks/causal_lm.html#_packed',

@@ -249,6 +249,13 @@ def test_a_row_whose_answer_is_truncated_raises():
     loaders(long, hf, text_col='prompt', label_col='completion', splits=(range(12), range(12, 16)))
 
 
+def test_a_json_object_with_a_chat_is_no_text_to_train_on():
+    df = chats()
+    df['messages'] = [json.dumps(dict(messages=o, source='web')) for o in df.messages]
+    with pytest.raises(ValueError, match=mentions('first row', "'messages'")):
+        loaders(df, make_lm(), text_col='messages', splits=(range(4), range(4, 6)))
+
+
 @pytest.mark.parametrize(('cell', 'facts'), [
     ([dict(role='user', content='Good?')], ["'assistant'"]),
     ([dict(role='assistant', content='Good.')], ['assistant', 'generation']),

@@ -250,6 +250,15 @@ def y_block(self:CausalLM, labels):
     if df.shape[1] > 1: raise ValueError(f"label_col={list(df.columns)} must be one column of completions.")
     return self.target_block()
 
+# %% ../../nbs/tasks/31_causal_lm.ipynb #dc68c9bf
+def _check_text(text):
+    "Raise `ValueError` if `text` is a JSON object that contains a chat"
+    if not isinstance(text, str) or not text.lstrip().startswith('{'): return
+    try: found = {k: v for k,v in json.loads(text).items() if is_chat(v)}
+    except (ValueError, RecursionError): return
+    if found: raise ValueError(f"The text {brief(text)} of the first row is a JSON object with a chat in "
+                               f"{next(iter(found))!r}: pass a column that contains only the list of messages.")
+
 # %% ../../nbs/tasks/31_causal_lm.ipynb #deb3bfd4
 @patch
 def facts(self:CausalLM, dataset, block, table=None):
@@ -259,6 +268,7 @@ def facts(self:CausalLM, dataset, block, table=None):
     except (KeyError, TypeError, ValueError): return dict(answers=False) # reported when the rows are read
     if not isinstance(sample, tuple) or not sample: return dict(answers=False)
     text = sample[0][0] if isinstance(sample[0], tuple) and sample[0] else sample[0]
+    _check_text(text)
     chat = is_chat(read_chat(text))
     if chat and isinstance(text, str): print_once("Texts that contain a list of messages are read as chats.")
     return dict(answers=len(sample) > 1 or chat)
