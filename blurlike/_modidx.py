@@ -485,6 +485,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'blurlike.predict._as_several': ('predict.html#_as_several', 'blurlike/predict.py'),
                                   'blurlike.predict._check_errors': ('predict.html#_check_errors', 'blurlike/predict.py'),
                                   'blurlike.predict._copies_and_room': ('predict.html#_copies_and_room', 'blurlike/predict.py'),
+                                  'blurlike.predict._default_batch_tokens': ('predict.html#_default_batch_tokens', 'blurlike/predict.py'),
                                   'blurlike.predict._generate': ('predict.html#_generate', 'blurlike/predict.py'),
                                   'blurlike.predict._greedy_settings': ('predict.html#_greedy_settings', 'blurlike/predict.py'),
                                   'blurlike.predict._lengths_agree': ('predict.html#_lengths_agree', 'blurlike/predict.py'),

@@ -151,29 +151,33 @@ def _with_errors(preds, wrong, errors):
     as_error = lambda o: o if isinstance(o, Exception) else ValueError(o)
     return [as_error(wrong[i]) if i in wrong else o for i,o in enumerate(preds)]
 
+# %% ../nbs/50_predict.ipynb #1699a4d3
+def _default_batch_tokens(device): return 1024 if device.type=='cpu' else 4096
+
 # %% ../nbs/50_predict.ipynb #7e551109
 @patch
 def hf_predict(self:Learner,
     texts, # A text, or a list or column of texts, in the form that the learner was trained on
     *,
-    batch_tokens:int=4096, # Maximum number of tokens in a batch, including padding
+    batch_tokens:int=None, # Maximum number of tokens in a batch, including padding; None for 1024 on a CPU, else 4096
     many:bool=None, # Whether `texts` is a list of several texts; None to infer it
     precision:str=None, # Precision of the computation: "fp32", "bf16", "fp16" or "int8"; None for the weights' own
     errors:str='raise', # Texts that cannot be used "raise", give "none" (None) or "return" their `ValueError`
     **options # The task's options, such as `threshold`, `top_k` or `aggregation_strategy`
 ) -> dict|list: # The result for one text, or a list of results in the order of `texts`
     "Return predictions for `texts`; raise `ValueError` for invalid texts"
-    whole_number('batch_tokens', batch_tokens)
+    sizes = {} if batch_tokens is None else dict(batch_tokens=batch_tokens)
+    for k,v in sizes.items(): whole_number(k, v)
     block,model,wrong = get_block(self.dls),get_model(self.model),_check_errors(errors)
     task = block.task
     block.check_vocab(model)
     if getattr(task, 'writes_answers', False):
-        common = dict(batch_tokens=batch_tokens, many=many, precision=precision, errors=errors)
-        return self.hf_generate(texts, **common, **options)
+        return self.hf_generate(texts, many=many, precision=precision, errors=errors, **sizes, **options)
     ours,theirs = _options_of(task.tokenize, 2),_options_of(task.decode, 4)
     check_options(options, ['batch_tokens', 'precision', 'many', 'errors', *ours, *theirs])
     texts,one = _as_several(task, texts, block, many)
     samples = as_samples(block, texts, wrong=wrong)
+    batch_tokens = batch_tokens or _default_batch_tokens(next(model.parameters()).device)
     batches = text_batches(block, samples, batch_tokens, progress=hasattr(self, 'progress'), wrong=wrong,
                            **{k: v for k,v in options.items() if k in ours})
     options = task.decode_options(self) | {k: v for k,v in options.items() if k in theirs}

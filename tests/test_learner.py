@@ -285,6 +285,21 @@ def test_hf_predict_leaves_the_model_in_the_mode_it_was_in(learn):
     assert not isinstance(learn.dls.one_batch()[0], BatchEncoding)
 
 
+def test_batches_on_a_cpu_are_small_unless_asked(learn):
+    sizes = []
+    def note(model, args, kwargs): sizes.append(kwargs['input_ids'].numel())
+    hook = learn.model.register_forward_pre_hook(note, with_kwargs=True)
+    texts = ['the film '*n for n in range(1, 31)]*5
+    small = learn.hf_predict(texts)
+    assert len(sizes) > 2 and max(sizes) <= 1024
+    few = len(sizes)
+    assert learn.hf_predict(texts, batch_tokens=1024)==small
+    large = learn.hf_predict(texts, batch_tokens=4096)
+    hook.remove()
+    assert sizes[few:2*few]==sizes[:few] and 1024 < max(sizes[2*few:]) <= 4096
+    assert [o['score'] for o in small] == pytest.approx([o['score'] for o in large], abs=1e-5)
+
+
 def test_a_learner_that_gave_hidden_states_can_be_exported(dls, hf, tmp_path):
     learn = hf_learner(dls, hf.model, cbs=HFCallback(output_hidden_states=True), path=tmp_path)
     with learn.no_bar():
