@@ -492,6 +492,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'blurlike.predict._one_behind': ('predict.html#_one_behind', 'blurlike/predict.py'),
                                   'blurlike.predict._options_of': ('predict.html#_options_of', 'blurlike/predict.py'),
                                   'blurlike.predict._predict': ('predict.html#_predict', 'blurlike/predict.py'),
+                                  'blurlike.predict._read_beginning': ('predict.html#_read_beginning', 'blurlike/predict.py'),
                                   'blurlike.predict._shared_cache': ('predict.html#_shared_cache', 'blurlike/predict.py'),
                                   'blurlike.predict._shared_length': ('predict.html#_shared_length', 'blurlike/predict.py'),
                                   'blurlike.predict._tokenized': ('predict.html#_tokenized', 'blurlike/predict.py'),

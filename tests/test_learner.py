@@ -291,12 +291,14 @@ def test_batches_on_a_cpu_are_small_unless_asked(learn):
     hook = learn.model.register_forward_pre_hook(note, with_kwargs=True)
     texts = ['the film '*n for n in range(1, 31)]*5
     small = learn.hf_predict(texts)
-    assert len(sizes) > 2 and max(sizes) <= 1024
+    assert len(sizes) > 2
+    assert max(sizes) <= 1024
     few = len(sizes)
     assert learn.hf_predict(texts, batch_tokens=1024)==small
     large = learn.hf_predict(texts, batch_tokens=4096)
     hook.remove()
-    assert sizes[few:2*few]==sizes[:few] and 1024 < max(sizes[2*few:]) <= 4096
+    assert sizes[few:2*few]==sizes[:few]
+    assert 1024 < max(sizes[2*few:]) <= 4096
     assert [o['score'] for o in small] == pytest.approx([o['score'] for o in large], abs=1e-5)
 
 
