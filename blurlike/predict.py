@@ -9,6 +9,7 @@ __all__ = ['WrongTexts', 'as_samples', 'text_batches', 'generate_options', 'stop
 import inspect
 from collections.abc import Iterator
 from contextlib import closing
+from copy import deepcopy
 from functools import cache
 from itertools import chain, pairwise
 
@@ -151,29 +152,33 @@ def _with_errors(preds, wrong, errors):
     as_error = lambda o: o if isinstance(o, Exception) else ValueError(o)
     return [as_error(wrong[i]) if i in wrong else o for i,o in enumerate(preds)]
 
+# %% ../nbs/50_predict.ipynb #1699a4d3
+def _default_batch_tokens(device): return 1024 if device.type=='cpu' else 4096
+
 # %% ../nbs/50_predict.ipynb #7e551109
 @patch
 def hf_predict(self:Learner,
     texts, # A text, or a list or column of texts, in the form that the learner was trained on
     *,
-    batch_tokens:int=4096, # Maximum number of tokens in a batch, including padding
+    batch_tokens:int=None, # Maximum number of tokens in a batch, including padding; None for 1024 on a CPU, else 4096
     many:bool=None, # Whether `texts` is a list of several texts; None to infer it
     precision:str=None, # Precision of the computation: "fp32", "bf16", "fp16" or "int8"; None for the weights' own
     errors:str='raise', # Texts that cannot be used "raise", give "none" (None) or "return" their `ValueError`
     **options # The task's options, such as `threshold`, `top_k` or `aggregation_strategy`
 ) -> dict|list: # The result for one text, or a list of results in the order of `texts`
     "Return predictions for `texts`; raise `ValueError` for invalid texts"
-    whole_number('batch_tokens', batch_tokens)
+    sizes = {} if batch_tokens is None else dict(batch_tokens=batch_tokens)
+    for k,v in sizes.items(): whole_number(k, v)
     block,model,wrong = get_block(self.dls),get_model(self.model),_check_errors(errors)
     task = block.task
     block.check_vocab(model)
     if getattr(task, 'writes_answers', False):
-        common = dict(batch_tokens=batch_tokens, many=many, precision=precision, errors=errors)
-        return self.hf_generate(texts, **common, **options)
+        return self.hf_generate(texts, many=many, precision=precision, errors=errors, **sizes, **options)
     ours,theirs = _options_of(task.tokenize, 2),_options_of(task.decode, 4)
     check_options(options, ['batch_tokens', 'precision', 'many', 'errors', *ours, *theirs])
     texts,one = _as_several(task, texts, block, many)
     samples = as_samples(block, texts, wrong=wrong)
+    batch_tokens = batch_tokens or _default_batch_tokens(next(model.parameters()).device)
     batches = text_batches(block, samples, batch_tokens, progress=hasattr(self, 'progress'), wrong=wrong,
                            **{k: v for k,v in options.items() if k in ours})
     options = task.decode_options(self) | {k: v for k,v in options.items() if k in theirs}
@@ -227,17 +232,27 @@ def _shared_length(inputs):
     heads = ids.gather(1, width - lengths + torch.arange(n, device=ids.device))
     return int((heads==heads[:1]).all(0).long().cumprod(0).sum())
 
+# %% ../nbs/50_predict.ipynb #14587f49
+def _read_beginning(model, ids, read, enough=.9):
+    "Return the cache of a row with the tokens `ids`, or with most of them, and their count; `read` keeps the last one"
+    if read:
+        least = min(len(ids), len(read[0]))
+        n = int((ids[:least]==read[0][:least]).long().cumprod(0).sum())
+        if n >= enough*len(ids): return read[1],n
+    run = dict(max_new_tokens=1, max_length=None, return_dict_in_generate=True)
+    read[:] = ids,cache_of(model.generate(input_ids=ids[None], attention_mask=torch.ones_like(ids)[None], **run))
+    return read[1],len(ids)
+
 # %% ../nbs/50_predict.ipynb #c1ccec5a
-def _shared_cache(model, inputs, least=16):
+def _shared_cache(model, inputs, read, least=16):
     "Return the cached keys and values of what all prompts begin with, as an argument of `generate`; {} if it is short"
     ids,mask = inputs['input_ids'],inputs['attention_mask']
     if len(ids)==1 or 'position_ids' not in forward_args(model) or (n := _shared_length(inputs)) < least: return {}
-    first = ids[mask.sum(1).argmax(),-int(mask.sum(1).max()):][None,:n]
-    run = dict(max_new_tokens=1, max_length=None, return_dict_in_generate=True)
-    kept = cache_of(model.generate(input_ids=first, attention_mask=torch.ones_like(first), **run))
+    cache,n = _read_beginning(model, ids[mask.sum(1).argmax(),-int(mask.sum(1).max()):][:n], read)
     places = (torch.arange(n, device=ids.device) - (mask==0).sum(1, keepdim=True)).clamp(min=0) # padding is masked
-    for o in kept.values(): place_columns(o, places)
-    return kept
+    cache = deepcopy(cache) # the next batch begins with it too
+    for o in cache.values(): place_columns(o, places)
+    return cache
 
 # %% ../nbs/50_predict.ipynb #72d9e732
 _FREE = {'max_new_tokens', 'max_length', 'bos_token_id', 'eos_token_id', 'pad_token_id', 'decoder_start_token_id',
@@ -254,9 +269,9 @@ def _greedy_settings(model, kwargs):
     return asked if all(k in _FREE or (k in default and neutral(k, v)) for k,v in asked.items()) else None
 
 # %% ../nbs/50_predict.ipynb #62e9a49c
-def _write_greedily(model, inputs, tokens, ends, kwargs):
+def _write_greedily(model, inputs, tokens, ends, kwargs, read):
     "Return the ids that `generate` writes, at most `tokens` for each row; rows that have ended leave the batch"
-    inputs = dict(inputs) | _shared_cache(model, inputs)
+    inputs = dict(inputs) | _shared_cache(model, inputs, read)
     rows,width = torch.arange(len(inputs['input_ids'])),inputs['input_ids'].shape[1]
     ends,limits,written = inputs['input_ids'].new_tensor(ends),width + tokens,{}
     def ended(ids): return torch.isin(ids[:,width:], ends).any(1)
@@ -284,8 +299,8 @@ def _tokens_left(model, inputs):
     return (position_limit(model) or 2**40) - used
 
 # %% ../nbs/50_predict.ipynb #57ed8932
-def _written(model, inputs, kwargs):
-    "Return the ids that `generate` writes for a batch"
+def _written(model, inputs, kwargs, read):
+    "Return the ids that `generate` writes for a batch; `read` keeps what its prompts begin with for the next batch"
     asked = _greedy_settings(model, kwargs)
     if asked is not None and not model.config.is_encoder_decoder and set(inputs)=={'input_ids', 'attention_mask'}:
         tokens = _tokens_left(model, inputs).clamp(max=asked['max_new_tokens'])
@@ -293,7 +308,7 @@ def _written(model, inputs, kwargs):
         ends = [] if ends is None else ends if isinstance(ends, list) else [ends]
         pad = asked.get('pad_token_id')
         if tokens.min() > 0 and pad is not None and len(tokens) > 1 and row_cache(model, forward_args(model)):
-            ids = _write_greedily(model, inputs, tokens, ends, kwargs)
+            ids = _write_greedily(model, inputs, tokens, ends, kwargs, read)
             return pad_sequence(ids, batch_first=True, padding_value=pad)
     ids = model.generate(**inputs, **_within_limit(model, kwargs))
     return getattr(ids, 'sequences', ids)
@@ -301,13 +316,13 @@ def _written(model, inputs, kwargs):
 # %% ../nbs/50_predict.ipynb #44d8815c
 def _generate(task, block, model, samples, batch_tokens, precision, kwargs, progress=True, wrong=None):
     "Return the generated texts for `samples`, in their order"
-    device,preds = next(model.parameters()).device,[None]*len(samples)
+    device,preds,read = next(model.parameters()).device,[None]*len(samples),[]
     n,copies,room = _copies_and_room(model, kwargs)
     batches = text_batches(block, samples, batch_tokens//copies, room, progress=progress, wrong=wrong)
     with evaluating(model, precision) as model, closing(batches):
         for idxs,table,rows in batches:
             inputs = task.collate_prompts(table, rows, block)
-            ids = _written(model, to_device(inputs.for_model(), device), kwargs)
+            ids = _written(model, to_device(inputs.for_model(), device), kwargs, read)
             written = task.decode_generated(ids.cpu(), inputs, block)
             for j,i in enumerate(idxs): preds[i] = written[j] if n==1 else written[j*n:(j+1)*n]
     return preds

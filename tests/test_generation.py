@@ -2,6 +2,7 @@
 from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from conftest import ARCHITECTURES, make_objects
@@ -12,6 +13,7 @@ from test_matrix import CELLS, CONFIGS, LIMITS
 from transformers import AutoModelForCausalLM, GenerationConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
+from blurlike.all import HFObjects, HFTextDataLoaders, hf_learner
 from blurlike.core.compat import cache_of, place_columns, row_cache
 from blurlike.core.objects import forward_args
 from blurlike.predict import _shared_cache, _shared_length, _written
@@ -44,10 +46,10 @@ def alone(model, prompt, **kwargs):
     return ids[0,len(prompt):].tolist()
 
 
-def same(model, prompts, **kwargs):
+def same(model, prompts, read=None, **kwargs):
     "The batch gives what each prompt gives alone"
-    inputs = batch(prompts)
-    with torch.inference_mode(): ids = _written(model, inputs, dict(max_new_tokens=8, **kwargs))
+    inputs,read = batch(prompts),[] if read is None else read
+    with torch.inference_mode(): ids = _written(model, inputs, dict(max_new_tokens=8, **kwargs), read)
     width = inputs['input_ids'].shape[1]
     for prompt,row in zip(prompts, ids, strict=True):
         one = alone(model, prompt, **kwargs)
@@ -88,12 +90,36 @@ def test_what_prompts_begin_with_is_read_once(models):
     assert shapes[:2] == [(1, 20), (4, max(map(len, prompts))-20)]
 
 
+def test_what_the_prompts_of_all_batches_begin_with_is_read_once():
+    config,tokenizer = make_objects('llama')[1:3]
+    df = pd.DataFrame(dict(text=['the film warm the cast lovely']*4))
+    dls = HFTextDataLoaders.from_df(df, HFObjects('llama', config, tokenizer, None), task='causal-lm', valid_pct=.5,
+                                    block_size=8, bs=2, device='cpu')
+    learn = hf_learner(dls, decoder('llama').float())
+    texts = ['the film warm the cast lovely '*6 + 'the plot '*i for i in range(12)]
+    shapes,hook = forwards(learn.model)
+    with learn.no_bar(): found = learn.hf_generate(texts, max_new_tokens=3, batch_tokens=300)
+    hook.remove()
+    reads = [rows for rows,columns in shapes if columns > 1]
+    assert len(reads) > 3
+    assert reads.count(1) == 1
+    with learn.no_bar(): assert found == [learn.hf_generate(o, max_new_tokens=3) for o in texts]
+
+
+@given(seed=st.integers(0, 1000), lengths=st.lists(st.sampled_from([0, 16, 20, 21, 30]), min_size=2, max_size=4))
+@settings(max_examples=12, deadline=None)
+def test_a_batch_that_begins_as_an_earlier_one_gives_the_same_texts(seed, lengths, models):
+    first,read = np.random.default_rng(seed).integers(6, 60, 40).tolist(),[]
+    for i,n in enumerate(lengths): # each shares more or fewer tokens with the one before
+        same(models['llama'], [first[:n] + o for o in prompts_of(seed + i, 3, 0)], read)
+
+
 def test_rows_that_have_ended_leave(models):
     prompts = prompts_of(1, 9, 0)
     lengths = [len(alone(models['llama'], o)) for o in prompts]
     assert len(set(lengths)) > 2, lengths
     shapes,hook = forwards(models['llama'])
-    with torch.inference_mode(): _written(models['llama'], batch(prompts), dict(max_new_tokens=8))
+    with torch.inference_mode(): _written(models['llama'], batch(prompts), dict(max_new_tokens=8), [])
     hook.remove()
     rows = [o[0] for o in shapes]
     assert rows == sorted(rows, reverse=True)
@@ -105,7 +131,7 @@ def test_rows_that_have_ended_leave(models):
 @pytest.mark.parametrize('arch', ALL)
 def test_a_batch_gives_the_texts_of_generate_for_every_decoder(arch):
     model,inputs = decoder(arch, [END, *range(20, 60)]).float(),batch(prompts_of(3, 6, 20))
-    with torch.inference_mode(): ids = _written(model, inputs, dict(max_new_tokens=8))
+    with torch.inference_mode(): ids = _written(model, inputs, dict(max_new_tokens=8), [])
     assert torch.equal(ids, model.generate(**inputs, max_new_tokens=8)[:,:ids.shape[1]])
 
 
@@ -114,7 +140,7 @@ def test_prompt_tuning_is_left_to_generate():
     model = get_peft_model(decoder('llama', [END, *range(20, 60)]),
                            PromptTuningConfig(task_type='CAUSAL_LM', num_virtual_tokens=3)).double().eval()
     inputs = batch(prompts_of(3, 6, 20))
-    with torch.inference_mode(): ids = _written(model, inputs, dict(max_new_tokens=8))
+    with torch.inference_mode(): ids = _written(model, inputs, dict(max_new_tokens=8), [])
     assert torch.equal(ids, model.generate(**inputs, max_new_tokens=8))
 
 
@@ -128,7 +154,7 @@ def test_all_other_settings_are_those_of_generate(kwargs, models):
     model,inputs = models['llama'],batch(prompts_of(2, 5, 18))
     kwargs = (dict(max_new_tokens=8) if not {'generation_config', 'max_length'} & set(kwargs) else {}) | kwargs
     torch.manual_seed(0)
-    with torch.inference_mode(): ids = _written(model, inputs, kwargs)
+    with torch.inference_mode(): ids = _written(model, inputs, kwargs, [])
     torch.manual_seed(0)
     theirs = model.generate(**inputs, **kwargs)
     assert torch.equal(ids, getattr(theirs, 'sequences', theirs))
@@ -139,7 +165,7 @@ def test_each_text_ends_at_the_last_position(left):
     model = decoder('gpt2', [])
     n = model.config.n_positions
     prompts = [[7]*(n-left), [8]*(n-41), [9, 8]*4]
-    with torch.inference_mode(): ids = _written(model, batch(prompts), dict(max_new_tokens=20))
+    with torch.inference_mode(): ids = _written(model, batch(prompts), dict(max_new_tokens=20), [])
     for prompt,row in zip(prompts, ids[:,n-left:].tolist(), strict=True):
         one = model.generate(torch.tensor([prompt]), max_new_tokens=min(20, n-len(prompt)))[0,len(prompt):].tolist()
         assert row == one + [0]*(len(row)-len(one))
@@ -155,9 +181,9 @@ def test_the_shared_length_is_that_of_the_prompts(seed, n, shared):
 
 
 def test_a_cache_of_the_beginning_is_made_only_where_it_pays(models):
-    assert not _shared_cache(models['llama'], batch(prompts_of(0, 1, 20)))
-    assert not _shared_cache(models['llama'], batch(prompts_of(0, 4, 5)))
-    assert not _shared_cache(decoder('bloom'), batch(prompts_of(0, 4, 20))) # positions do not follow the mask
+    assert not _shared_cache(models['llama'], batch(prompts_of(0, 1, 20)), [])
+    assert not _shared_cache(models['llama'], batch(prompts_of(0, 4, 5)), [])
+    assert not _shared_cache(decoder('bloom'), batch(prompts_of(0, 4, 20)), []) # positions do not follow the mask
 
 
 @pytest.mark.parametrize('arch', sorted({'gpt2', 'llama', 'mistral', 'gemma2', 'mamba', 'xlnet'} & set(ARCHITECTURES)))

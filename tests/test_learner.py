@@ -23,7 +23,7 @@ from fastai.text.all import (
 )
 from transformers import BatchEncoding, get_linear_schedule_with_warmup
 
-from blurlike.all import HFCallback, HFLoss, HFTextDataLoaders, hf_learner, hf_splitter
+from blurlike.all import HFCallback, HFLoss, HFTextDataLoaders, hf_learner, hf_splitter, load_hf_learner
 from blurlike.core.inputs import HFRows
 from blurlike.train.callback import take_dict
 from blurlike.train.learner import HFMixedPrecision
@@ -283,6 +283,41 @@ def test_hf_predict_leaves_the_model_in_the_mode_it_was_in(learn):
     learn.hf_predict('the film')
     assert learn.model.training
     assert not isinstance(learn.dls.one_batch()[0], BatchEncoding)
+
+
+def test_batches_on_a_cpu_are_small_unless_asked(learn):
+    sizes = []
+    def note(model, args, kwargs): sizes.append(kwargs['input_ids'].numel())
+    hook = learn.model.register_forward_pre_hook(note, with_kwargs=True)
+    texts = ['the film '*n for n in range(1, 31)]*5
+    small = learn.hf_predict(texts)
+    assert len(sizes) > 2
+    assert max(sizes) <= 1024
+    few = len(sizes)
+    assert learn.hf_predict(texts, batch_tokens=1024)==small
+    large = learn.hf_predict(texts, batch_tokens=4096)
+    hook.remove()
+    assert sizes[few:2*few]==sizes[:few]
+    assert 1024 < max(sizes[2*few:]) <= 4096
+    assert [o['score'] for o in small] == pytest.approx([o['score'] for o in large], abs=1e-5)
+
+
+@pytest.mark.parametrize('how', ['argument', 'assigned', 'in place'])
+def test_a_compiled_model_is_trained_and_saved_as_the_model_itself(dls, hf, how, tmp_path):
+    groups = [len(o) for o in hf_splitter(hf.model)]
+    learn = hf_learner(dls, torch.compile(hf.model) if how=='argument' else hf.model)
+    if how=='assigned': learn.model = torch.compile(learn.model)
+    if how=='in place': learn.model.compile()
+    with torch.compiler.set_stance('force_eager'), learn.no_bar(), learn.no_logging(): # compiling takes a minute
+        assert [len(o) for o in learn.splitter(learn.model)] == groups
+        learn.fit(1, 1e-3)
+        text,folder = 'the film warm the cast lovely',learn.save_pretrained(tmp_path/'model')
+        found,lower = learn.hf_predict(text),learn.hf_predict(text, precision='int8')
+    loaded = load_hf_learner(folder)
+    assert set(loaded.model.state_dict()) == set(hf.model.state_dict())
+    assert loaded.hf_predict(text)['probs'] == pytest.approx(found['probs'], abs=1e-6)
+    assert lower['probs'] == pytest.approx(found['probs'], abs=.05)
+    assert 'OptimizedModule' not in (folder/'README.md').read_text()
 
 
 def test_a_learner_that_gave_hidden_states_can_be_exported(dls, hf, tmp_path):
