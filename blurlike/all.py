@@ -24,7 +24,8 @@ import blurlike.ship.card # learn.model_card
 import blurlike.ship.save # learn.save_pretrained
 import blurlike.ship.hub # learn.push_to_hub
 import blurlike.ship.onnx # learn.export_onnx
-import blurlike.predict # learn.hf_predict, learn.hf_generate
+import blurlike.predict # learn.hf_predict
+import blurlike.generate # learn.hf_generate
 from blurlike.architectures import architecture_table, supported_tasks
 from blurlike.data.block import HFTextBlock
 from blurlike.train.callback import HFCallback, HFLoss

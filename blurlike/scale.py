@@ -22,7 +22,7 @@ from fastcore.basics import patch
 from tqdm.auto import tqdm
 from xxhash import xxh3_128
 
-import blurlike.predict # noqa: F401 - learn.hf_predict
+import blurlike.generate # noqa: F401 - learn.hf_predict and learn.hf_generate
 from .core.checks import as_names, brief, check_header, columns, import_extra, one_of, preview, whole_number
 from .ship.hub import find_model
 from .ship.load import load_hf_learner

@@ -16,7 +16,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from blurlike.all import HFObjects, HFTextDataLoaders, hf_learner
 from blurlike.core.compat import cache_of, place_columns, row_cache
 from blurlike.core.objects import forward_args
-from blurlike.predict import _shared_cache, _shared_length, _written
+from blurlike.generate import _shared_cache, _shared_length, _written
 
 DECODERS = ['gpt2', 'gpt_neox', 'llama', 'qwen3', 'phi', 'opt']
 # ProphetNet generates only without padding

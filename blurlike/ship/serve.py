@@ -26,7 +26,7 @@ from transformers import TextIteratorStreamer
 import blurlike
 from ..core.checks import check_options, first_line, import_extra, whole_number
 from ..core.ranks import on_rank0
-from ..predict import stop_when
+from ..generate import stop_when
 from .card import GENERATED
 from .hub import check_repo_id, push_folder
 from .load import load_hf_learner
