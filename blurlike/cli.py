@@ -225,9 +225,9 @@ def _print_json(
 def _score(input, output, model, file, jsonl, **kwargs):
     "Score the rows of `input`; raise `ValueError` for arguments of lines"
     if not (input and output):
-        raise ValueError("--input and --output are needed together, such as --input data.parquet --output scores. For "
-                         "lines of text, use --file.")
-    if file or jsonl: raise ValueError(f"{'--file' if file else '--jsonl'} is for lines: leave it out with --input.")
+        raise ValueError("--input and --output must be passed together, such as --input data.parquet --output scores. "
+                         "For lines of text, use --file.")
+    if file or jsonl: raise ValueError(f"{'--file' if file else '--jsonl'} is for lines of text: omit it with --input.")
     from blurlike.scale import score
     with redirect_stdout(sys.stderr): out = score(input, model, output, **kwargs)
     print(f"Scores saved to {out}")

@@ -68,7 +68,7 @@ def _within_limit(model, kwargs):
 
 # %% ../nbs/52_generate.ipynb #bc06100b
 def _shared_length(inputs):
-    "Return how many tokens all prompts of a batch have in common at their beginning; the last of a prompt is never one"
+    "Return the length of the common prefix of all prompts of a batch, shorter than any prompt"
     ids,lengths = inputs['input_ids'],inputs['attention_mask'].sum(1, keepdim=True)
     n,width = int(lengths.min())-1,ids.shape[1]
     heads = ids.gather(1, width - lengths + torch.arange(n, device=ids.device))
@@ -87,7 +87,7 @@ def _read_beginning(model, ids, read, enough=.9):
 
 # %% ../nbs/52_generate.ipynb #c1ccec5a
 def _shared_cache(model, inputs, read, least=16):
-    "Return the cached keys and values of what all prompts begin with, as an argument of `generate`; {} if it is short"
+    "Return the cached keys and values of the prompts' common prefix, as an argument of `generate`; {} if it is short"
     ids,mask = inputs['input_ids'],inputs['attention_mask']
     if len(ids)==1 or 'position_ids' not in forward_args(model) or (n := _shared_length(inputs)) < least: return {}
     cache,n = _read_beginning(model, ids[mask.sum(1).argmax(),-int(mask.sum(1).max()):][:n], read)
@@ -103,7 +103,7 @@ _FREE = {'max_new_tokens', 'max_length', 'bos_token_id', 'eos_token_id', 'pad_to
 _NEUTRAL = dict(num_beams=1, num_return_sequences=1, repetition_penalty=1., use_cache=True)
 
 def _greedy_settings(model, kwargs):
-    "Return the settings of `generate` if they are those of greedy decoding and nothing more, otherwise None"
+    "Return the settings of `generate` if they are those of greedy decoding only, otherwise None"
     default = vars(GenerationConfig())
     asked = {k: v for k,v in vars(model.generation_config).items() if not k.startswith('_')} | kwargs
     neutral = lambda k,v: v is None or v is False or v==_NEUTRAL.get(k, default[k])
@@ -112,7 +112,7 @@ def _greedy_settings(model, kwargs):
 
 # %% ../nbs/52_generate.ipynb #62e9a49c
 def _write_greedily(model, inputs, tokens, ends, kwargs, read):
-    "Return the ids that `generate` writes, at most `tokens` for each row; rows that have ended leave the batch"
+    "Return the ids that `generate` generates, at most `tokens` for each row; rows that have ended leave the batch"
     inputs = dict(inputs) | _shared_cache(model, inputs, read)
     rows,width = torch.arange(len(inputs['input_ids'])),inputs['input_ids'].shape[1]
     ends,limits,written = inputs['input_ids'].new_tensor(ends),width + tokens,{}
@@ -135,14 +135,14 @@ def _write_greedily(model, inputs, tokens, ends, kwargs, read):
 
 # %% ../nbs/52_generate.ipynb #98577470
 def _tokens_left(model, inputs):
-    "Return how many tokens each row of a batch may still get: padding takes no position if positions follow the mask"
+    "Return how many tokens each row of a batch may still generate: padding does not count if positions follow the mask"
     used = inputs['attention_mask'].sum(1)
     if 'position_ids' not in forward_args(model): used = torch.full_like(used, inputs['input_ids'].shape[1])
     return (position_limit(model) or 2**40) - used
 
 # %% ../nbs/52_generate.ipynb #57ed8932
 def _written(model, inputs, kwargs, read):
-    "Return the ids that `generate` writes for a batch; `read` keeps what its prompts begin with for the next batch"
+    "Return the ids that `generate` generates for a batch; `read` keeps what its prompts begin with for the next batch"
     asked = _greedy_settings(model, kwargs)
     if asked is not None and not model.config.is_encoder_decoder and set(inputs)=={'input_ids', 'attention_mask'}:
         tokens = _tokens_left(model, inputs).clamp(max=asked['max_new_tokens'])
@@ -177,7 +177,7 @@ def hf_generate(self:Learner,
     batch_tokens:int=4096, # Maximum number of tokens in a batch, including generated tokens, padding and beams
     many:bool=None, # Whether `texts` is a list of several texts; None to infer it
     precision:str=None, # Precision of the computation: "fp32", "bf16", "fp16" or "int8"; None for the weights' own
-    errors:str='raise', # Texts that cannot be used "raise", give "none" (None) or "return" their `ValueError`
+    errors:str='raise', # For texts that cannot be used: "raise" an error, "none" for None, "return" for the error
     **generate_kwargs # Passed to the model's `generate`, such as `num_beams`, `max_new_tokens`, `do_sample`
 ) -> dict|list: # The result for one text, or a list of results; a list per text if `num_return_sequences` is above 1
     "Generate texts from `texts`; raise `ValueError` for invalid texts and for a task that does not generate"

@@ -53,7 +53,7 @@ def as_samples(
     block, # An `HFTextBlock`
     texts, # Several texts, in the form that the block's task takes
     read=None, # A function of a text and the block that returns a sample; None for the task's `sample`
-    wrong:dict=None, # Gets the position of each invalid text, and what is wrong with it; None to raise instead
+    wrong:dict=None, # Filled with the position of each invalid text, and what is wrong with it; None to raise instead
 ) -> list: # The `x` of samples; None for invalid texts
     "Return the samples of `texts`; raise `ValueError` for invalid texts, reported together"
     if hasattr(texts, 'columns') or hasattr(texts, 'column_names') or isinstance(texts, dict):
@@ -140,7 +140,7 @@ def check_errors(errors):
     return None if errors=='raise' else {}
 
 def with_errors(preds, wrong, errors):
-    "Return `preds` with the errors in `wrong` in their places, if that is how to handle them"
+    "Return `preds` with the errors in `wrong` in their places, if `errors` is 'return'"
     if errors!='return': return preds
     as_error = lambda o: o if isinstance(o, Exception) else ValueError(o)
     return [as_error(wrong[i]) if i in wrong else o for i,o in enumerate(preds)]
@@ -156,7 +156,7 @@ def hf_predict(self:Learner,
     batch_tokens:int=None, # Maximum number of tokens in a batch, including padding; None for 1024 on a CPU, else 4096
     many:bool=None, # Whether `texts` is a list of several texts; None to infer it
     precision:str=None, # Precision of the computation: "fp32", "bf16", "fp16" or "int8"; None for the weights' own
-    errors:str='raise', # Texts that cannot be used "raise", give "none" (None) or "return" their `ValueError`
+    errors:str='raise', # For texts that cannot be used: "raise" an error, "none" for None, "return" for the error
     **options # The task's options, such as `threshold`, `top_k` or `aggregation_strategy`
 ) -> dict|list: # The result for one text, or a list of results in the order of `texts`
     "Return predictions for `texts`; raise `ValueError` for invalid texts"

@@ -379,7 +379,7 @@ def score(
     prefix:str='', # Put before the names of the columns of predictions
     generate:bool=False, # Whether to use `hf_generate` rather than `hf_predict`
     rows:int=4096, # Maximum rows in a Parquet file
-    workers:int=None, # Actors of Ray; None for one per GPU, or one per CPU but one
+    workers:int=None, # Actors of Ray; None for one per GPU, or all CPUs but one
     encoding:str=None, # Encoding of CSV and JSON Lines files; None for UTF-8
     load_kwargs:dict=None, # Passed to `load_hf_learner`, such as `revision`
     **options # Passed to `hf_predict` or `hf_generate`, such as `precision` or `batch_tokens`

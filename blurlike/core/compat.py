@@ -197,7 +197,7 @@ def fill_mask(
 # %% ../../nbs/core/01_compat.ipynb #f33595da
 def cache_of(
     outputs, # The outputs of a model, or of `generate`
-) -> dict: # The cache under the name that `generate` takes it by; empty if there is none
+) -> dict: # The cache, by the name of `generate`'s argument; empty if there is none
     "Return the key-value cache in `outputs`"
     return {k: v for k,v in outputs.items() if k in ('cache', 'past_key_values') and v is not None}
 
@@ -218,14 +218,14 @@ def place_columns(
     cache, # A key-value cache of one row; changed in place
     columns, # Rows x columns: the column of the cache to put there
 ):
-    "Give a cache several rows, each with the columns of the first in its own places"
+    "Expand a cache of one row to several rows, each with its own selection of columns"
     for o in cache.layers: o.keys,o.values = (v[0][:,columns].transpose(0, 1).contiguous() for v in (o.keys, o.values))
 
 # %% ../../nbs/core/01_compat.ipynb #7b4fee8d
 def has_native_arithmetic(
     device:torch.device, # Where the model will run
     dtype:torch.dtype=torch.bfloat16, # bfloat16 or float16
-) -> bool: # False for devices that cannot tell
+) -> bool: # False if the device does not report it
     "Return whether `device` computes in `dtype` itself, rather than by emulation"
     bf16 = dtype is torch.bfloat16
     if device.type=='cuda': return not bf16 or torch.cuda.is_bf16_supported(including_emulation=False)
@@ -242,7 +242,7 @@ def has_int8_dot_products() -> bool:
 @cache
 def int8_linear() -> type: # For `quantize_dynamic(mapping={nn.Linear: ...})`
     "Return a class of dynamically quantized linear layers that uses 8 bits for its input where the CPU allows it"
-    from torch.ao.nn.quantized.dynamic import Linear # takes long to import, and few need it
+    from torch.ao.nn.quantized.dynamic import Linear # slow to import, rarely needed
     class Int8Linear(Linear):
         reduce_range = not has_int8_dot_products()
         def forward(self, x):
