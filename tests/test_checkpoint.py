@@ -3,6 +3,7 @@ Runs are processes forked from a server that has imported everything (`python te
 import json
 import os
 import random
+import re
 import resource
 import shutil
 import signal
@@ -21,12 +22,12 @@ from datasets import Dataset
 from fastai.callback.core import Callback
 from fastai.callback.tracker import EarlyStoppingCallback, ReduceLROnPlateau, SaveModelCallback, TrackerCallback
 from fastai.callback.training import GradientAccumulation
-from fastai.torch_basics import set_seed
+from fastai.torch_basics import L, set_seed
 from fasttransform import ItemTransform
 from test_matrix import CONFIGS, TASKS, frame
 
 from blurlike.all import HFCheckpoint, HFObjects, HFTextDataLoaders, hf_learner, load_hf_learner
-from blurlike.ship.checkpoint import newest_checkpoint, pack, unpack
+from blurlike.ship.checkpoint import pack, read_checkpoints, unpack
 
 WRITING = {'summarization': 't5', 'translation': 't5', 'text2text-generation': 't5', 'causal-lm': 'gpt2'}
 
@@ -88,6 +89,8 @@ def plain(learn, cbs): learn.fit(3, 1e-2, cbs=cbs)
 def twice(learn, cbs):
     learn.add_cbs(cbs)
     learn.fit_one_cycle(1, 1e-2)
+    learn.between = plain_text((learn.recorder.values, learn.opt.state_dict(), learn.validate(), random.random(),
+                                torch.rand(1), learn.model.state_dict()))
     learn.fit(2, 1e-3)
 
 
@@ -154,7 +157,8 @@ def run(setup, folder, kind='', at=0, limit=None, checkpoints=True):
     n,recorder = moments.n.copy(),learn.recorder
     result = {o: plain_text(getattr(recorder, o)) for o in ('values', 'lrs', 'losses', 'iters', 'metric_names')}
     trackers = [(o.best, getattr(o, 'wait', None)) for o in cbs if isinstance(o, TrackerCallback)]
-    states = dict(runs=learn.hf.runs, opt=learn.opt.state_dict(), final=learn.final_record, trackers=trackers)
+    states = dict(runs=learn.hf.runs, opt=learn.opt.state_dict(), final=learn.final_record, trackers=trackers,
+                  between=getattr(learn, 'between', None))
     result |= {k: plain_text(v) for k,v in states.items()}
     result |= dict(draws=repr([o.draws for o in cbs if isinstance(o, Noise)]),
                    random=repr((random.random(), torch.rand(1))), loader=repr(dls.train.state_dict()['rng']))
@@ -298,6 +302,14 @@ def train(df, path, n_epoch=2, lr=1e-2, stop=None, learn=None, **kwargs):
     return learn
 
 
+def same_values(a, b):
+    "Fail unless nested lists have the same tensors and values"
+    if isinstance(a, torch.Tensor): assert torch.equal(a, b)
+    elif isinstance(a, (list, tuple, L)):
+        for o in zip(a, b, strict=True): same_values(*o)
+    else: assert a==b or a!=a
+
+
 def names(path): return sorted((o.name for o in path.iterdir()), key=lambda o: int(o[5:]))
 
 
@@ -321,7 +333,7 @@ def test_checkpoints_are_numbered_by_the_steps_of_all_fits(df, tmp_path):
     learn = make_learner(df)
     with learn.no_bar(), learn.no_logging(): learn.fine_tune(1, cbs=HFCheckpoint(tmp_path/'run', every=4, keep=99))
     assert names(tmp_path/'run') == [f'step-{o}' for o in (4, 8, 10, 14, 18, 20)]
-    newest,info = newest_checkpoint(tmp_path/'run')
+    newest,info = read_checkpoints(tmp_path/'run')[0]
     assert (newest.name, info['stage'], info['done']) == ('step-20', 1, True)
 
 
@@ -331,7 +343,7 @@ def test_without_every_a_short_run_writes_its_end(df, tmp_path):
 
 
 def test_a_checkpoint_is_a_model(df, run_path):
-    folder,_ = newest_checkpoint(run_path)
+    folder,_ = read_checkpoints(run_path)[0]
     assert load_hf_learner(folder, device='cpu').hf_predict('the film')['label'] in ('bad', 'good')
 
 
@@ -352,6 +364,43 @@ def test_a_cell_that_was_interrupted_continues_when_it_is_run_again(df, tmp_path
     assert 'step-4' in capsys.readouterr().out
     expected = train(df, tmp_path/'other')
     assert learn.recorder.values == expected.recorder.values
+
+
+@pytest.fixture
+def two_fits(df, tmp_path):
+    "A function that runs a script with two fits, and returns the weights and the results after each"
+    def two_fits(stop=None, **kwargs):
+        learn = make_learner(df, cbs=HFCheckpoint(tmp_path/'run', **dict(every=4) | kwargs))
+        after = lambda: ([o.detach().clone() for o in learn.model.parameters()], [*learn.recorder.values],
+                         torch.rand(1), len(learn.hf.runs))
+        with learn.no_bar(), learn.no_logging():
+            learn.fit(1, 1e-2)
+            first = after()
+            with pytest.raises(Stop) if stop else nullcontext(): learn.fit(2, 1e-3, cbs=[StopAt(stop)] if stop else [])
+        return first,after()
+    return two_fits
+
+
+@pytest.mark.parametrize(('stop', 'keep'), [(2, 2), (9, 1), (19, 2)])
+def test_a_skipped_fit_leaves_the_learner_as_it_ended(stop, keep, two_fits, capsys):
+    first,_ = two_fits(stop, keep=keep)
+    again,end = two_fits(keep=keep)
+    same_values(again, first)
+    out = capsys.readouterr().out
+    assert 'step-10 is the end of fit 1' in out
+    again,same_end = two_fits(keep=keep) # the run is finished
+    same_values(again, first)
+    same_values(same_end, end)
+
+
+@pytest.mark.parametrize('damage', [shutil.rmtree, lambda o: cut(o/'training.json')])
+def test_a_line_says_that_the_end_of_a_fit_is_missing(damage, two_fits, tmp_path, capsys):
+    two_fits(9)
+    damage(tmp_path/'run'/'step-10')
+    two_fits(11)
+    out = capsys.readouterr().out
+    assert re.search(mentions('Fit 1', str(tmp_path/'run'), 'step-18'), out)
+    assert 'step-10 is the end' not in out
 
 
 def test_the_card_has_all_epochs_and_the_highest_rate(df, run_path):

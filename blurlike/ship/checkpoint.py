@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SCHEMA', 'pack', 'unpack', 'is_plain', 'plain_vars', 'settings_of', 'state_of', 'load_state', 'parts_of',
            'run_settings', 'stored_weights', 'missing_weights', 'load_weights', 'HFCheckpoint', 'checkpoints_in',
-           'read_checkpoint', 'newest_checkpoint', 'RestOfEpoch', 'is_write_error']
+           'read_checkpoint', 'read_checkpoints', 'RestOfEpoch', 'is_write_error']
 
 # %% ../../nbs/ship/76_checkpoint.ipynb #6eb62e2f
 import inspect
@@ -26,7 +26,7 @@ from fastai.torch_core import get_model
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
-from ..core.checks import first_line, print_once, whole_number
+from ..core.checks import first_line, print_line, print_once, whole_number
 from ..core.compat import epoch_loop, run_epochs
 from ..core.precision import train_in_fp32
 from ..core.ranks import from_rank0, from_ranks, n_ranks, on_rank0
@@ -206,7 +206,7 @@ class HFCheckpoint(Callback):
     def __init__(self,
         path:str|Path, # The folder of the run; each checkpoint is a folder in it
         every:int=None, # Steps between two checkpoints, besides one after each epoch; None for at most 2% of the time
-        keep:int=2, # How many checkpoints to keep
+        keep:int=2, # How many checkpoints to keep, besides those at the end of each fit
         resume:bool=True, # Whether to continue a run; False deletes its checkpoints and starts again
     ):
         if every is not None: whole_number('every', every)
@@ -235,20 +235,19 @@ def read_checkpoint(
         if (n := (folder/name).stat().st_size)!=size: raise ValueError(f'{name} has {n:,} of {size:,} bytes')
     return info
 
-def newest_checkpoint(
+def read_checkpoints(
     path:Path, # The folder of a run
-) -> tuple|None: # A folder, and the content of its `training.json`
-    "Return the newest checkpoint that is complete; raise `ValueError` if there are only damaged ones"
-    damaged = []
+) -> list[tuple]: # Folders, and the contents of their `training.json`; newest first
+    "Return the checkpoints that are complete; raise `ValueError` if there are only damaged ones"
+    complete,damaged = [],[]
     for o in checkpoints_in(path):
-        try: info = read_checkpoint(o)
+        try: complete.append((o, read_checkpoint(o)))
         except (OSError, ValueError, KeyError, TypeError) as e: damaged.append(f'{o.name} ({first_line(e)})')
-        else:
-            if damaged: print_once(f"{path} has damaged checkpoints: {', '.join(damaged)}. Using {o.name}.")
-            return o,info
-    if not damaged: return None
-    raise ValueError(f"path={str(path)!r} has only damaged checkpoints: {', '.join(damaged)}. Pass resume=False to "
-                     "delete them and start again.")
+    if damaged and not complete:
+        raise ValueError(f"path={str(path)!r} has only damaged checkpoints: {', '.join(damaged)}. Pass resume=False "
+                         "to delete them and start again.")
+    if damaged: print_once(f"{path} has damaged checkpoints: {', '.join(damaged)}. Using {complete[0][0].name}.")
+    return complete
 
 # %% ../../nbs/ship/76_checkpoint.ipynb #94e4f236
 @patch
@@ -259,7 +258,9 @@ def begin(self:HFCheckpoint):
         broken = [o for o in self.path.glob('*step-*') if re.fullmatch(r'\.step-\d+-\w{8}|step-\d+-\w{8}-old', o.name)]
         for o in broken + ([] if self.resume else checkpoints_in(self.path)): shutil.rmtree(o, ignore_errors=True)
     from_ranks(None) # wait for the first
-    self.found = newest_checkpoint(self.path) if self.resume else None
+    complete = read_checkpoints(self.path) if self.resume else []
+    self.found = complete[0] if complete else None
+    self.ends = {info['stage']: o for o,info in complete[::-1] if info['done']}
     if len(set(from_ranks(self.found and self.found[0].name))) > 1:
         raise ValueError(f"path={str(self.path)!r} must be a folder that all processes share.")
     self.kept,self.base,self.stages = [self.found[0]] if self.found else [],0,[]
@@ -279,9 +280,8 @@ def check(self:HFCheckpoint, settings):
 
 # %% ../../nbs/ship/76_checkpoint.ipynb #11ade05a
 @patch
-def load(self:HFCheckpoint, learn):
-    "Load weights and optimizer from the checkpoint, and return the rest of its state"
-    folder,info = self.found
+def load(self:HFCheckpoint, learn, folder, info):
+    "Load weights and optimizer from a checkpoint, and return the rest of its state"
     model = get_model(learn.model)
     state = unpack(info['state'], load_file(folder/'training.safetensors'), next(model.parameters()).device)
     try: load_weights(model, stored_weights(folder, model) | state['weights'])
@@ -385,9 +385,10 @@ def write_folder(self:HFCheckpoint, learn, folder, state, info):
         save_file(tensors, new/'training.safetensors')
         info['files'] = {o.name: o.stat().st_size for o in new.iterdir()}
         (new/'training.json').write_text(json.dumps(info), encoding='utf-8')
+    if info['done']: self.ends[self.stage] = folder
     self.kept = [*(o for o in self.kept if o!=folder), folder][-self.keep:]
     for o in checkpoints_in(self.path):
-        if o not in self.kept: shutil.rmtree(o, ignore_errors=True)
+        if o not in [*self.kept, *self.ends.values()]: shutil.rmtree(o, ignore_errors=True)
 
 # %% ../../nbs/ship/76_checkpoint.ipynb #dfdcd510
 def is_write_error(
@@ -469,7 +470,7 @@ def one_fit(self:HFCheckpoint, learn, run, cbs):
         where = f"epoch {info['epoch']+1}, batch {info['batch']+1}" + (f', of fit {self.stage+1}' if self.stage else '')
         print_once(f"Continuing from {folder}: {where}.")
         train_in_fp32(get_model(learn.model)) # before `distrib_ctx` wraps the model
-        with epoch_loop(learn, lambda: self.run_from(learn, self.load(learn))): run()
+        with epoch_loop(learn, lambda: self.run_from(learn, self.load(learn, *self.found))): run()
     else: run()
     self.active = False
     self.write(learn, cbs, learn.epoch, done=True)
@@ -478,9 +479,10 @@ def one_fit(self:HFCheckpoint, learn, run, cbs):
 # %% ../../nbs/ship/76_checkpoint.ipynb #98dd954c
 @patch
 def restore_finished(self:HFCheckpoint, learn, cbs):
-    "Restore the newest state of a run in place of a fit that was finished"
-    folder,info = self.found
-    self.restore_all(learn, cbs, self.load(learn))
-    end = f"{folder} is the end of fit {self.stage+1}: its weights and results are restored, and nothing is trained."
-    print_once(end if self.stage==info['stage'] else
-               f"Fit {self.stage+1} was trained before: the newest state, {folder}, is restored.")
+    "Restore the end of a fit that was finished, in place of the fit; the newest state if that is missing"
+    newest,_ = self.found
+    end = self.ends.get(self.stage)
+    self.restore_all(learn, cbs, self.load(learn, *((end, read_checkpoint(end)) if end else self.found)))
+    print_line(f"{end} is the end of fit {self.stage+1}: its weights and results are restored, and nothing is trained."
+               if end else f"Fit {self.stage+1} was trained before, but {self.path} no longer contains its end: until "
+               f"the next fit, the learner has the later weights and results of {newest.name}.")
