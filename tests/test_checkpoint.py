@@ -10,7 +10,10 @@ import signal
 import subprocess
 import sys
 import threading
+from collections import defaultdict, deque
 from contextlib import nullcontext
+from datetime import UTC, datetime, timedelta
+from enum import IntEnum
 from pathlib import Path
 
 import numpy as np
@@ -20,14 +23,18 @@ import torch
 from conftest import make_config, make_objects, make_texts, mentions
 from datasets import Dataset
 from fastai.callback.core import Callback
+from fastai.callback.progress import CSVLogger
 from fastai.callback.tracker import EarlyStoppingCallback, ReduceLROnPlateau, SaveModelCallback, TrackerCallback
 from fastai.callback.training import GradientAccumulation
 from fastai.torch_basics import L, set_seed
 from fasttransform import ItemTransform
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load, save
 from test_matrix import CONFIGS, TASKS, frame
 
 from blurlike.all import HFCheckpoint, HFObjects, HFTextDataLoaders, hf_learner, load_hf_learner
-from blurlike.ship.checkpoint import pack, read_checkpoints, unpack
+from blurlike.ship.checkpoint import is_plain, pack, read_checkpoints, unpack
 
 WRITING = {'summarization': 't5', 'translation': 't5', 'text2text-generation': 't5', 'causal-lm': 'gpt2'}
 
@@ -525,11 +532,123 @@ def test_skipped_epochs_do_not_replace_checkpoints(df, tmp_path):
     assert '| 1 | 3 |' in again.model_card().text
 
 
-def test_tensors_and_numbers_are_packed():
+DATES = st.datetimes().map(lambda o: o.replace(fold=0)) | st.just(datetime(2020, 1, 2, tzinfo=UTC))
+SCALARS = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(), st.binary(), DATES, st.timedeltas(),
+                    st.just(Path('a/b')), st.floats(width=32).map(np.float32), st.integers(-9, 9).map(np.int64))
+ARRAYS = st.builds(np.full, st.sampled_from([(), 3, (2, 0), (2, 2)]), st.integers(0, 9),
+                   st.sampled_from('bool int8 uint16 int64 float16 float64'.split()))
+TENSORS = ARRAYS.map(torch.from_numpy) | st.just(torch.ones(2, dtype=torch.bfloat16))
+VALUES = st.recursive(SCALARS | ARRAYS | TENSORS, lambda o: st.one_of(
+    st.lists(o), st.lists(o).map(tuple), st.lists(o).map(L), st.lists(o).map(deque),
+    st.builds(deque, st.lists(o), st.integers(0, 5)), st.sets(SCALARS), st.frozensets(SCALARS),
+    st.dictionaries(SCALARS, o)), max_leaves=12)
+
+
+def exact_form(o):
+    "`o` as nested tuples that are equal if and only if types and values are"
+    kind = type(o).__name__
+    if isinstance(o, torch.Tensor): return kind,str(o.dtype),tuple(o.shape),repr(o.tolist())
+    if isinstance(o, (np.ndarray, np.generic)): return kind,str(o.dtype),o.shape,repr(o.tolist())
+    if isinstance(o, dict): return kind,*((exact_form(k), exact_form(v)) for k,v in o.items())
+    if isinstance(o, (set, frozenset)): return kind,*sorted(map(repr, map(exact_form, o)))
+    if isinstance(o, deque): return kind,o.maxlen,*map(exact_form, o)
+    if isinstance(o, (list, tuple, L)): return kind,*map(exact_form, o)
+    return kind,repr(o)
+
+
+@given(VALUES)
+@settings(deadline=None)
+def test_what_is_plain_is_packed_exactly(value):
+    assert is_plain(value)
     tensors = {}
-    value = {'a': [torch.tensor(1.), torch.tensor(2.)], 3: (None, float('inf'), torch.ones(2, dtype=torch.bfloat16))}
-    again = unpack(json.loads(json.dumps(pack(value, tensors))), tensors)
-    assert repr(again) == repr(value)
+    packed = json.loads(json.dumps(pack(value, tensors)))
+    saved = load(save(tensors)) if tensors else {}
+    assert exact_form(unpack(packed, saved)) == exact_form(value)
+
+
+class Whole(IntEnum): ONE = 1
+
+
+OTHERS = [object(), lambda: 0, defaultdict(list), pd.DataFrame(), np.array([None]), np.array(1j), np.datetime64('now'),
+          np.longdouble(1), torch.nn.Parameter(torch.ones(1)), torch.ones(1).to_sparse(), torch.ones(1)*1j, Whole.ONE,
+          slice(1), range(3), (o for o in ())]
+
+
+@pytest.mark.parametrize('value', OTHERS, ids=[type(o).__name__ for o in OTHERS])
+def test_what_is_not_plain_is_not_packed(value):
+    for o in (value, [value], {'a': value}, deque([value])):
+        assert not is_plain(o)
+        with pytest.raises(TypeError, match=mentions(type(value).__name__)): pack(o, {})
+
+
+class Remembers(Callback):
+    "A callback with a state of many kinds, some of it changed in place"
+    def __init__(self, table=(), unit=1): self.table,self.unit = table,unit
+    def before_fit(self):
+        if hasattr(self, 'seen'): return
+        self.seen,self.last,self._private,self.sums = set(),deque(maxlen=3),[],np.zeros(2, dtype=np.float32)
+        self.total,self.file,self.when,self.share = torch.zeros(2),Path('none'),datetime(2020, 1, 1),np.float32(.1)
+    def after_batch(self):
+        if not self.training: return
+        i = self.train_iter
+        self.seen.add(i%5)
+        self.last.append(i)
+        self._private.append(i)
+        self.sums += i
+        self.total += i
+        self.table[i%1000] += 1
+        self.file,self.when,self.share = Path(f'file_{i}'),self.when + timedelta(days=i),self.share*np.float32(1.1)
+
+
+def test_the_state_of_a_callback_may_be_of_many_kinds(df, tmp_path):
+    def end(path, stop=None):
+        cb = Remembers(np.zeros(1000))
+        train(df, path, stop=stop, learn=make_learner(df, cbs=cb))
+        return exact_form({k: v for k,v in vars(cb).items() if is_plain(v)})
+    end(tmp_path/'run', stop=9)
+    again = end(tmp_path/'run')
+    assert again == end(tmp_path/'other')
+    assert all(o in repr(again) for o in ('deque', 'PosixPath', 'datetime', '_private', 'table'))
+
+
+def test_an_argument_that_was_not_changed_may_be_changed_between_starts(df, tmp_path):
+    train(df, tmp_path/'run', stop=9, learn=make_learner(df, cbs=Remembers(np.zeros(1000), unit=1)))
+    learn = make_learner(df, cbs=Remembers(np.zeros(1000), unit=2))
+    train(df, tmp_path/'run', learn=learn)
+    assert learn.remembers.unit == 2
+
+
+class Holds(Callback):
+    "A callback with attributes that cannot be saved"
+    def __init__(self, source): self.source,self.func = source,len
+    def before_fit(self): self.counts,self.rows,self.model_ = defaultdict(int),pd.DataFrame(),self.learn.model
+
+
+def test_a_line_names_what_is_not_saved(df, tmp_path, capsys):
+    train(df, tmp_path/'run', learn=make_learner(df, cbs=Holds(object())))
+    out = capsys.readouterr().out
+    lines = [o for o in out.splitlines() if 'Holds' in o]
+    assert len(lines) == 1
+    assert re.match(mentions('Holds', 'counts', 'defaultdict', 'rows', 'DataFrame'), lines[0])
+    assert not any(o in lines[0] for o in ('source', 'func', 'model_', 'learn'))
+
+
+def test_callbacks_of_fastai_need_no_line(df, tmp_path, capsys):
+    train(df, tmp_path/'run', learn=make_learner(df, cbs=[CSVLogger(tmp_path/'log.csv'), GradientAccumulation(8)]))
+    assert 'CSVLogger' not in capsys.readouterr().out
+
+
+class Wrong(Callback):
+    "A callback whose own state cannot be saved"
+    def state_dict(self): return dict(fine=1, seen=object())
+    def load_state_dict(self, state): pass
+
+
+def test_a_state_that_cannot_be_saved_is_refused_before_training(df, tmp_path):
+    learn = make_learner(df, cbs=Wrong())
+    with learn.no_bar(), learn.no_logging(), pytest.raises(TypeError, match=mentions('Wrong', 'seen', 'object')):
+        learn.fit(1, cbs=HFCheckpoint(tmp_path/'run'))
+    assert learn.train_iter == 0
 
 
 def test_other_folders_of_the_user_are_not_touched(df, tmp_path):
@@ -559,4 +678,3 @@ def test_keys_that_are_not_strings_and_classes_of_callbacks_are_restored(df, tmp
         with learn.no_bar(), learn.no_logging(), pytest.raises(Stop) if stop else nullcontext():
             learn.fit(2, 1e-3, cbs=cbs)
     assert len(learn.recorder.values)==2
-    assert unpack(pack({np.int64(1): 2., (0, 1): 'x'}, {}), {}) == {1: 2., (0, 1): 'x'}
