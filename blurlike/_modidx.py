@@ -639,6 +639,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                         'blurlike/ship/checkpoint.py'),
                                           'blurlike.ship.checkpoint.read_checkpoints': ( 'ship/checkpoint.html#read_checkpoints',
                                                                                          'blurlike/ship/checkpoint.py'),
+                                          'blurlike.ship.checkpoint.restore_random': ( 'ship/checkpoint.html#restore_random',
+                                                                                       'blurlike/ship/checkpoint.py'),
                                           'blurlike.ship.checkpoint.run_settings': ( 'ship/checkpoint.html#run_settings',
                                                                                      'blurlike/ship/checkpoint.py'),
                                           'blurlike.ship.checkpoint.settings_of': ( 'ship/checkpoint.html#settings_of',

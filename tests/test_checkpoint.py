@@ -26,15 +26,16 @@ from fastai.callback.core import Callback
 from fastai.callback.progress import CSVLogger
 from fastai.callback.tracker import EarlyStoppingCallback, ReduceLROnPlateau, SaveModelCallback, TrackerCallback
 from fastai.callback.training import GradientAccumulation
-from fastai.torch_basics import L, set_seed
+from fastai.optimizer import SGD
+from fastai.torch_basics import L, get_random_states, set_seed
 from fasttransform import ItemTransform
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load, save
 from test_matrix import CONFIGS, TASKS, frame
 
-from blurlike.all import HFCheckpoint, HFObjects, HFTextDataLoaders, hf_learner, load_hf_learner
-from blurlike.ship.checkpoint import is_plain, pack, read_checkpoints, unpack
+from blurlike.all import HFCheckpoint, HFLoss, HFObjects, HFTextDataLoaders, hf_learner, load_hf_learner
+from blurlike.ship.checkpoint import is_plain, pack, read_checkpoints, restore_random, unpack
 
 WRITING = {'summarization': 't5', 'translation': 't5', 'text2text-generation': 't5', 'causal-lm': 'gpt2'}
 
@@ -420,12 +421,13 @@ def test_the_card_has_all_epochs_and_the_highest_rate(df, run_path):
     (dict(n_epoch=3), ['n_epoch=2', '3']), (dict(lr=1e-3), ['schedule=', 'resume=False']),
     (dict(bs=4), ['bs=8', '4']), (dict(rows=119), ['rows=80', '79']), (dict(text='the plot'), ['data=']),
     (dict(label='bad'), ['data=']), (dict(pool=1), ['pool=100']),
-    (dict(frozen=True), ['frozen_groups=0'])])
+    (dict(frozen=True), ['frozen_groups=0']), (dict(opt_func=SGD), ['optimizer=', 'SGD']),
+    (dict(loss_func=HFLoss()), ['loss=', 'HFLoss'])])
 def test_a_run_that_has_changed_is_refused(change, facts, df, run_path):
     if 'rows' in change: df = df[1:].reset_index(drop=True)
     if 'text' in change: df = df.assign(text=[change['text'], *df.text[1:]])
     if 'label' in change: df = df.assign(label=[{'good': 'bad', 'bad': 'good'}[o] for o in df.label])
-    learn = make_learner(df, bs=change.get('bs', 8))
+    learn = make_learner(df, **{k: v for k,v in change.items() if k in ('bs', 'opt_func', 'loss_func')})
     if 'pool' in change: learn.dls.train.pool = change['pool']
     if 'frozen' in change: learn.freeze()
     with pytest.raises(ValueError, match=mentions('path=', str(run_path), *facts)):
@@ -477,6 +479,43 @@ def test_a_file_is_not_a_folder(df, tmp_path):
 def test_options_are_checked(kwargs):
     name,value = next(iter(kwargs.items()))
     with pytest.raises(ValueError, match=mentions(f'{name}={value}')): HFCheckpoint('run', **kwargs)
+
+
+def test_two_checkpoints_are_refused(df, tmp_path):
+    learn = make_learner(df, cbs=HFCheckpoint(tmp_path/'a'))
+    with pytest.raises(ValueError, match=mentions('cbs', '2')): learn.fit(1, cbs=HFCheckpoint(tmp_path/'b'))
+
+
+def test_a_finished_fit_that_is_called_again_says_so_each_time(df, tmp_path, capsys):
+    learn = make_learner(df)
+    for _ in range(3): train(df, tmp_path/'run', n_epoch=1, learn=learn)
+    assert capsys.readouterr().out.count('nothing is trained') == 2
+
+
+def test_the_next_fit_of_the_same_callback_is_trained(df, tmp_path):
+    learn = make_learner(df, cbs=HFCheckpoint(tmp_path/'run'))
+    with learn.no_bar(), learn.no_logging():
+        for _ in range(2): learn.fit(1, 1e-2)
+    assert learn.hf_checkpoint.stage == len(learn.hf.runs) == 2
+
+
+def test_a_home_folder_is_expanded(monkeypatch, tmp_path):
+    monkeypatch.setenv('HOME', str(tmp_path))
+    assert HFCheckpoint('~/run').path == tmp_path/'run'
+
+
+@pytest.mark.parametrize('n', [0, 1, 2])
+def test_random_states_of_gpus_that_are_not_there(n, monkeypatch, capsys):
+    restored = []
+    monkeypatch.setattr(torch.cuda, 'device_count', lambda: n)
+    monkeypatch.setattr(torch.cuda, 'set_rng_state_all', restored.extend)
+    states = get_random_states() | dict(torch_cuda_state=[torch.tensor([1]), torch.tensor([2])])
+    expected = torch.rand(1)
+    restore_random(states)
+    assert torch.rand(1) == expected
+    assert [o.item() for o in restored] == [1, 2][:n]
+    out = capsys.readouterr().out
+    assert re.match(mentions('2', n, 'GPUs'), out) if n < 2 else not out
 
 
 def test_start_epoch_is_refused(df, tmp_path, learn):
@@ -533,8 +572,9 @@ def test_skipped_epochs_do_not_replace_checkpoints(df, tmp_path):
 
 
 DATES = st.datetimes().map(lambda o: o.replace(fold=0)) | st.just(datetime(2020, 1, 2, tzinfo=UTC))
-SCALARS = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(), st.binary(), DATES, st.timedeltas(),
-                    st.just(Path('a/b')), st.floats(width=32).map(np.float32), st.integers(-9, 9).map(np.int64))
+SCALARS = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(), st.binary(), DATES,
+                    st.timedeltas(), st.just(Path('a/b')), st.floats(width=32).map(np.float32),
+                    st.integers(-9, 9).map(np.int64))
 ARRAYS = st.builds(np.full, st.sampled_from([(), 3, (2, 0), (2, 2)]), st.integers(0, 9),
                    st.sampled_from('bool int8 uint16 int64 float16 float64'.split()))
 TENSORS = ARRAYS.map(torch.from_numpy) | st.just(torch.ones(2, dtype=torch.bfloat16))

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['SCHEMA', 'is_plain', 'pack', 'unpack', 'argument_names', 'plain_vars', 'settings_of', 'unsaved', 'state_of',
            'load_state', 'parts_of', 'run_settings', 'stored_weights', 'missing_weights', 'load_weights',
-           'HFCheckpoint', 'checkpoints_in', 'read_checkpoint', 'read_checkpoints', 'RestOfEpoch', 'is_write_error']
+           'HFCheckpoint', 'checkpoints_in', 'read_checkpoint', 'read_checkpoints', 'restore_random', 'RestOfEpoch',
+           'is_write_error']
 
 # %% ../../nbs/ship/76_checkpoint.ipynb #6eb62e2f
 import inspect
@@ -209,23 +210,26 @@ def run_settings(
     pools = dict(num_workers=dl.fake_l.num_workers) if table is None else {}
     data = None if table is None else _fingerprint(table)
     accumulation = [o.n_acc for o in cbs if isinstance(o, GradientAccumulation)]
+    optimizer = getattr(learn.opt_func, 'func', learn.opt_func) # may be a `partial`
     return dict(rows=dl.n, data=data, labels=[str(o) for o in get_vocab(learn.dls) or []], **sizes, **pools,
                 n_epoch=n_epoch, lr=str(learn.lr if lr is None else lr), wd=learn.wd if wd is None else wd,
                 schedule=schedule, frozen_groups=getattr(learn.opt, 'frozen_idx', 0), accumulation=accumulation,
-                processes=n_ranks())
+                processes=n_ranks(), optimizer=getattr(optimizer, '__name__', type(optimizer).__name__),
+                loss=type(learn.loss_func).__name__)
 
 # %% ../../nbs/ship/76_checkpoint.ipynb #8f86d30e
 def stored_weights(
     folder:Path, # A saved model
     model, # The model
-) -> dict: # By name
+    read:bool=True, # Whether to read the weights, rather than only the files' headers
+) -> dict: # By name; the values are None if they are not read
     "Return the weights in the files of a folder that have the name and the shape of one in `model`"
     state,found = model.state_dict(),{}
     for file in folder.glob('*.safetensors'):
         if file.name=='training.safetensors': continue
         with safe_open(file, 'pt') as f:
             fits = [k for k in state.keys() & f.keys() if f.get_slice(k).get_shape()==list(state[k].shape)]
-            found |= {k: f.get_tensor(k) for k in fits}
+            found |= {k: f.get_tensor(k) if read else None for k in fits}
     return found
 
 # %% ../../nbs/ship/76_checkpoint.ipynb #cd029cc4
@@ -326,8 +330,20 @@ def check(self:HFCheckpoint, settings):
     was,now = info['stages'][self.stage],json.loads(json.dumps(settings))
     changed = [f'{k}={was.get(k)!r:.60} (now {now[k]!r:.60})' for k in now if was.get(k)!=now[k]]
     if not changed: return
-    raise ValueError(f"path={str(self.path)!r} contains a run with {', '.join(changed)}. Restore this, choose another "
-                     "path, or pass resume=False to delete its checkpoints and start again.")
+    raise ValueError(f"path={str(self.path)!r} contains a run with {', '.join(changed)} in fit {self.stage+1}. Restore "
+                     "this and start with the first fit of the run, choose another path, or pass resume=False to delete "
+                     "its checkpoints and start again.")
+
+# %% ../../nbs/ship/76_checkpoint.ipynb #11ade059
+def restore_random(
+    states:dict, # From `get_random_states`, maybe on another machine
+):
+    "Restore random states, those of GPUs as far as this machine has the GPUs"
+    gpus,n = states['torch_cuda_state'],torch.cuda.device_count()
+    if len(gpus) > n:
+        print_once(f"The checkpoint has the random states of {len(gpus)} GPUs, and this machine has {n}: random numbers "
+                   "on GPUs, such as dropout, differ from those of a run that was not interrupted.")
+    set_random_states(**states | dict(torch_cuda_state=gpus[:n]))
 
 # %% ../../nbs/ship/76_checkpoint.ipynb #11ade05a
 @patch
@@ -360,7 +376,7 @@ def restore_all(self:HFCheckpoint, learn, cbs, state):
     "Restore all that `restore` does, the order of the rows, and random states"
     self.restore(learn, cbs, state)
     learn.dls.train.load_state_dict(state['own']['loader'])
-    set_random_states(**state['own']['random'])
+    restore_random(state['own']['random'])
 
 # %% ../../nbs/ship/76_checkpoint.ipynb #477cac24
 class RestOfEpoch(GetAttr):
@@ -395,7 +411,7 @@ def before_train(self:HFCheckpoint):
     self.restore(learn, learn.cbs, state)
     def then():
         self.restore(learn, learn.cbs, state)
-        set_random_states(**state['own']['random'])
+        restore_random(state['own']['random'])
     learn.dl = RestOfEpoch(learn.dl, batch, then)
     vars(learn)['one_batch'] = lambda i, b: type(learn).one_batch(learn, i+batch, b)
 
@@ -437,7 +453,7 @@ def write_folder(self:HFCheckpoint, learn, folder, state, info):
     model,tensors = get_model(learn.model),{}
     with atomic_folder(folder, 'training.json') as new:
         write_model(learn, new)
-        state['weights'] = missing_weights(model, stored_weights(new, model))
+        state['weights'] = missing_weights(model, stored_weights(new, model, read=False))
         info['state'] = pack(state, tensors)
         save_file(tensors, new/'training.safetensors')
         info['files'] = {o.name: o.stat().st_size for o in new.iterdir()}
@@ -497,6 +513,8 @@ def after_epoch(self:HFCheckpoint):
 def around_fit(self:HFCheckpoint, learn, run, cbs, args):
     "Run a fit, the rest of it, or nothing if it was finished"
     if any(getattr(o, 'name', '')=='lr_finder' for o in cbs): return run()
+    if (n := sum(isinstance(o, HFCheckpoint) for o in cbs)) > 1:
+        raise ValueError(f"cbs contains {n} HFCheckpoints, those of the learner included: leave one.")
     if start := args.pop('start_epoch'):
         raise ValueError(f"start_epoch={start}: HFCheckpoint continues by itself; leave start_epoch out.")
     get_block(learn.dls)
@@ -525,7 +543,7 @@ def one_fit(self:HFCheckpoint, learn, run, cbs):
     self.active = True
     if self.stage==info['stage']:
         where = f"epoch {info['epoch']+1}, batch {info['batch']+1}" + (f', of fit {self.stage+1}' if self.stage else '')
-        print_once(f"Continuing from {folder}: {where}.")
+        print_line(f"Continuing from {folder}: {where}.")
         train_in_fp32(get_model(learn.model)) # before `distrib_ctx` wraps the model
         with epoch_loop(learn, lambda: self.run_from(learn, self.load(learn, *self.found))): run()
     else: run()
@@ -540,6 +558,6 @@ def restore_finished(self:HFCheckpoint, learn, cbs):
     newest,_ = self.found
     end = self.ends.get(self.stage)
     self.restore_all(learn, cbs, self.load(learn, *((end, read_checkpoint(end)) if end else self.found)))
-    print_line(f"{end} is the end of fit {self.stage+1}: its weights and results are restored, and nothing is trained."
-               if end else f"Fit {self.stage+1} was trained before, but {self.path} no longer contains its end: until "
+    print_line(f"{end} is the end of fit {self.stage+1}: its weights and results are restored, and nothing is trained. "
+               "To train again, pass resume=False or another path." if end else f"Fit {self.stage+1} was trained before, but {self.path} no longer contains its end: until "
                f"the next fit, the learner has the later weights and results of {newest.name}.")
