@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['SCHEMA', 'is_plain', 'pack', 'unpack', 'argument_names', 'plain_vars', 'settings_of', 'unsaved', 'state_of',
            'load_state', 'parts_of', 'run_settings', 'stored_weights', 'missing_weights', 'load_weights',
-           'HFCheckpoint', 'checkpoints_in', 'read_checkpoint', 'read_checkpoints', 'restore_random', 'RestOfEpoch',
-           'is_write_error']
+           'HFCheckpoint', 'checkpoints_in', 'read_checkpoint', 'read_checkpoints', 'is_write_error', 'restore_random',
+           'RestOfEpoch']
 
 # %% ../../nbs/ship/76_checkpoint.ipynb #6eb62e2f
 import inspect
@@ -123,6 +123,7 @@ def _content(o):
     tensors = {}
     return repr(pack(o, tensors)),[t.reshape(-1).view(torch.uint8).numpy().tobytes() for t in tensors.values()]
 
+# %% ../../nbs/ship/76_checkpoint.ipynb #41ac8984
 def settings_of(
     o, # A callback, before training
 ) -> dict: # By name
@@ -189,12 +190,14 @@ def _hash_parts(hashed, o):
         for v in o.values() if isinstance(o, dict) else o: _hash_parts(hashed, v)
     else: hashed.update(repr(o).encode('utf-8', 'backslashreplace'))
 
+# %% ../../nbs/ship/76_checkpoint.ipynb #ab09237a
 def _fingerprint(table):
     "A fingerprint of the tokens and the targets of all rows"
     hashed = blake2b(digest_size=6)
     _hash_parts(hashed, table)
     return hashed.hexdigest()
 
+# %% ../../nbs/ship/76_checkpoint.ipynb #5895fc2a
 def run_settings(
     learn, # A `Learner`
     cbs, # The callbacks of the fit
@@ -267,12 +270,32 @@ class HFCheckpoint(Callback):
         if every is not None: whole_number('every', every)
         whole_number('keep', keep)
         self.path,self.every,self.keep,self.resume = Path(path).expanduser(),every,keep,resume
-        self.stage,self.base,self.stages,self.kept,self.settings,self.active = 0,0,[],[],{},False
-        self.found = self.rest = self.before = None
+        self.stage,self.base,self.stages,self.kept,self.ends,self.settings = 0,0,[],[],{},{}
+        self.active,self.found,self.rest,self.before = False,None,None,None
 
-# %% ../../nbs/ship/76_checkpoint.ipynb #5878fd53
+# %% ../../nbs/ship/76_checkpoint.ipynb #5c70df52
+@patch
+def parts(self:HFCheckpoint, learn, cbs):
+    "Return the states of callbacks and metrics"
+    return {k: state_of(o, self.settings.get(id(o), (None, None))[1]) for k,o in parts_of(learn, cbs).items()}
+
+# %% ../../nbs/ship/76_checkpoint.ipynb #5c70df53
+@patch
+def state(self:HFCheckpoint, learn, cbs, inside):
+    "Return the state of the run, in the middle of an epoch or not; without the weights"
+    loader,rng = self.before if inside else (None, None)
+    own = dict(random=get_random_states(), loader=learn.dls.train.state_dict(loader), torch=rng)
+    grads = {k: p.grad for k,p in get_model(learn.model).named_parameters() if p.grad is not None}
+    used = {k: v for k,v in grads.items() if v.any()} # gradients are accumulated
+    scaler = vars(learn).get('scaler')
+    return dict(opt=learn.opt.state_dict(), grads=used, zero_grads=[o for o in grads if o not in used],
+                parts=self.parts(learn, cbs), scaler=scaler.state_dict() if scaler else None, ranks=from_ranks(own),
+                learn={o: getattr(learn, o) for o in ('epoch', 'train_iter', 'pct_train')})
+
+# %% ../../nbs/ship/76_checkpoint.ipynb #a757991d
 SCHEMA = 1 # The version of the format of `training.json`
 
+# %% ../../nbs/ship/76_checkpoint.ipynb #5878fd53
 def checkpoints_in(
     path:Path, # The folder of a run
 ) -> list: # Newest first
@@ -280,6 +303,24 @@ def checkpoints_in(
     found = [o for o in path.glob('step-*') if re.fullmatch(r'step-\d+', o.name) and any(o.glob('training.*'))]
     return sorted(found, key=lambda o: int(o.name[5:]), reverse=True)
 
+# %% ../../nbs/ship/76_checkpoint.ipynb #f098b2e4
+@patch
+def write_folder(self:HFCheckpoint, learn, folder, state, info):
+    "Write a checkpoint, and delete those that are too old"
+    model,tensors = get_model(learn.model),{}
+    with atomic_folder(folder, 'training.json') as new:
+        write_model(learn, new)
+        state['weights'] = missing_weights(model, stored_weights(new, model, read=False))
+        info['state'] = pack(state, tensors)
+        save_file(tensors, new/'training.safetensors')
+        info['files'] = {o.name: o.stat().st_size for o in new.iterdir()}
+        (new/'training.json').write_text(json.dumps(info), encoding='utf-8')
+    if info['done']: self.ends[self.stage] = folder
+    self.kept = [*(o for o in self.kept if o!=folder), folder][-self.keep:]
+    for o in checkpoints_in(self.path):
+        if o not in [*self.kept, *self.ends.values()]: shutil.rmtree(o, ignore_errors=True)
+
+# %% ../../nbs/ship/76_checkpoint.ipynb #59b23808
 def read_checkpoint(
     folder:Path, # A checkpoint
 ) -> dict: # The content of `training.json`
@@ -290,6 +331,7 @@ def read_checkpoint(
         if (n := (folder/name).stat().st_size)!=size: raise ValueError(f'{name} has {n:,} of {size:,} bytes')
     return info
 
+# %% ../../nbs/ship/76_checkpoint.ipynb #d11ab58f
 def read_checkpoints(
     path:Path, # The folder of a run
 ) -> list[tuple]: # Folders, and the contents of their `training.json`; newest first
@@ -320,6 +362,54 @@ def begin(self:HFCheckpoint):
         raise ValueError(f"path={str(self.path)!r} must be a folder that all processes share.")
     self.kept,self.base,self.stages = [self.found[0]] if self.found else [],0,[]
     self.began,self.spent,self.last,self.written = time.perf_counter(),0.,None,0
+
+# %% ../../nbs/ship/76_checkpoint.ipynb #dfdcd510
+def is_write_error(
+    e:Exception, # Raised while files were written
+) -> bool:
+    "Return whether the file system failed"
+    return isinstance(e, (OSError, SafetensorError)) or 'os error' in str(e).lower()
+
+# %% ../../nbs/ship/76_checkpoint.ipynb #ab43dc51
+@patch
+def write(self:HFCheckpoint, learn, cbs, epoch, batch=0, done=False):
+    "Write a checkpoint, to continue at a batch of an epoch, or after the fit"
+    started,state,steps = time.perf_counter(),self.state(learn, cbs, batch),self.base + learn.train_iter
+    info = dict(schema=SCHEMA, stage=self.stage, done=done, epoch=epoch, batch=batch, stages=self.stages,
+                base=steps if done else self.base)
+    folder = self.path/f'step-{steps}'
+    try: on_rank0(self.write_folder, learn, folder, state, info)
+    except Exception as e:
+        if not is_write_error(e): raise
+        print_once(f"Could not write {folder} ({first_line(e)}). Training continues without this checkpoint.")
+    set_random_states(**state['ranks'][rank_distrib()]['random'])
+    self.last = time.perf_counter() - started
+    self.spent += self.last
+    self.written += 1
+
+# %% ../../nbs/ship/76_checkpoint.ipynb #4259dccb
+_SHARE = 0.015 # Of the time, for checkpoints during a fit
+
+@patch
+def is_due(self:HFCheckpoint) -> bool:
+    "Return whether there is time for a checkpoint; all processes get the answer of the first"
+    last = 1 + 3*sum(p.nbytes for p in self.model.parameters())/2e8 if self.last is None else self.last
+    return from_rank0(self.spent + last <= _SHARE*(time.perf_counter() - self.began))
+
+# %% ../../nbs/ship/76_checkpoint.ipynb #b6f3626b
+@patch
+def after_batch(self:HFCheckpoint):
+    "Write a checkpoint if it is due; the last batch of an epoch leaves it to the end of the epoch"
+    if not (self.active and self.training) or self.iter+1 >= self.n_iter: return
+    if self.is_due() if self.every is None else self.train_iter%self.every==0:
+        self.write(self.learn, self.learn.cbs, self.epoch, self.iter+1)
+
+# %% ../../nbs/ship/76_checkpoint.ipynb #cea06c91
+@patch
+def after_epoch(self:HFCheckpoint):
+    "Write a checkpoint, unless it is not due, or the fit ends"
+    if self.active and self.epoch+1 < self.n_epoch and (self.every or self.is_due()):
+        self.write(self.learn, self.learn.cbs, self.epoch+1)
 
 # %% ../../nbs/ship/76_checkpoint.ipynb #2bde872d
 @patch
@@ -415,6 +505,7 @@ def before_train(self:HFCheckpoint):
     learn.dl = RestOfEpoch(learn.dl, batch, then)
     vars(learn)['one_batch'] = lambda i, b: type(learn).one_batch(learn, i+batch, b)
 
+# %% ../../nbs/ship/76_checkpoint.ipynb #06254039
 @patch
 def after_train(self:HFCheckpoint): vars(self.learn).pop('one_batch', None)
 
@@ -427,86 +518,34 @@ def run_from(self:HFCheckpoint, learn, state):
     else: self.restore_all(learn, learn.cbs, state)
     run_epochs(learn, info['epoch'])
 
-# %% ../../nbs/ship/76_checkpoint.ipynb #5c70df52
+# %% ../../nbs/ship/76_checkpoint.ipynb #98dd954c
 @patch
-def parts(self:HFCheckpoint, learn, cbs):
-    "Return the states of callbacks and metrics"
-    return {k: state_of(o, self.settings.get(id(o), (None, None))[1]) for k,o in parts_of(learn, cbs).items()}
+def restore_finished(self:HFCheckpoint, learn, cbs):
+    "Restore the end of a fit that was finished, in place of the fit; the newest state if that is missing"
+    newest,_ = self.found
+    end = self.ends.get(self.stage)
+    self.restore_all(learn, cbs, self.load(learn, *((end, read_checkpoint(end)) if end else self.found)))
+    print_line(f"{end} is the end of fit {self.stage+1}: its weights and results are restored, and nothing is trained. "
+               "To train again, pass resume=False or another path." if end else f"Fit {self.stage+1} was trained before, but {self.path} no longer contains its end: until "
+               f"the next fit, the learner has the later weights and results of {newest.name}.")
 
-# %% ../../nbs/ship/76_checkpoint.ipynb #5c70df53
+# %% ../../nbs/ship/76_checkpoint.ipynb #90486117
 @patch
-def state(self:HFCheckpoint, learn, cbs, inside):
-    "Return the state of the run, in the middle of an epoch or not; without the weights"
-    loader,rng = self.before if inside else (None, None)
-    own = dict(random=get_random_states(), loader=learn.dls.train.state_dict(loader), torch=rng)
-    grads = {k: p.grad for k,p in get_model(learn.model).named_parameters() if p.grad is not None}
-    used = {k: v for k,v in grads.items() if v.any()} # gradients are accumulated
-    scaler = vars(learn).get('scaler')
-    return dict(opt=learn.opt.state_dict(), grads=used, zero_grads=[o for o in grads if o not in used],
-                parts=self.parts(learn, cbs), scaler=scaler.state_dict() if scaler else None, ranks=from_ranks(own),
-                learn={o: getattr(learn, o) for o in ('epoch', 'train_iter', 'pct_train')})
-
-# %% ../../nbs/ship/76_checkpoint.ipynb #f098b2e4
-@patch
-def write_folder(self:HFCheckpoint, learn, folder, state, info):
-    "Write a checkpoint, and delete those that are too old"
-    model,tensors = get_model(learn.model),{}
-    with atomic_folder(folder, 'training.json') as new:
-        write_model(learn, new)
-        state['weights'] = missing_weights(model, stored_weights(new, model, read=False))
-        info['state'] = pack(state, tensors)
-        save_file(tensors, new/'training.safetensors')
-        info['files'] = {o.name: o.stat().st_size for o in new.iterdir()}
-        (new/'training.json').write_text(json.dumps(info), encoding='utf-8')
-    if info['done']: self.ends[self.stage] = folder
-    self.kept = [*(o for o in self.kept if o!=folder), folder][-self.keep:]
-    for o in checkpoints_in(self.path):
-        if o not in [*self.kept, *self.ends.values()]: shutil.rmtree(o, ignore_errors=True)
-
-# %% ../../nbs/ship/76_checkpoint.ipynb #dfdcd510
-def is_write_error(
-    e:Exception, # Raised while files were written
-) -> bool:
-    "Return whether the file system failed"
-    return isinstance(e, (OSError, SafetensorError)) or 'os error' in str(e).lower()
-
-@patch
-def write(self:HFCheckpoint, learn, cbs, epoch, batch=0, done=False):
-    "Write a checkpoint, to continue at a batch of an epoch, or after the fit"
-    started,state,steps = time.perf_counter(),self.state(learn, cbs, batch),self.base + learn.train_iter
-    info = dict(schema=SCHEMA, stage=self.stage, done=done, epoch=epoch, batch=batch, stages=self.stages,
-                base=steps if done else self.base)
-    folder = self.path/f'step-{steps}'
-    try: on_rank0(self.write_folder, learn, folder, state, info)
-    except Exception as e:
-        if not is_write_error(e): raise
-        print_once(f"Could not write {folder} ({first_line(e)}). Training continues without this checkpoint.")
-    set_random_states(**state['ranks'][rank_distrib()]['random'])
-    self.last = time.perf_counter() - started
-    self.spent += self.last
-    self.written += 1
-
-# %% ../../nbs/ship/76_checkpoint.ipynb #4259dccb
-_SHARE = 0.015 # Of the time, for checkpoints during a fit
-
-@patch
-def is_due(self:HFCheckpoint) -> bool:
-    "Return whether there is time for a checkpoint; all processes get the answer of the first"
-    last = 1 + 3*sum(p.nbytes for p in self.model.parameters())/2e8 if self.last is None else self.last
-    return from_rank0(self.spent + last <= _SHARE*(time.perf_counter() - self.began))
-
-@patch
-def after_batch(self:HFCheckpoint):
-    "Write a checkpoint if it is due; the last batch of an epoch leaves it to the end of the epoch"
-    if not (self.active and self.training) or self.iter+1 >= self.n_iter: return
-    if self.is_due() if self.every is None else self.train_iter%self.every==0:
-        self.write(self.learn, self.learn.cbs, self.epoch, self.iter+1)
-
-@patch
-def after_epoch(self:HFCheckpoint):
-    "Write a checkpoint, unless it is not due, or the fit ends"
-    if self.active and self.epoch+1 < self.n_epoch and (self.every or self.is_due()):
-        self.write(self.learn, self.learn.cbs, self.epoch+1)
+def one_fit(self:HFCheckpoint, learn, run, cbs):
+    "Run the fit of this stage, as far as it was not run before"
+    folder,info = self.found or (None, dict(stage=-1, done=True))
+    finished = self.stage < info['stage'] or (self.stage==info['stage'] and info['done'])
+    if finished: return self.restore_finished(learn, cbs)
+    self.active = True
+    if self.stage==info['stage']:
+        where = f"epoch {info['epoch']+1}, batch {info['batch']+1}" + (f', of fit {self.stage+1}' if self.stage else '')
+        print_line(f"Continuing from {folder}: {where}.")
+        train_in_fp32(get_model(learn.model)) # before `distrib_ctx` wraps the model
+        with epoch_loop(learn, lambda: self.run_from(learn, self.load(learn, *self.found))): run()
+    else: run()
+    self.active = False
+    self.write(learn, cbs, learn.epoch, done=True)
+    self.base += learn.train_iter
 
 # %% ../../nbs/ship/76_checkpoint.ipynb #9d3d820a
 @patch
@@ -532,32 +571,3 @@ def around_fit(self:HFCheckpoint, learn, run, cbs, args):
     finally:
         self.active,self.rest = False,None
         vars(learn).pop('one_batch', None)
-
-# %% ../../nbs/ship/76_checkpoint.ipynb #90486117
-@patch
-def one_fit(self:HFCheckpoint, learn, run, cbs):
-    "Run the fit of this stage, as far as it was not run before"
-    folder,info = self.found or (None, dict(stage=-1, done=True))
-    finished = self.stage < info['stage'] or (self.stage==info['stage'] and info['done'])
-    if finished: return self.restore_finished(learn, cbs)
-    self.active = True
-    if self.stage==info['stage']:
-        where = f"epoch {info['epoch']+1}, batch {info['batch']+1}" + (f', of fit {self.stage+1}' if self.stage else '')
-        print_line(f"Continuing from {folder}: {where}.")
-        train_in_fp32(get_model(learn.model)) # before `distrib_ctx` wraps the model
-        with epoch_loop(learn, lambda: self.run_from(learn, self.load(learn, *self.found))): run()
-    else: run()
-    self.active = False
-    self.write(learn, cbs, learn.epoch, done=True)
-    self.base += learn.train_iter
-
-# %% ../../nbs/ship/76_checkpoint.ipynb #98dd954c
-@patch
-def restore_finished(self:HFCheckpoint, learn, cbs):
-    "Restore the end of a fit that was finished, in place of the fit; the newest state if that is missing"
-    newest,_ = self.found
-    end = self.ends.get(self.stage)
-    self.restore_all(learn, cbs, self.load(learn, *((end, read_checkpoint(end)) if end else self.found)))
-    print_line(f"{end} is the end of fit {self.stage+1}: its weights and results are restored, and nothing is trained. "
-               "To train again, pass resume=False or another path." if end else f"Fit {self.stage+1} was trained before, but {self.path} no longer contains its end: until "
-               f"the next fit, the learner has the later weights and results of {newest.name}.")
