@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections import defaultdict, deque
+from collections import OrderedDict, defaultdict, deque
 from contextlib import nullcontext
 from datetime import UTC, datetime, timedelta
 from enum import IntEnum
@@ -581,7 +581,7 @@ TENSORS = ARRAYS.map(torch.from_numpy) | st.just(torch.ones(2, dtype=torch.bfloa
 VALUES = st.recursive(SCALARS | ARRAYS | TENSORS, lambda o: st.one_of(
     st.lists(o), st.lists(o).map(tuple), st.lists(o).map(L), st.lists(o).map(deque),
     st.builds(deque, st.lists(o), st.integers(0, 5)), st.sets(SCALARS), st.frozensets(SCALARS),
-    st.dictionaries(SCALARS, o)), max_leaves=12)
+    st.dictionaries(SCALARS, o), st.dictionaries(SCALARS, o).map(OrderedDict)), max_leaves=12)
 
 
 def exact_form(o):

@@ -14,7 +14,7 @@ import json
 import re
 import shutil
 import time
-from collections import deque
+from collections import OrderedDict, deque
 from datetime import datetime, timedelta
 from hashlib import blake2b
 from pathlib import Path
@@ -39,6 +39,7 @@ from ..tasks.labels import get_vocab
 
 # %% ../../nbs/ship/76_checkpoint.ipynb #9331e330
 _JSON = type(None), bool, int, float, str
+_DICTS = {o.__name__: o for o in (dict, OrderedDict)}
 _SEQUENCES = {o.__name__: o for o in (list, tuple, set, frozenset, deque, L)}
 _AS_TEXT = { # class: to JSON, from JSON
     type(Path()): (str, Path), bytes: (bytes.hex, bytes.fromhex),
@@ -50,7 +51,7 @@ def is_plain(
 ) -> bool:
     "Return whether `pack` can save `o`, so that `unpack` returns the same"
     if type(o) in _SEQUENCES.values(): return all(map(is_plain, o))
-    if type(o) is dict: return is_plain([*o, *o.values()])
+    if type(o) in _DICTS.values(): return is_plain([*o, *o.values()])
     if type(o) is np.ndarray or isinstance(o, np.generic):
         return o.dtype.kind in 'biuf' and o.dtype.itemsize <= 8 and o.dtype.isnative
     if isinstance(o, torch.Tensor):
@@ -72,7 +73,7 @@ def pack(
         return {kind: name, 'on': t.device.type}
     if type(o) in _JSON: return o
     kind = type(o).__name__
-    if type(o) is dict: return {'dict': [[pack(k, tensors), pack(v, tensors)] for k,v in o.items()]}
+    if type(o) in _DICTS.values(): return {kind: [[pack(k, tensors), pack(v, tensors)] for k,v in o.items()]}
     if type(o) in _AS_TEXT: return {kind: _AS_TEXT[type(o)][0](o)}
     if type(o) is list and _are_scalars(o): return put('scalars', torch.stack(o))
     if type(o) in _SEQUENCES.values():
@@ -94,7 +95,7 @@ def unpack(
         t = tensors[value].to('cpu' if o['on']=='cpu' else device)
         return list(t.unbind()) if kind=='scalars' else t.numpy() if kind=='array' else t
     if kind=='number': return np.dtype(o['dtype']).type(value)
-    if kind=='dict': return {unpack(k, tensors): unpack(v, tensors, device) for k,v in value}
+    if kind in _DICTS: return _DICTS[kind]((unpack(k, tensors), unpack(v, tensors, device)) for k,v in value)
     if kind in _SEQUENCES:
         items = [unpack(v, tensors, device) for v in value]
         return deque(items, o['maxlen']) if kind=='deque' else _SEQUENCES[kind](items)
@@ -339,7 +340,8 @@ def read_checkpoints(
     complete,damaged = [],[]
     for o in checkpoints_in(path):
         try: complete.append((o, read_checkpoint(o)))
-        except (OSError, ValueError, KeyError, TypeError) as e: damaged.append(f'{o.name} ({first_line(e)})')
+        except (OSError, ValueError, KeyError, TypeError) as e:
+            if not complete: damaged.append(f'{o.name} ({first_line(e)})') # older ones may be half deleted
     if damaged and not complete:
         raise ValueError(f"path={str(path)!r} has only damaged checkpoints: {', '.join(damaged)}. Pass resume=False "
                          "to delete them and start again.")
@@ -522,12 +524,13 @@ def run_from(self:HFCheckpoint, learn, state):
 @patch
 def restore_finished(self:HFCheckpoint, learn, cbs):
     "Restore the end of a fit that was finished, in place of the fit; the newest state if that is missing"
-    newest,_ = self.found
-    end = self.ends.get(self.stage)
+    newest,info = self.found
+    end,last = self.ends.get(self.stage),self.stage==info['stage']
     self.restore_all(learn, cbs, self.load(learn, *((end, read_checkpoint(end)) if end else self.found)))
-    print_line(f"{end} is the end of fit {self.stage+1}: its weights and results are restored, and nothing is trained. "
-               "To train again, pass resume=False or another path." if end else f"Fit {self.stage+1} was trained before, but {self.path} no longer contains its end: until "
-               f"the next fit, the learner has the later weights and results of {newest.name}.")
+    print_line(f"{end} is the end of fit {self.stage+1}: its weights and results are restored, and nothing is trained."
+               + " To train again, pass resume=False or another path."*last if end else
+               f"Fit {self.stage+1} was trained before, but {self.path} no longer contains its end: until the next fit, "
+               f"the learner has the later weights and results of {newest.name}.")
 
 # %% ../../nbs/ship/76_checkpoint.ipynb #90486117
 @patch

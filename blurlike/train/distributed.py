@@ -84,7 +84,8 @@ def ddp_options(
     config, # The configuration of a model
 ) -> dict:
     "Return the options of `DistributedDataParallel` for parameters that a loss does not depend on"
-    changing = any(v and ('layerdrop' in k or 'experts' in k) for k,v in vars(config).items())
+    numbers = {k: v for k,v in vars(config).items() if isinstance(v, (int, float))}
+    changing = any(v and ('layerdrop' in k or 'experts' in k) for k,v in numbers.items())
     return dict(find_unused_parameters=True) if changing else dict(static_graph=True)
 
 # %% ../../nbs/train/65_distributed.ipynb #e7f41495
