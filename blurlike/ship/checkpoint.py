@@ -423,8 +423,8 @@ def check(self:HFCheckpoint, settings):
     changed = [f'{k}={was.get(k)!r:.60} (now {now[k]!r:.60})' for k in now if was.get(k)!=now[k]]
     if not changed: return
     raise ValueError(f"path={str(self.path)!r} contains a run with {', '.join(changed)} in fit {self.stage+1}. Restore "
-                     "this and start with the first fit of the run, choose another path, or pass resume=False to delete "
-                     "its checkpoints and start again.")
+                     "this and start with the first fit of the run, choose another path, or pass resume=False to "
+                     "delete its checkpoints and start again.")
 
 # %% ../../nbs/ship/76_checkpoint.ipynb #11ade059
 def restore_random(
@@ -433,8 +433,8 @@ def restore_random(
     "Restore random states, those of GPUs as far as this machine has the GPUs"
     gpus,n = states['torch_cuda_state'],torch.cuda.device_count()
     if len(gpus) > n:
-        print_once(f"The checkpoint has the random states of {len(gpus)} GPUs, and this machine has {n}: random numbers "
-                   "on GPUs, such as dropout, differ from those of a run that was not interrupted.")
+        print_once(f"The checkpoint has the random states of {len(gpus)} GPUs, and this machine has {n}: random "
+                   "numbers on GPUs, such as dropout, differ from those of a run that was not interrupted.")
     set_random_states(**states | dict(torch_cuda_state=gpus[:n]))
 
 # %% ../../nbs/ship/76_checkpoint.ipynb #11ade05a
@@ -529,8 +529,8 @@ def restore_finished(self:HFCheckpoint, learn, cbs):
     self.restore_all(learn, cbs, self.load(learn, *((end, read_checkpoint(end)) if end else self.found)))
     print_line(f"{end} is the end of fit {self.stage+1}: its weights and results are restored, and nothing is trained."
                + " To train again, pass resume=False or another path."*last if end else
-               f"Fit {self.stage+1} was trained before, but {self.path} no longer contains its end: until the next fit, "
-               f"the learner has the later weights and results of {newest.name}.")
+               f"Fit {self.stage+1} was trained before, but {self.path} no longer contains its end: until the next "
+               f"fit, the learner has the later weights and results of {newest.name}.")
 
 # %% ../../nbs/ship/76_checkpoint.ipynb #90486117
 @patch
