@@ -77,15 +77,21 @@ def accumulated(bs=2, n_acc=8):
     return exact('token-classification', bs=bs, cbs=[GradientAccumulation(n_acc)])
 
 
-def unused():
-    "XLNet has parameters that no task but one uses"
-    hf = make_objects('xlnet', summary_last_dropout=0., dropout=0.)
+UNUSED = { # models with parameters that are never used, or not by each text
+    'xlnet': dict(summary_last_dropout=0., dropout=0.), 'mixtral': {}}
+
+
+def unused(name):
+    hf = make_objects(name, **UNUSED[name])
     df = ROWS.assign(is_valid=[False]*18 + [True]*5)
     dls = HFTextDataLoaders.from_df(df, hf, valid_col='is_valid', bs=3*(2-min(1, num_distrib())), seed=0, device='cpu')
     learn,cb = hf_learner(dls, hf.model, opt_func=SGD),Gradients()
     with together(learn):
         for _ in range(2): learn.fit(1, 1e-2, cbs=cb)
     return cb.gradients,weights(learn)
+
+
+def all_unused(): return {o: unused(o) for o in UNUSED}
 
 
 class Rows(Callback):

@@ -3,13 +3,17 @@ Runs are processes forked from a server that has imported everything (`python te
 import json
 import os
 import random
+import re
 import resource
 import shutil
 import signal
 import subprocess
 import sys
 import threading
+from collections import OrderedDict, defaultdict, deque
 from contextlib import nullcontext
+from datetime import UTC, datetime, timedelta
+from enum import IntEnum
 from pathlib import Path
 
 import numpy as np
@@ -19,14 +23,19 @@ import torch
 from conftest import make_config, make_objects, make_texts, mentions
 from datasets import Dataset
 from fastai.callback.core import Callback
+from fastai.callback.progress import CSVLogger
 from fastai.callback.tracker import EarlyStoppingCallback, ReduceLROnPlateau, SaveModelCallback, TrackerCallback
 from fastai.callback.training import GradientAccumulation
-from fastai.torch_basics import set_seed
+from fastai.optimizer import SGD
+from fastai.torch_basics import L, get_random_states, set_seed
 from fasttransform import ItemTransform
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load, save
 from test_matrix import CONFIGS, TASKS, frame
 
-from blurlike.all import HFCheckpoint, HFObjects, HFTextDataLoaders, hf_learner, load_hf_learner
-from blurlike.ship.checkpoint import newest_checkpoint, pack, unpack
+from blurlike.all import HFCheckpoint, HFLoss, HFObjects, HFTextDataLoaders, hf_learner, load_hf_learner
+from blurlike.ship.checkpoint import is_plain, pack, read_checkpoints, restore_random, unpack
 
 WRITING = {'summarization': 't5', 'translation': 't5', 'text2text-generation': 't5', 'causal-lm': 'gpt2'}
 
@@ -88,6 +97,8 @@ def plain(learn, cbs): learn.fit(3, 1e-2, cbs=cbs)
 def twice(learn, cbs):
     learn.add_cbs(cbs)
     learn.fit_one_cycle(1, 1e-2)
+    learn.between = plain_text((learn.recorder.values, learn.opt.state_dict(), learn.validate(), random.random(),
+                                torch.rand(1), learn.model.state_dict()))
     learn.fit(2, 1e-3)
 
 
@@ -154,7 +165,8 @@ def run(setup, folder, kind='', at=0, limit=None, checkpoints=True):
     n,recorder = moments.n.copy(),learn.recorder
     result = {o: plain_text(getattr(recorder, o)) for o in ('values', 'lrs', 'losses', 'iters', 'metric_names')}
     trackers = [(o.best, getattr(o, 'wait', None)) for o in cbs if isinstance(o, TrackerCallback)]
-    states = dict(runs=learn.hf.runs, opt=learn.opt.state_dict(), final=learn.final_record, trackers=trackers)
+    states = dict(runs=learn.hf.runs, opt=learn.opt.state_dict(), final=learn.final_record, trackers=trackers,
+                  between=getattr(learn, 'between', None))
     result |= {k: plain_text(v) for k,v in states.items()}
     result |= dict(draws=repr([o.draws for o in cbs if isinstance(o, Noise)]),
                    random=repr((random.random(), torch.rand(1))), loader=repr(dls.train.state_dict()['rng']))
@@ -298,6 +310,14 @@ def train(df, path, n_epoch=2, lr=1e-2, stop=None, learn=None, **kwargs):
     return learn
 
 
+def same_values(a, b):
+    "Fail unless nested lists have the same tensors and values"
+    if isinstance(a, torch.Tensor): assert torch.equal(a, b)
+    elif isinstance(a, (list, tuple, L)):
+        for o in zip(a, b, strict=True): same_values(*o)
+    else: assert a==b or a!=a
+
+
 def names(path): return sorted((o.name for o in path.iterdir()), key=lambda o: int(o[5:]))
 
 
@@ -321,7 +341,7 @@ def test_checkpoints_are_numbered_by_the_steps_of_all_fits(df, tmp_path):
     learn = make_learner(df)
     with learn.no_bar(), learn.no_logging(): learn.fine_tune(1, cbs=HFCheckpoint(tmp_path/'run', every=4, keep=99))
     assert names(tmp_path/'run') == [f'step-{o}' for o in (4, 8, 10, 14, 18, 20)]
-    newest,info = newest_checkpoint(tmp_path/'run')
+    newest,info = read_checkpoints(tmp_path/'run')[0]
     assert (newest.name, info['stage'], info['done']) == ('step-20', 1, True)
 
 
@@ -331,7 +351,7 @@ def test_without_every_a_short_run_writes_its_end(df, tmp_path):
 
 
 def test_a_checkpoint_is_a_model(df, run_path):
-    folder,_ = newest_checkpoint(run_path)
+    folder,_ = read_checkpoints(run_path)[0]
     assert load_hf_learner(folder, device='cpu').hf_predict('the film')['label'] in ('bad', 'good')
 
 
@@ -354,6 +374,43 @@ def test_a_cell_that_was_interrupted_continues_when_it_is_run_again(df, tmp_path
     assert learn.recorder.values == expected.recorder.values
 
 
+@pytest.fixture
+def two_fits(df, tmp_path):
+    "A function that runs a script with two fits, and returns the weights and the results after each"
+    def two_fits(stop=None, **kwargs):
+        learn = make_learner(df, cbs=HFCheckpoint(tmp_path/'run', **dict(every=4) | kwargs))
+        after = lambda: ([o.detach().clone() for o in learn.model.parameters()], [*learn.recorder.values],
+                         torch.rand(1), len(learn.hf.runs))
+        with learn.no_bar(), learn.no_logging():
+            learn.fit(1, 1e-2)
+            first = after()
+            with pytest.raises(Stop) if stop else nullcontext(): learn.fit(2, 1e-3, cbs=[StopAt(stop)] if stop else [])
+        return first,after()
+    return two_fits
+
+
+@pytest.mark.parametrize(('stop', 'keep'), [(2, 2), (9, 1), (19, 2)])
+def test_a_skipped_fit_leaves_the_learner_as_it_ended(stop, keep, two_fits, capsys):
+    first,_ = two_fits(stop, keep=keep)
+    again,end = two_fits(keep=keep)
+    same_values(again, first)
+    out = capsys.readouterr().out
+    assert 'step-10 is the end of fit 1' in out
+    again,same_end = two_fits(keep=keep) # the run is finished
+    same_values(again, first)
+    same_values(same_end, end)
+
+
+@pytest.mark.parametrize('damage', [shutil.rmtree, lambda o: cut(o/'training.json')])
+def test_a_line_says_that_the_end_of_a_fit_is_missing(damage, two_fits, tmp_path, capsys):
+    two_fits(9)
+    damage(tmp_path/'run'/'step-10')
+    two_fits(11)
+    out = capsys.readouterr().out
+    assert re.search(mentions('Fit 1', str(tmp_path/'run'), 'step-18'), out)
+    assert 'step-10 is the end' not in out
+
+
 def test_the_card_has_all_epochs_and_the_highest_rate(df, run_path):
     learn = train(df, run_path)
     assert learn.hf.runs[0]['epochs'] == len(learn.hf.runs[0]['rows']) == 2
@@ -364,12 +421,13 @@ def test_the_card_has_all_epochs_and_the_highest_rate(df, run_path):
     (dict(n_epoch=3), ['n_epoch=2', '3']), (dict(lr=1e-3), ['schedule=', 'resume=False']),
     (dict(bs=4), ['bs=8', '4']), (dict(rows=119), ['rows=80', '79']), (dict(text='the plot'), ['data=']),
     (dict(label='bad'), ['data=']), (dict(pool=1), ['pool=100']),
-    (dict(frozen=True), ['frozen_groups=0'])])
+    (dict(frozen=True), ['frozen_groups=0']), (dict(opt_func=SGD), ['optimizer=', 'SGD']),
+    (dict(loss_func=HFLoss()), ['loss=', 'HFLoss'])])
 def test_a_run_that_has_changed_is_refused(change, facts, df, run_path):
     if 'rows' in change: df = df[1:].reset_index(drop=True)
     if 'text' in change: df = df.assign(text=[change['text'], *df.text[1:]])
     if 'label' in change: df = df.assign(label=[{'good': 'bad', 'bad': 'good'}[o] for o in df.label])
-    learn = make_learner(df, bs=change.get('bs', 8))
+    learn = make_learner(df, **{k: v for k,v in change.items() if k in ('bs', 'opt_func', 'loss_func')})
     if 'pool' in change: learn.dls.train.pool = change['pool']
     if 'frozen' in change: learn.freeze()
     with pytest.raises(ValueError, match=mentions('path=', str(run_path), *facts)):
@@ -421,6 +479,43 @@ def test_a_file_is_not_a_folder(df, tmp_path):
 def test_options_are_checked(kwargs):
     name,value = next(iter(kwargs.items()))
     with pytest.raises(ValueError, match=mentions(f'{name}={value}')): HFCheckpoint('run', **kwargs)
+
+
+def test_two_checkpoints_are_refused(df, tmp_path):
+    learn = make_learner(df, cbs=HFCheckpoint(tmp_path/'a'))
+    with pytest.raises(ValueError, match=mentions('cbs', '2')): learn.fit(1, cbs=HFCheckpoint(tmp_path/'b'))
+
+
+def test_a_finished_fit_that_is_called_again_says_so_each_time(df, tmp_path, capsys):
+    learn = make_learner(df)
+    for _ in range(3): train(df, tmp_path/'run', n_epoch=1, learn=learn)
+    assert capsys.readouterr().out.count('nothing is trained') == 2
+
+
+def test_the_next_fit_of_the_same_callback_is_trained(df, tmp_path):
+    learn = make_learner(df, cbs=HFCheckpoint(tmp_path/'run'))
+    with learn.no_bar(), learn.no_logging():
+        for _ in range(2): learn.fit(1, 1e-2)
+    assert learn.hf_checkpoint.stage == len(learn.hf.runs) == 2
+
+
+def test_a_home_folder_is_expanded(monkeypatch, tmp_path):
+    monkeypatch.setenv('HOME', str(tmp_path))
+    assert HFCheckpoint('~/run').path == tmp_path/'run'
+
+
+@pytest.mark.parametrize('n', [0, 1, 2])
+def test_random_states_of_gpus_that_are_not_there(n, monkeypatch, capsys):
+    restored = []
+    monkeypatch.setattr(torch.cuda, 'device_count', lambda: n)
+    monkeypatch.setattr(torch.cuda, 'set_rng_state_all', restored.extend)
+    states = get_random_states() | dict(torch_cuda_state=[torch.tensor([1]), torch.tensor([2])])
+    expected = torch.rand(1)
+    restore_random(states)
+    assert torch.rand(1) == expected
+    assert [o.item() for o in restored] == [1, 2][:n]
+    out = capsys.readouterr().out
+    assert re.match(mentions('2', n, 'GPUs'), out) if n < 2 else not out
 
 
 def test_start_epoch_is_refused(df, tmp_path, learn):
@@ -476,11 +571,124 @@ def test_skipped_epochs_do_not_replace_checkpoints(df, tmp_path):
     assert '| 1 | 3 |' in again.model_card().text
 
 
-def test_tensors_and_numbers_are_packed():
+DATES = st.datetimes().map(lambda o: o.replace(fold=0)) | st.just(datetime(2020, 1, 2, tzinfo=UTC))
+SCALARS = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(), st.binary(), DATES,
+                    st.timedeltas(), st.just(Path('a/b')), st.floats(width=32).map(np.float32),
+                    st.integers(-9, 9).map(np.int64))
+ARRAYS = st.builds(np.full, st.sampled_from([(), 3, (2, 0), (2, 2)]), st.integers(0, 9),
+                   st.sampled_from('bool int8 uint16 int64 float16 float64'.split()))
+TENSORS = ARRAYS.map(torch.from_numpy) | st.just(torch.ones(2, dtype=torch.bfloat16))
+VALUES = st.recursive(SCALARS | ARRAYS | TENSORS, lambda o: st.one_of(
+    st.lists(o), st.lists(o).map(tuple), st.lists(o).map(L), st.lists(o).map(deque),
+    st.builds(deque, st.lists(o), st.integers(0, 5)), st.sets(SCALARS), st.frozensets(SCALARS),
+    st.dictionaries(SCALARS, o), st.dictionaries(SCALARS, o).map(OrderedDict)), max_leaves=12)
+
+
+def exact_form(o):
+    "`o` as nested tuples that are equal if and only if types and values are"
+    kind = type(o).__name__
+    if isinstance(o, torch.Tensor): return kind,str(o.dtype),tuple(o.shape),repr(o.tolist())
+    if isinstance(o, (np.ndarray, np.generic)): return kind,str(o.dtype),o.shape,repr(o.tolist())
+    if isinstance(o, dict): return kind,*((exact_form(k), exact_form(v)) for k,v in o.items())
+    if isinstance(o, (set, frozenset)): return kind,*sorted(map(repr, map(exact_form, o)))
+    if isinstance(o, deque): return kind,o.maxlen,*map(exact_form, o)
+    if isinstance(o, (list, tuple, L)): return kind,*map(exact_form, o)
+    return kind,repr(o)
+
+
+@given(VALUES)
+@settings(deadline=None)
+def test_what_is_plain_is_packed_exactly(value):
+    assert is_plain(value)
     tensors = {}
-    value = {'a': [torch.tensor(1.), torch.tensor(2.)], 3: (None, float('inf'), torch.ones(2, dtype=torch.bfloat16))}
-    again = unpack(json.loads(json.dumps(pack(value, tensors))), tensors)
-    assert repr(again) == repr(value)
+    packed = json.loads(json.dumps(pack(value, tensors)))
+    saved = load(save(tensors)) if tensors else {}
+    assert exact_form(unpack(packed, saved)) == exact_form(value)
+
+
+class Whole(IntEnum): ONE = 1
+
+
+OTHERS = [object(), lambda: 0, defaultdict(list), pd.DataFrame(), np.array([None]), np.array(1j), np.datetime64('now'),
+          np.longdouble(1), torch.nn.Parameter(torch.ones(1)), torch.ones(1).to_sparse(), torch.ones(1)*1j, Whole.ONE,
+          slice(1), range(3), (o for o in ())]
+
+
+@pytest.mark.parametrize('value', OTHERS, ids=[type(o).__name__ for o in OTHERS])
+def test_what_is_not_plain_is_not_packed(value):
+    for o in (value, [value], {'a': value}, deque([value])):
+        assert not is_plain(o)
+        with pytest.raises(TypeError, match=mentions(type(value).__name__)): pack(o, {})
+
+
+class Remembers(Callback):
+    "A callback with a state of many kinds, some of it changed in place"
+    def __init__(self, table=(), unit=1): self.table,self.unit = table,unit
+    def before_fit(self):
+        if hasattr(self, 'seen'): return
+        self.seen,self.last,self._private,self.sums = set(),deque(maxlen=3),[],np.zeros(2, dtype=np.float32)
+        self.total,self.file,self.when,self.share = torch.zeros(2),Path('none'),datetime(2020, 1, 1),np.float32(.1)
+    def after_batch(self):
+        if not self.training: return
+        i = self.train_iter
+        self.seen.add(i%5)
+        self.last.append(i)
+        self._private.append(i)
+        self.sums += i
+        self.total += i
+        self.table[i%1000] += 1
+        self.file,self.when,self.share = Path(f'file_{i}'),self.when + timedelta(days=i),self.share*np.float32(1.1)
+
+
+def test_the_state_of_a_callback_may_be_of_many_kinds(df, tmp_path):
+    def end(path, stop=None):
+        cb = Remembers(np.zeros(1000))
+        train(df, path, stop=stop, learn=make_learner(df, cbs=cb))
+        return exact_form({k: v for k,v in vars(cb).items() if is_plain(v)})
+    end(tmp_path/'run', stop=9)
+    again = end(tmp_path/'run')
+    assert again == end(tmp_path/'other')
+    assert all(o in repr(again) for o in ('deque', 'PosixPath', 'datetime', '_private', 'table'))
+
+
+def test_an_argument_that_was_not_changed_may_be_changed_between_starts(df, tmp_path):
+    train(df, tmp_path/'run', stop=9, learn=make_learner(df, cbs=Remembers(np.zeros(1000), unit=1)))
+    learn = make_learner(df, cbs=Remembers(np.zeros(1000), unit=2))
+    train(df, tmp_path/'run', learn=learn)
+    assert learn.remembers.unit == 2
+
+
+class Holds(Callback):
+    "A callback with attributes that cannot be saved"
+    def __init__(self, source): self.source,self.func = source,len
+    def before_fit(self): self.counts,self.rows,self.model_ = defaultdict(int),pd.DataFrame(),self.learn.model
+
+
+def test_a_line_names_what_is_not_saved(df, tmp_path, capsys):
+    train(df, tmp_path/'run', learn=make_learner(df, cbs=Holds(object())))
+    out = capsys.readouterr().out
+    lines = [o for o in out.splitlines() if 'Holds' in o]
+    assert len(lines) == 1
+    assert re.match(mentions('Holds', 'counts', 'defaultdict', 'rows', 'DataFrame'), lines[0])
+    assert not any(o in lines[0] for o in ('source', 'func', 'model_', 'learn'))
+
+
+def test_callbacks_of_fastai_need_no_line(df, tmp_path, capsys):
+    train(df, tmp_path/'run', learn=make_learner(df, cbs=[CSVLogger(tmp_path/'log.csv'), GradientAccumulation(8)]))
+    assert 'CSVLogger' not in capsys.readouterr().out
+
+
+class Wrong(Callback):
+    "A callback whose own state cannot be saved"
+    def state_dict(self): return dict(fine=1, seen=object())
+    def load_state_dict(self, state): pass
+
+
+def test_a_state_that_cannot_be_saved_is_refused_before_training(df, tmp_path):
+    learn = make_learner(df, cbs=Wrong())
+    with learn.no_bar(), learn.no_logging(), pytest.raises(TypeError, match=mentions('Wrong', 'seen', 'object')):
+        learn.fit(1, cbs=HFCheckpoint(tmp_path/'run'))
+    assert learn.train_iter == 0
 
 
 def test_other_folders_of_the_user_are_not_touched(df, tmp_path):
@@ -510,4 +718,3 @@ def test_keys_that_are_not_strings_and_classes_of_callbacks_are_restored(df, tmp
         with learn.no_bar(), learn.no_logging(), pytest.raises(Stop) if stop else nullcontext():
             learn.fit(2, 1e-3, cbs=cbs)
     assert len(learn.recorder.values)==2
-    assert unpack(pack({np.int64(1): 2., (0, 1): 'x'}, {}), {}) == {1: 2., (0, 1): 'x'}

@@ -37,7 +37,7 @@ def results(folder, *names):
 
 @pytest.fixture(scope='module')
 def exact(tmp_path_factory):
-    return results(tmp_path_factory.mktemp('exact'), 'exact_all', 'accumulated', 'unused')[0]
+    return results(tmp_path_factory.mktemp('exact'), 'exact_all', 'accumulated', 'all_unused')[0]
 
 
 @pytest.fixture(scope='module')
@@ -78,8 +78,9 @@ def test_accumulated_gradients_are_those_of_all_processes(exact):
     assert len(exact[0]['accumulated']['gradients']) < 10
 
 
-def test_parameters_without_use_do_not_matter(exact):
-    one,both = ranks.unused(),[o['unused'] for o in exact]
+@pytest.mark.parametrize('name', ranks.UNUSED)
+def test_parameters_without_use_do_not_matter(name, exact):
+    one,both = ranks.unused(name),[o['all_unused'][name] for o in exact]
     for two in both: same(one, two)
     assert len(one[0])==6
 

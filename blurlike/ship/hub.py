@@ -144,7 +144,7 @@ def push_to_hub(self:Learner,
     card:ModelCard=None, # Pushed as `README.md`; None for `learn.model_card()`, or for a card that someone edited there
     **kwargs # Passed to `save_pretrained`, such as `max_shard_size`
 ) -> CommitInfo: # With `commit_url` and `pr_url`
-    "Push the model to the Hub in one commit; raise `OSError` and leave the repository unchanged if that fails"
+    "Push the model to the Hub in one commit, or raise `OSError` and push nothing; all processes must call it"
     check_repo_id(repo_id)
     return on_rank0(_write_and_push, self, repo_id, card, kwargs, private=private, token=token,
                     commit_message=commit_message, create_pr=create_pr, revision=revision)

@@ -171,5 +171,5 @@ def save_pretrained(self:Learner,
     card:ModelCard=None, # Written as `README.md`; None keeps a card that you edited, or writes `learn.model_card()`
     **kwargs # Passed to the model's `save_pretrained`, such as `max_shard_size`
 ) -> Path: # The folder
-    "Save model, tokenizer, label names and model card as a folder that `from_pretrained` and `pipeline` load"
+    "Save model, tokenizer, label names and model card as a folder for `from_pretrained`; all processes must call it"
     return on_rank0(write_model, self, Path(path).expanduser(), card, **kwargs)
