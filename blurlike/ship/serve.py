@@ -28,7 +28,7 @@ from ..predict import stop_when
 from .card import GENERATED
 from .hub import check_repo_id, push_folder
 from .load import load_hf_learner
-from .save import preparation, write_model
+from .save import preparation, write_to_share
 from ..tasks.base import Task, get_block
 from ..tasks.causal_lm import CausalLM
 from ..tasks.masked_lm import MaskedLM
@@ -458,7 +458,7 @@ def _write_and_push(learn, repo_id, title, kwargs, **push_kwargs):
     "Write the model and its page to a temporary folder, and push it"
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
-        write_model(learn, folder/'model', **kwargs)
+        write_to_share(learn, folder/'model', merge=True, **kwargs) # a Space needs no second repository
         files = _space_files(title, (folder/'model'/'onnx').exists())
         for name,text in files.items(): (folder/name).write_text(text, encoding='utf-8')
         return push_folder(folder, repo_id, 'space', is_ours=lambda o: o.startswith('model/'), space_sdk='gradio',

@@ -83,7 +83,7 @@ def _chunks(items, n):
     n = min(n, len(items))
     return [items[i*len(items)//n:(i+1)*len(items)//n] for i in range(n)]
 
-# %% ../../nbs/train/60_splitter.ipynb #ff5dbaca
+# %% ../../nbs/train/60_splitter.ipynb #5db9bac7
 def adapter_state(
     model:nn.Module, # A model, or one with adapters
 ) -> dict: # By the names of `state_dict`; the whole state of a model without adapters
@@ -91,10 +91,9 @@ def adapter_state(
     state = model.state_dict()
     if not has_adapters(model): return state
     from peft import get_peft_model_state_dict
-    names = model.active_adapters # a method of `PreTrainedModel`, a property of `PeftModel`
-    saved = [get_peft_model_state_dict(model, adapter_name=o, save_embedding_layers=False).values()
-             for o in (names() if callable(names) else names)]
-    there = {v.data_ptr() for o in saved for v in o}
+    names = model.active_adapters if hasattr(model, 'get_base_model') else model.peft_config
+    saved = [get_peft_model_state_dict(model, adapter_name=o, save_embedding_layers=False) for o in names]
+    there = {v.data_ptr() for o in saved for v in o.values()}
     return {k: v for k,v in state.items() if v.data_ptr() in there or k.startswith('prompt_encoder.')}
 
 # %% ../../nbs/train/60_splitter.ipynb #db8f4953
