@@ -34,7 +34,7 @@ from ..text.rows import columns_of
 from ..train.adapters import merged_model
 
 # %% ../../nbs/ship/71_save.ipynb #8383dc0c
-ADAPTER_CONFIG,BASE_CONFIG = 'adapter_config.json','base_config.json' # peft's file, and that of an adapter's base
+ADAPTER_CONFIG,BASE_CONFIG = 'adapter_config.json','base/config.json' # peft's file, and the model's configuration
 
 def folder_to_replace(
     path:str|Path, # Where a folder will be written
@@ -67,7 +67,7 @@ def keep_weights(
 # %% ../../nbs/ship/71_save.ipynb #18c2c013
 MODEL_FILES = ('config.json', 'generation_config.json', '*.safetensors', '*.safetensors.index.json', 'pytorch_model*',
                'tokenizer*', 'special_tokens_map.json', 'added_tokens.json', 'vocab.*', 'merges.txt', '*.model',
-               'chat_template*', ADAPTER_CONFIG, BASE_CONFIG, 'blurlike.json', 'README.md')
+               'chat_template*', ADAPTER_CONFIG, 'blurlike.json', 'README.md')
 
 def is_model_file(
     name:str, # The name of a file, without a folder
@@ -76,12 +76,15 @@ def is_model_file(
     return any(Path(name).match(o) for o in MODEL_FILES)
 
 # %% ../../nbs/ship/71_save.ipynb #dc181766
-def _is_export(folder): return folder.name=='onnx' and all('.onnx' in o.name for o in folder.rglob('*'))
+def _is_model_folder(folder):
+    "Return whether a folder is part of a saved model"
+    names = [o.name for o in folder.rglob('*')]
+    return folder.name=='onnx' and all('.onnx' in o for o in names) or (folder.name, names)==('base', ['config.json'])
 
 def _carry_over(old, new):
     "Copy the files that are not part of a saved model from folder `old` to folder `new`"
     for o in old.iterdir():
-        if (new/o.name).exists() or (_is_export(o) if o.is_dir() else is_model_file(o.name)): continue
+        if (new/o.name).exists() or (_is_model_folder(o) if o.is_dir() else is_model_file(o.name)): continue
         if o.is_dir(): shutil.copytree(o, new/o.name, symlinks=True)
         else: shutil.copy2(o, new/o.name)
 
@@ -146,7 +149,7 @@ def _own_card(path):
     text = card.read_text(encoding='utf-8') if card.is_file() else ''
     return text if text and not is_generated(text) else None
 
-# %% ../../nbs/ship/71_save.ipynb #80946929
+# %% ../../nbs/ship/71_save.ipynb #35d44251
 def _write_adapter(model, folder):
     "Write the active adapter of `model`, and the configuration of the model around it"
     inner,(name,) = inner_model(model),list(model.active_adapters)[:1]
@@ -160,6 +163,7 @@ def _write_adapter(model, folder):
     (folder/ADAPTER_CONFIG).write_text(json.dumps(info, indent=2) + '\n', encoding='utf-8')
     config = deepcopy(inner.config)
     config.architectures = [type(inner).__name__]
+    (folder/BASE_CONFIG).parent.mkdir()
     config.to_json_file(folder/BASE_CONFIG)
     if inner.can_generate(): inner.generation_config.save_pretrained(folder)
 

@@ -6,7 +6,7 @@
 __all__ = ['TASK_TYPES', 'modules_to_save', 'default_lora', 'cast_inputs', 'cast_output', 'to_float32', 'check_adapters',
            'add_adapters', 'check_adapted', 'load_adapters', 'merged_model', 'checkpoint_gradients']
 
-# %% ../../nbs/train/66_adapters.ipynb #1882fdbb
+# %% ../../nbs/train/66_adapters.ipynb #33b74908
 import warnings
 from copy import deepcopy
 from functools import partial
@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from ..core.checks import first_line, import_extra
-from ..core.objects import has_adapters, in_body, inner_model, is_hf_model
+from ..core.objects import forward_args, has_adapters, in_body, inner_model, is_hf_model
 from ..core.precision import DTYPES
 from .splitter import head_params
 
@@ -72,20 +72,24 @@ def to_float32(
         module.float().register_forward_pre_hook(cast_inputs, with_kwargs=True)
         if in_body(name, model): module.register_forward_hook(partial(cast_output, half))
 
-# %% ../../nbs/train/66_adapters.ipynb #683860bf
+# %% ../../nbs/train/66_adapters.ipynb #4fe0e6ac
 TASK_TYPES = dict(AutoModelForSequenceClassification='SEQ_CLS', AutoModelForTokenClassification='TOKEN_CLS',
-                  AutoModelForQuestionAnswering='QUESTION_ANS', AutoModelForSeq2SeqLM='SEQ_2_SEQ_LM',
-                  AutoModelForCausalLM='CAUSAL_LM') # peft has no others
+                  AutoModelForSeq2SeqLM='SEQ_2_SEQ_LM', AutoModelForCausalLM='CAUSAL_LM')
+
+def _with_all_inputs(config):
+    "Set the type of task to None if peft's class for it drops inputs"
+    if config.task_type=='QUESTION_ANS' and not config.is_prompt_learning: config.task_type = None
+    return config
 
 def _complete(peft_config, model, auto_model):
     "Return a copy of `peft_config` with the modules to save and the task type"
-    config = deepcopy(peft_config)
+    config = _with_all_inputs(deepcopy(peft_config))
     if config.task_type is None: config.task_type = TASK_TYPES.get(getattr(auto_model, '__name__', ''))
     if hasattr(config, 'modules_to_save'):
         config.modules_to_save = list(dict.fromkeys([*(config.modules_to_save or []), *modules_to_save(model)])) or None
     return config
 
-# %% ../../nbs/train/66_adapters.ipynb #e1422777
+# %% ../../nbs/train/66_adapters.ipynb #9b9f106b
 def check_adapters(
     peft_config, # The argument of `hf_learner`
     lora:bool, # The argument of `hf_learner`
@@ -100,7 +104,7 @@ def check_adapters(
     if model is None or not has_adapters(model): return
     raise ValueError(f"model={type(model).__name__}(...) has adapters already: leave out lora= and peft_config=.")
 
-# %% ../../nbs/train/66_adapters.ipynb #21ca78b5
+# %% ../../nbs/train/66_adapters.ipynb #ea7a2a2a
 def _modules_named(model, names):
     "Return the modules of `model` whose names end with one of `names`, as peft finds them"
     return {k: o for k,o in model.named_modules() if k and k.endswith(tuple(names))}
@@ -122,12 +126,20 @@ def add_adapters(
             raise ValueError(f"peft_config={type(config).__name__}(...) does not fit {type(model).__name__}: "
                              f"{first_line(e)}") from e
 
-# %% ../../nbs/train/66_adapters.ipynb #80444a9b
+# %% ../../nbs/train/66_adapters.ipynb #8e6590ae
+def _check_inputs(model):
+    "Raise `ValueError` if the class that peft chose for `model` drops `token_type_ids`"
+    if all(o.task_type!='QUESTION_ANS' or o.is_prompt_learning for o in model.peft_config.values()): return
+    if 'token_type_ids' not in forward_args(model): return
+    raise ValueError(f"model={type(model).__name__}(...) does not pass token_type_ids on: leave out task_type= in its "
+                     "configuration, or pass peft_config= to hf_learner.")
+
 def check_adapted(
     model, # A model that the user passed
 ):
     "Prepare a model with adapters; raise `ValueError` if random weights are neither trained nor saved"
     if not has_adapters(model): return
+    _check_inputs(model)
     inner,wrapper = inner_model(model),import_extra('peft', 'peft').utils.ModulesToSaveWrapper
     whole = {k: o for k,o in inner.named_modules() if isinstance(o, wrapper)}
     lost = [o for o in getattr(inner, 'random_modules', []) if not f'{o}.'.startswith(tuple(f'{k}.' for k in whole))]
@@ -135,23 +147,24 @@ def check_adapted(
                               f"lacks: pass modules_to_save={lost} to its configuration.")
     to_float32(inner, {f'{k}.{n}': m for k,o in whole.items() for n,m in o.modules_to_save.items()})
 
-# %% ../../nbs/train/66_adapters.ipynb #c9cf8348
+# %% ../../nbs/train/66_adapters.ipynb #850e7c9d
 def load_adapters(
     model:nn.Module, # The base, changed in place
     folder:Path, # A folder with `adapter_config.json` and `adapter_model.safetensors`
 ): # A `PeftModel`
     "Add the adapters in `folder`, ready to train; raise `ValueError` if they do not fit the model"
     peft = import_extra('peft', 'peft')
-    config = peft.PeftConfig.from_pretrained(str(folder))
+    config = _with_all_inputs(peft.PeftConfig.from_pretrained(str(folder)))
     to_float32(model, _modules_named(model, getattr(config, 'modules_to_save', None) or ()))
     with warnings.catch_warnings():
         warnings.simplefilter('ignore', FutureWarning) # peft uses names that transformers has deprecated
         warnings.filterwarnings('error', 'Found missing adapter keys')
-        try: return peft.PeftModel.from_pretrained(model, str(folder), is_trainable=not config.is_prompt_learning)
+        train = not config.is_prompt_learning # peft does not train loaded prompts further
+        try: return peft.PeftModel.from_pretrained(model, str(folder), config=config, is_trainable=train)
         except (RuntimeError, UserWarning, ValueError) as e:
             raise ValueError(f"{folder} does not fit {type(model).__name__}: {first_line(e)}") from e
 
-# %% ../../nbs/train/66_adapters.ipynb #99a14e2f
+# %% ../../nbs/train/66_adapters.ipynb #435a1c7f
 def merged_model(
     model, # A model, or one with adapters
 ) -> nn.Module: # `model` itself if it has no adapters
@@ -163,7 +176,7 @@ def merged_model(
     vars(res).pop('peft_config', None)
     return res
 
-# %% ../../nbs/train/66_adapters.ipynb #300be4e7
+# %% ../../nbs/train/66_adapters.ipynb #3d126153
 def checkpoint_gradients(
     model:nn.Module, # Changed in place
 ):
