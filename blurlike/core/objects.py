@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['load_hf_config', 'set_pad_token', 'load_hf_tokenizer', 'in_body', 'load_hf_model', 'replace_head', 'HFObjects',
            'get_hf_objects', 'runs_own_code', 'model_skeleton', 'is_hf_model', 'has_adapters', 'inner_model',
-           'forward_args', 'forward_kwargs', 'position_limit', 'tokenizer_limit']
+           'merged_model', 'forward_args', 'forward_kwargs', 'position_limit', 'tokenizer_limit']
 
 # %% ../../nbs/core/02_objects.ipynb #46135eba
 import inspect, re, sys
@@ -312,12 +312,25 @@ def inner_model(
     "Return the Hugging Face model in a `PeftModel`"
     return model.get_base_model() if hasattr(model, 'get_base_model') else model
 
+# %% ../../nbs/core/02_objects.ipynb #18446e0f
+def merged_model(
+    model, # A model, or one with adapters
+) -> nn.Module: # `model` itself if it has no adapters
+    "Return a copy of a model with its adapters merged into the weights; raise `ValueError` if that is not possible"
+    if not has_adapters(model): return model
+    if not hasattr(model, 'merge_and_unload'):
+        raise ValueError(f"merge=True is not possible: the adapters of {type(model).__name__} are not part of weights.")
+    res = deepcopy(model).merge_and_unload()
+    vars(res).pop('peft_config', None)
+    return res
+
 # %% ../../nbs/core/02_objects.ipynb #33355edd
 def forward_args(
     model:nn.Module, # A model or a skeleton
 ) -> list[str]:
     "Return the names of the arguments of the model's `forward`"
-    return [n for n,p in inspect.signature(inner_model(model).forward).parameters.items() if p.kind is not p.VAR_KEYWORD]
+    args = inspect.signature(inner_model(model).forward).parameters
+    return [n for n,p in args.items() if p.kind is not p.VAR_KEYWORD]
 
 # %% ../../nbs/core/02_objects.ipynb #7406e935
 def forward_kwargs(

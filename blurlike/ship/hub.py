@@ -100,12 +100,12 @@ def _has_own_card(api, repo_id, repo_type, files):
         except EntryNotFoundError: return False
         return not is_generated(card.read_text(encoding='utf-8'))
 
-# %% ../../nbs/ship/72_hub.ipynb #bb29b154
+# %% ../../nbs/ship/72_hub.ipynb #19ffe165
 def _keep_whole_model(repo_id, folder, there):
     "Raise `FileExistsError` if `folder` contains an adapter, and the repository the weights of a whole model"
     if not (folder/ADAPTER_CONFIG).is_file() or not any(Path(o).match('model*.safetensors') for o in there): return
-    raise FileExistsError(f"repo_id={repo_id!r} contains a model's weights, which would be lost. Choose another name, or "
-                          "pass merge=True to push a whole model.")
+    raise FileExistsError(f"repo_id={repo_id!r} contains a model's weights, which would be lost. Choose another name, "
+                          "or pass merge=True to push a whole model.")
 
 # %% ../../nbs/ship/72_hub.ipynb #db2b698b
 def _in_model(name): return '/' not in name and is_model_file(name)

@@ -150,12 +150,12 @@ def empty_dls(
     if label_col is not None: tls.append(_pipeline(task.get_y(label_col), *task.target_block(names).type_tfms))
     return Datasets(tls=tls, n_inp=1).dataloaders(dl_type=block.dl_type, device=device, **block.dls_kwargs)
 
-# %% ../../nbs/ship/74_load.ipynb #8e71482d
+# %% ../../nbs/ship/74_load.ipynb #81917d58
 def _config_of(folder, **kwargs):
-    "Load the configuration of the model in `folder`; raise `OSError` that names the base of an adapter if it is missing"
+    "Load the configuration of the model in `folder`; raise `OSError` if the base of an adapter is missing"
     if not is_adapter(folder): return load_hf_config(folder, **kwargs)
     base = _read_json(folder/ADAPTER_CONFIG, 'base_model_name_or_path')['base_model_name_or_path']
-    if not base: raise ValueError(f"{folder/ADAPTER_CONFIG} has base_model_name_or_path={base!r}: it must name the base.")
+    if not base: raise ValueError(f"{folder/ADAPTER_CONFIG} does not name its base: base_model_name_or_path={base!r}.")
     own = (folder/BASE_CONFIG).parent
     with _needing_base(folder, base): config = load_hf_config(own if own.is_dir() else base, **kwargs)
     config.name_or_path = base

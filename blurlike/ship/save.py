@@ -23,7 +23,7 @@ from fastai.torch_core import get_model
 from huggingface_hub import ModelCard
 
 import blurlike
-from ..core.objects import has_adapters, inner_model, tokenizer_limit
+from ..core.objects import has_adapters, inner_model, merged_model, tokenizer_limit
 from ..core.ranks import on_rank0
 from .card import is_generated, training_runs
 from ..core.compat import no_model_bars
@@ -31,7 +31,6 @@ from ..tasks.base import get_block
 from ..tasks.generation import drop_idle_settings
 from ..tasks.labels import get_vocab
 from ..text.rows import columns_of
-from ..train.adapters import merged_model
 
 # %% ../../nbs/ship/71_save.ipynb #8383dc0c
 ADAPTER_CONFIG,BASE_CONFIG = 'adapter_config.json','base/config.json' # peft's file, and the model's configuration
@@ -149,7 +148,7 @@ def _own_card(path):
     text = card.read_text(encoding='utf-8') if card.is_file() else ''
     return text if text and not is_generated(text) else None
 
-# %% ../../nbs/ship/71_save.ipynb #35d44251
+# %% ../../nbs/ship/71_save.ipynb #fc3f36ce
 def _write_adapter(model, folder):
     "Write the active adapter of `model`, and the configuration of the model around it"
     inner,(name,) = inner_model(model),list(model.active_adapters)[:1]
@@ -160,6 +159,7 @@ def _write_adapter(model, folder):
     info = json.loads((folder/ADAPTER_CONFIG).read_text(encoding='utf-8'))
     if (base := Path(info['base_model_name_or_path'] or '')).is_dir() and base!=Path():
         info['base_model_name_or_path'] = str(base.resolve())
+    if info.get('modules_to_save'): info['modules_to_save'] = list(dict.fromkeys(info['modules_to_save']))
     (folder/ADAPTER_CONFIG).write_text(json.dumps(info, indent=2) + '\n', encoding='utf-8')
     config = deepcopy(inner.config)
     config.architectures = [type(inner).__name__]

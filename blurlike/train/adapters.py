@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TASK_TYPES', 'modules_to_save', 'default_lora', 'cast_inputs', 'cast_output', 'to_float32', 'check_adapters',
-           'add_adapters', 'check_adapted', 'load_adapters', 'merged_model', 'checkpoint_gradients']
+           'add_adapters', 'check_adapted', 'load_adapters', 'checkpoint_gradients']
 
 # %% ../../nbs/train/66_adapters.ipynb #33b74908
 import warnings
@@ -30,15 +30,12 @@ def modules_to_save(
     names = dict.fromkeys([*heads, *getattr(model, 'random_modules', [])])
     return [o for o in names if not any(o.startswith(f'{p}.') for p in names)]
 
-# %% ../../nbs/train/66_adapters.ipynb #031d7859
+# %% ../../nbs/train/66_adapters.ipynb #70581e16
 def default_lora(
-    model:nn.Module, # A model without adapters
 ): # A `LoraConfig`
     "Return the configuration of `lora=True`; raise `ImportError` without peft"
     peft = import_extra('peft', 'peft')
-    known = peft.utils.TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
-    targets = None if model.config.model_type in known else 'all-linear'
-    return peft.LoraConfig(r=16, lora_alpha=32, lora_dropout=0.05, target_modules=targets)
+    return peft.LoraConfig(r=8, lora_alpha=16, target_modules='all-linear')
 
 # %% ../../nbs/train/66_adapters.ipynb #b665b95b
 def _cast(o, dtype): return o.to(dtype) if isinstance(o, torch.Tensor) and o.is_floating_point() else o
@@ -104,7 +101,7 @@ def check_adapters(
     if model is None or not has_adapters(model): return
     raise ValueError(f"model={type(model).__name__}(...) has adapters already: leave out lora= and peft_config=.")
 
-# %% ../../nbs/train/66_adapters.ipynb #ea7a2a2a
+# %% ../../nbs/train/66_adapters.ipynb #1fc70a79
 def _modules_named(model, names):
     "Return the modules of `model` whose names end with one of `names`, as peft finds them"
     return {k: o for k,o in model.named_modules() if k and k.endswith(tuple(names))}
@@ -117,14 +114,14 @@ def add_adapters(
     "Add adapters to `model`, and freeze the rest; raise `ValueError` if they do not fit"
     if not is_hf_model(model): raise ValueError(f"model={type(model).__name__}(...) is not a Hugging Face model.")
     peft = import_extra('peft', 'peft')
-    config = _complete(default_lora(model) if peft_config is None else peft_config, model, auto_model)
+    config = _complete(default_lora() if peft_config is None else peft_config, model, auto_model)
     to_float32(model, _modules_named(model, getattr(config, 'modules_to_save', None) or ()))
     with warnings.catch_warnings():
         warnings.simplefilter('ignore', FutureWarning) # peft uses names that transformers has deprecated
         try: return peft.get_peft_model(model, config)
         except ValueError as e:
-            raise ValueError(f"peft_config={type(config).__name__}(...) does not fit {type(model).__name__}: "
-                             f"{first_line(e)}") from e
+            given = 'lora=True' if peft_config is None else f'peft_config={type(config).__name__}(...)'
+            raise ValueError(f"{given} does not fit {type(model).__name__}: {first_line(e)}") from e
 
 # %% ../../nbs/train/66_adapters.ipynb #8e6590ae
 def _check_inputs(model):
@@ -164,19 +161,7 @@ def load_adapters(
         except (RuntimeError, UserWarning, ValueError) as e:
             raise ValueError(f"{folder} does not fit {type(model).__name__}: {first_line(e)}") from e
 
-# %% ../../nbs/train/66_adapters.ipynb #435a1c7f
-def merged_model(
-    model, # A model, or one with adapters
-) -> nn.Module: # `model` itself if it has no adapters
-    "Return a copy of a model with its adapters merged into the weights; raise `ValueError` if that is not possible"
-    if not has_adapters(model): return model
-    if not hasattr(model, 'merge_and_unload'):
-        raise ValueError(f"merge=True is not possible: the adapters of {type(model).__name__} are not part of weights.")
-    res = deepcopy(model).merge_and_unload()
-    vars(res).pop('peft_config', None)
-    return res
-
-# %% ../../nbs/train/66_adapters.ipynb #3d126153
+# %% ../../nbs/train/66_adapters.ipynb #300be4e7
 def checkpoint_gradients(
     model:nn.Module, # Changed in place
 ):
