@@ -88,10 +88,11 @@ _TRANSFORMERS = """from transformers import pipeline
 pipe = pipeline("{tag}", model="PATH"{options})
 pipe({call})"""
 
-_ADAPTER = """from transformers import AutoConfig, pipeline
+_ADAPTER = """from transformers import AutoConfig, {auto_model}, pipeline
 
 config = AutoConfig.from_pretrained("PATH", subfolder="base")
-pipe = pipeline("{tag}", model="PATH", config=config{options})
+model = {auto_model}.from_pretrained("PATH", config=config)
+pipe = pipeline("{tag}", model=model, tokenizer="PATH"{options})
 pipe({call})"""
 
 _BLURLIKE = """from blurlike.all import load_hf_learner
@@ -116,7 +117,8 @@ def _snippets(facts):
     if facts.generates: method,more = 'hf_generate',', max_new_tokens=20'
     texts = ex.values() if isinstance(ex, dict) else L(ex)
     options = ', truncation=True' if facts.tag=='text-classification' else '' # other pipelines do it by themselves
-    names = dict(tag=facts.tag, options=options, method=method, call=f'{ex!r}{more}', texts=', '.join(map(repr, texts)))
+    names = dict(tag=facts.tag, options=options, method=method, call=f'{ex!r}{more}', texts=', '.join(map(repr, texts)),
+                 auto_model=getattr(facts, 'auto_model', None))
     codes = {'transformers': {'transformers': _TRANSFORMERS}, 'peft': {'transformers and peft': _ADAPTER}}
     codes = codes.get(library, {}) if facts.tag in SUPPORTED_TASKS else {}
     codes |= {'blurlike': _BLURLIKE} | ({'onnxruntime': _ONNX} if library=='onnx' else {})
@@ -169,7 +171,7 @@ def _facts(learn):
     block,model = get_block(learn.dls),get_model(learn.model)
     task = block.task
     return SimpleNamespace(
-        block=block, task=task.name, tag=task.pipeline_tag or task.name,
+        block=block, task=task.name, tag=task.pipeline_tag or task.name, auto_model=task.auto_model.__name__,
         generates=isinstance(task, Generates), example=task.example(block),
         labels=list(model.config.id2label.values()) if task.has_labels else [],
         base=_base_model(block.hf_config), arch=model.config.model_type,

@@ -183,7 +183,7 @@ def missing_weights(
     model, # The model
     found, # Names of weights
 ) -> dict: # By name
-    "Return the weights of `model` that are not `found`, and share no memory with one that is; no frozen base of adapters"
+    "Return the weights of `model` that training changes, are not `found`, and share no memory with one that is"
     state = adapter_state(model)
     there = {state[k].data_ptr() for k in found if k in state}
     return {k: v for k,v in state.items() if k not in found and v.data_ptr() not in there}
