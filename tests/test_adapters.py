@@ -17,7 +17,15 @@ from test_matrix import ASKS, CELLS, CONFIGS, LIMITS, ROWS, Gradients, assert_sa
 from torch import nn
 from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, pipeline
 
-from blurlike.all import HFCallback, HFCheckpoint, HFObjects, HFTextDataLoaders, hf_learner, hf_splitter, load_hf_learner
+from blurlike.all import (
+    HFCallback,
+    HFCheckpoint,
+    HFObjects,
+    HFTextDataLoaders,
+    hf_learner,
+    hf_splitter,
+    load_hf_learner,
+)
 from blurlike.core.objects import inner_model
 
 TEXTS = ['the film warm', 'the plot dull the cast sour']
@@ -244,7 +252,8 @@ def test_a_random_pooler_is_saved_with_the_adapter(df, body, tmp_path):
 def test_a_random_pooler_that_is_not_saved_is_refused(df, body):
     dls = HFTextDataLoaders.from_df(df, body, valid_col='is_valid', bs=8, seed=0, device='cpu')
     model = get_peft_model(hf_learner(dls).model, lora(task_type='SEQ_CLS'))
-    with pytest.raises(ValueError, match=mentions('model=', 'modules_to_save', 'bert.pooler.dense')): hf_learner(dls, model)
+    with pytest.raises(ValueError, match=mentions('model=', 'modules_to_save', 'bert.pooler.dense')):
+        hf_learner(dls, model)
 
 
 def test_an_adapter_without_the_pooler_is_refused(df, body, tmp_path):
@@ -259,9 +268,9 @@ def test_an_adapter_without_the_pooler_is_refused(df, body, tmp_path):
 def test_peft_drops_token_types_in_question_answering(tmp_path):
     "If this fails, peft passes them on: remove `_with_all_inputs` and `_check_inputs`"
     learn = adapted_learner('bert', 'question-answering', tmp_path/'base')
-    dls = learn.dls
-    ids = torch.arange(4, 12)[None]
-    model = get_peft_model(dls.hf_block.task.auto_model.from_pretrained(tmp_path/'base'), lora(task_type='QUESTION_ANS'))
+    dls,ids = learn.dls,torch.arange(4, 12)[None]
+    auto_model = dls.hf_block.task.auto_model
+    model = get_peft_model(auto_model.from_pretrained(tmp_path/'base'), lora(task_type='QUESTION_ANS'))
     with torch.no_grad():
         a,b = (model.eval()(input_ids=ids, token_type_ids=f(ids)) for f in (torch.zeros_like, torch.ones_like))
     assert torch.equal(a.start_logits, b.start_logits)
@@ -420,13 +429,12 @@ def test_adapters_are_pushed_to_the_hub_and_pulled_from_it(dls, base, tmp_path):
             process(push, folder=folder, name='ada/adapter', merge=False)
             process(push, folder=folder, name='ada/whole', merge=True)
             for name in ('ada/adapter', 'ada/whole'):
-                assert_same(process('res = load_hf_learner(name, device="cpu").hf_predict(texts)', name=name, texts=TEXTS),
-                            learn.hf_predict(TEXTS))
+                code = 'res = load_hf_learner(name, device="cpu").hf_predict(texts)'
+                assert_same(process(code, name=name, texts=TEXTS), learn.hf_predict(TEXTS))
             with pytest.raises(RuntimeError, match=mentions('FileExistsError', "repo_id='ada/whole'", 'merge=True')):
                 process(push, folder=folder, name='ada/whole', merge=False)
-            process('info.update(base_model_name_or_path="ada/whole"); open(folder + "/adapter_config.json", "w").write('
-                    'json.dumps(info))', info=json.loads((tmp_path/'adapter'/'adapter_config.json').read_text()),
-                    folder=folder)
+            file = tmp_path/'adapter'/'adapter_config.json'
+            file.write_text(json.dumps(json.loads(file.read_text()) | dict(base_model_name_or_path='ada/whole')))
             assert process('res = str(load_hf_learner(folder).model.get_base_model().config.name_or_path)',
                            folder=folder)=='ada/whole'
         finally: process.close()

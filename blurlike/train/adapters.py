@@ -123,7 +123,7 @@ def add_adapters(
             given = 'lora=True' if peft_config is None else f'peft_config={type(config).__name__}(...)'
             raise ValueError(f"{given} does not fit {type(model).__name__}: {first_line(e)}") from e
 
-# %% ../../nbs/train/66_adapters.ipynb #8e6590ae
+# %% ../../nbs/train/66_adapters.ipynb #38203a25
 def _check_inputs(model):
     "Raise `ValueError` if the class that peft chose for `model` drops `token_type_ids`"
     if all(o.task_type!='QUESTION_ANS' or o.is_prompt_learning for o in model.peft_config.values()): return
@@ -140,8 +140,8 @@ def check_adapted(
     inner,wrapper = inner_model(model),import_extra('peft', 'peft').utils.ModulesToSaveWrapper
     whole = {k: o for k,o in inner.named_modules() if isinstance(o, wrapper)}
     lost = [o for o in getattr(inner, 'random_modules', []) if not f'{o}.'.startswith(tuple(f'{k}.' for k in whole))]
-    if lost: raise ValueError(f"model={type(model).__name__}(...) does not save {', '.join(lost)}, which the checkpoint "
-                              f"lacks: pass modules_to_save={lost} to its configuration.")
+    if lost: raise ValueError(f"model={type(model).__name__}(...) does not save {', '.join(lost)}, which the "
+                              f"checkpoint lacks: pass modules_to_save={lost} to its configuration.")
     to_float32(inner, {f'{k}.{n}': m for k,o in whole.items() for n,m in o.modules_to_save.items()})
 
 # %% ../../nbs/train/66_adapters.ipynb #850e7c9d
