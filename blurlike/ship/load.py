@@ -150,7 +150,16 @@ def empty_dls(
     if label_col is not None: tls.append(_pipeline(task.get_y(label_col), *task.target_block(names).type_tfms))
     return Datasets(tls=tls, n_inp=1).dataloaders(dl_type=block.dl_type, device=device, **block.dls_kwargs)
 
-# %% ../../nbs/ship/74_load.ipynb #81917d58
+# %% ../../nbs/ship/74_load.ipynb #ae97db90
+@contextmanager
+def _needing_base(folder, base):
+    "Replace an error in loading `base`, of which the adapter in `folder` is a part, with one that names both"
+    try: yield
+    except OSError as e:
+        raise OSError(f"{folder} is an adapter of base_model_name_or_path={base!r}, which cannot be loaded: "
+                      f"{first_line(e)}") from e
+
+# %% ../../nbs/ship/74_load.ipynb #c519cf47
 def _config_of(folder, **kwargs):
     "Load the configuration of the model in `folder`; raise `OSError` if the base of an adapter is missing"
     if not is_adapter(folder): return load_hf_config(folder, **kwargs)
@@ -160,15 +169,6 @@ def _config_of(folder, **kwargs):
     with _needing_base(folder, base): config = load_hf_config(own if own.is_dir() else base, **kwargs)
     config.name_or_path = base
     return config
-
-# %% ../../nbs/ship/74_load.ipynb #08babe74
-@contextmanager
-def _needing_base(folder, base):
-    "Replace an error in loading `base`, of which the adapter in `folder` is a part, with one that names both"
-    try: yield
-    except OSError as e:
-        raise OSError(f"{folder} is an adapter of base_model_name_or_path={base!r}, which cannot be loaded: "
-                      f"{first_line(e)}") from e
 
 # %% ../../nbs/ship/74_load.ipynb #fe5ebbba
 def _load_adapter(folder, auto_model, config, token, **kwargs):
