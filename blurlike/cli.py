@@ -110,12 +110,17 @@ def _check_training(
     epochs, # The argument `epochs`
     lr, # The argument `lr`
     out, # The argument `out`
+    lora=False, # The argument `lora`
 ):
     "Raise `ValueError` for invalid `epochs` or `lr`, and for an `out` folder that contains other files"
     whole_number('--epochs', epochs)
     if not 0 < lr < float('inf'): raise ValueError(f"--lr={lr} must be a number above 0.")
-    from blurlike.ship.save import folder_to_replace
-    folder_to_replace(out) # fail now rather than after training
+    from blurlike.core.checks import import_extra
+    from blurlike.ship.save import folder_to_replace, keep_weights
+    old = folder_to_replace(out) # fail now rather than after training
+    if not lora: return
+    import_extra('peft', 'peft')
+    if not (Path(out).expanduser()/'adapter_config.json').is_file(): keep_weights(old)
 
 # %% ../nbs/80_cli.ipynb #357137c9
 def train(
@@ -128,10 +133,11 @@ def train(
     valid_col:str=None, # Column that is true for validation rows
     valid_pct:float=None, # Fraction of rows to validate on if there is no --valid-col; 0.2 by default
     epochs:int=3, # Number of epochs
-    lr:float=2e-4, # Learning rate of the head; the first layers use a tenth of it
+    lr:float=None, # Learning rate of the head; the first layers use a tenth of it; 2e-4 by default, 1e-3 with --lora
     bs:int=16, # Rows per batch
     max_length:int=None, # Maximum number of tokens per text; the model's limit by default
     precision:str=None, # "fp32", "bf16" or "fp16"; by default the fastest that is safe on this device
+    lora:bool=False, # Train a LoRA adapter and the head only, and save them without the model
     seed:int=42, # Seed of the split, the shuffling and new weights
     vocab:str=None, # The classes, separated by commas; those of the training rows by default
     encoding:str=None, # Encoding of the file; UTF-8 by default
@@ -140,7 +146,8 @@ def train(
     "Fine-tune a checkpoint on a file of rows, and save the model"
     if checkpoint is None: raise ValueError("--checkpoint is required, such as --checkpoint distilbert-base-uncased.")
     _check_data(data, encoding)
-    _check_training(epochs, lr, out)
+    if lr is None: lr = 1e-3 if lora else 2e-4
+    _check_training(epochs, lr, out, lora)
     from fastai.torch_core import set_seed
 
     from blurlike.all import HFTextDataLoaders, best_precision, hf_learner
@@ -152,7 +159,7 @@ def train(
     with redirect_stdout(sys.stderr): # fastai prints its table to standard output
         dls = HFTextDataLoaders.from_df(
             df, checkpoint, **cols, valid_col=valid_col, valid_pct=valid_pct, bs=bs, max_length=max_length, seed=seed)
-        learn = hf_learner(dls, precision=precision or best_precision(dls.device))
+        learn = hf_learner(dls, precision=precision or best_precision(dls.device), lora=lora)
         learn.fit_one_cycle(epochs, slice(lr/10, lr))
     print(f"Model saved to {learn.save_pretrained(out)}")
 
@@ -337,7 +344,8 @@ def _help() -> str:
 
 # %% ../nbs/80_cli.ipynb #4d0ceaf1
 _EXAMPLES = dict(
-    train='blurlike train reviews.csv --checkpoint distilbert-base-uncased --label-col mood --out my_model',
+    train='blurlike train reviews.csv --checkpoint distilbert-base-uncased --label-col mood --out my_model\n'
+          '  blurlike train reviews.csv --checkpoint distilbert-base-uncased --lora --out my_adapter',
     predict='blurlike predict my_model < texts.txt > out.jsonl\n'
             '  blurlike predict my_model --file questions.jsonl --jsonl --option top_k=3\n'
             '  blurlike predict my_model --input data.parquet --output scores --engine ray',

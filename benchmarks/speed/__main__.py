@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from fastcore.script import call_parse
 
-from . import data, fixed, generation, prediction, ranks, scale, training
+from . import adapters, data, fixed, generation, prediction, ranks, scale, training
 from .common import section_text, write_section
 
 ROUNDS = 5
@@ -30,7 +30,8 @@ SECTIONS = {
     'generation': Section(generation, dict(texts=8, tokens=8), dict(texts=200, tokens=20)),
     'scale': Section(scale, dict(few=10_000, many=50_000, others=20_000),
                      dict(few=100_000, many=1_000_000, others=100_000)),
-    'ranks': Section(ranks, dict(rows=160), dict(rows=1600))}
+    'ranks': Section(ranks, dict(rows=160), dict(rows=1600)),
+    'adapters': Section(adapters, dict(steps=1), dict(steps=10))}
 
 def chosen(
     only:str, # Comma-separated names; "" for all sections

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['load_hf_config', 'set_pad_token', 'load_hf_tokenizer', 'note_other_tokenizer', 'in_body', 'load_hf_model',
            'replace_head', 'HFObjects', 'get_hf_objects', 'runs_own_code', 'model_skeleton', 'is_hf_model',
-           'forward_args', 'forward_kwargs', 'position_limit', 'tokenizer_limit']
+           'has_adapters', 'inner_model', 'merged_model', 'forward_args', 'forward_kwargs', 'position_limit',
+           'tokenizer_limit']
 
 # %% ../../nbs/core/02_objects.ipynb #46135eba
 import inspect, re, sys
@@ -179,6 +180,12 @@ def _new_modules(missing, mismatched):
     "Return the names of the modules whose weights do not come from the checkpoint"
     return list(dict.fromkeys(o.rsplit('.', 1)[0] for o in sorted({*missing, *(o[0] for o in mismatched)})))
 
+# %% ../../nbs/core/02_objects.ipynb #606654af
+def _random_modules(model, missing, mismatched):
+    "Return the names of the modules with random matrices"
+    matrices = {n for n,p in model.named_parameters() if p.ndim > 1}
+    return _new_modules(matrices & {*missing}, [o for o in mismatched if o[0] in matrices])
+
 # %% ../../nbs/core/02_objects.ipynb #5ce91fae
 def _unused_modules(unexpected, model):
     "Return the names of the modules in the checkpoint that `model` does not have"
@@ -217,6 +224,7 @@ def load_hf_model(
     model_kwargs:dict=None, # Passed to `from_pretrained`, such as `dtype` or `attn_implementation`
     whole:bool=False, # Whether to raise `ValueError` if any weights are missing from the checkpoint
     trust_remote_code:bool=False, # Whether Python code of the checkpoint may run
+    elsewhere=(), # Names of weights that an adapter contains, and the checkpoint may lack
 ) -> 'PreTrainedModel': # In float32
     "Load the model of `checkpoint`; raise `OSError` if there is none, `ValueError` if its weights do not fit `config`"
     kwargs = dict(dtype=torch.float32, ignore_mismatched_sizes=True, trust_remote_code=trust_remote_code)
@@ -226,9 +234,12 @@ def load_hf_model(
     with _reaching(checkpoint, f'{model_cls.__name__} weights'), nullcontext() if full else quiet_load_report():
         model,info = model_cls.from_pretrained(checkpoint, config=config, output_loading_info=True, **kwargs)
     if getattr(kwargs.get('quantization_config'), 'dequantize', False): _remove_quantization(model)
-    mismatched = sorted(info['mismatched_keys']) # a set
+    mismatched = sorted(o for o in info['mismatched_keys'] if o[0] not in elsewhere) # a set
     _check_body(model, mismatched)
-    new,unused = _new_modules(info['missing_keys'], mismatched),_unused_modules(info['unexpected_keys'], model)
+    missing = {*info['missing_keys']} - {*elsewhere}
+    new,unused = _new_modules(missing, mismatched),_unused_modules(info['unexpected_keys'], model)
+    model.random_modules = _random_modules(model, missing, mismatched)
+    if elsewhere: new,unused = model.random_modules,[]
     if new and whole:
         raise ValueError(f"checkpoint={str(checkpoint)!r} has no trained weights for {', '.join(new)} of "
                          f"{type(model).__name__}: train them first, with HFTextDataLoaders and hf_learner.")
@@ -244,8 +255,9 @@ def replace_head(
     if model.base_model is model: raise ValueError(f"{type(model).__name__} has no head to replace.")
     new = type(model)(deepcopy(model.config)).to(model.dtype)
     new.base_model.load_state_dict(model.base_model.state_dict())
-    heads = _new_modules([o for o in new.state_dict() if not in_body(o, new)], [])
-    print_once(_weights_line(new, heads, [], []), model.config.name_or_path, 'new_head')
+    weights = [o for o in new.state_dict() if not in_body(o, new)]
+    new.random_modules = [*getattr(model, 'random_modules', []), *_random_modules(new, weights, [])]
+    print_once(_weights_line(new, _new_modules(weights, []), [], []), model.config.name_or_path, 'new_head')
     return new.eval()
 
 # %% ../../nbs/core/02_objects.ipynb #2ff4e6ca
@@ -302,12 +314,38 @@ def is_hf_model(
     modeling = sys.modules.get('transformers.modeling_utils')
     return modeling is not None and isinstance(model, modeling.PreTrainedModel)
 
+# %% ../../nbs/core/02_objects.ipynb #9111e9b9
+def has_adapters(
+    model:nn.Module, # Any module
+) -> bool:
+    "Return whether peft has added adapters to `model`"
+    return bool(getattr(model, 'peft_config', None))
+
+def inner_model(
+    model:nn.Module, # Any module
+) -> nn.Module: # `model` itself if it is not a `PeftModel`
+    "Return the Hugging Face model in a `PeftModel`"
+    return model.get_base_model() if hasattr(model, 'get_base_model') else model
+
+# %% ../../nbs/core/02_objects.ipynb #18446e0f
+def merged_model(
+    model, # A model, or one with adapters
+) -> nn.Module: # `model` itself if it has no adapters
+    "Return a copy of a model with its adapters merged into the weights; raise `ValueError` if that is not possible"
+    if not has_adapters(model): return model
+    if not hasattr(model, 'merge_and_unload'):
+        raise ValueError(f"merge=True is not possible: the adapters of {type(model).__name__} are not part of weights.")
+    res = deepcopy(model).merge_and_unload()
+    vars(res).pop('peft_config', None)
+    return res
+
 # %% ../../nbs/core/02_objects.ipynb #33355edd
 def forward_args(
     model:nn.Module, # A model or a skeleton
 ) -> list[str]:
     "Return the names of the arguments of the model's `forward`"
-    return [n for n,p in inspect.signature(model.forward).parameters.items() if p.kind is not p.VAR_KEYWORD]
+    args = inspect.signature(inner_model(model).forward).parameters
+    return [n for n,p in args.items() if p.kind is not p.VAR_KEYWORD]
 
 # %% ../../nbs/core/02_objects.ipynb #7406e935
 def forward_kwargs(

@@ -18,6 +18,7 @@ from xxhash import xxh3_128
 
 from .checks import first_line, one_of, print_once
 from .compat import has_native_arithmetic, int8_linear
+from .objects import has_adapters, merged_model
 
 # %% ../../nbs/core/04_precision.ipynb #a2b77895
 DTYPES = dict(bf16=torch.bfloat16, fp16=torch.float16) # The precisions that use autocast
@@ -56,7 +57,7 @@ def train_in_fp32(
     half = [o for o in model.parameters() if o.requires_grad and o.dtype in DTYPES.values()]
     if not half: return None
     dtype = half[0].dtype
-    if hasattr(model, 'peft_config') or getattr(model, 'is_quantized', False):
+    if has_adapters(model) or getattr(model, 'is_quantized', False):
         for o in half: o.data = o.data.float()
     else: model.float()
     return dtype
@@ -112,6 +113,7 @@ def _quantized(model):
     "Return a copy of `model` with int8 linear layers; raise `ValueError` if torch cannot make one"
     from torch.ao.quantization import per_channel_dynamic_qconfig, quantize_dynamic # slow to import, rarely needed
     scheme,layers = {nn.Linear: per_channel_dynamic_qconfig},{nn.Linear: int8_linear()}
+    model = merged_model(model)
     with _evaluation_mode(model), warnings.catch_warnings():
         warnings.simplefilter('ignore') # torch announces that these functions will move to another package
         try: return quantize_dynamic(model, scheme, mapping=layers)

@@ -21,8 +21,8 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 from ..core.checks import brief, check_options, fast_tokenizer, one_of, print_once, whole_number
 from ..core.compat import undeclared_sharing
 from ..core.inputs import HFInputs, as_rows, decode_texts
-from ..core.objects import (forward_args, is_hf_model, model_skeleton, note_other_tokenizer, position_limit,
-                                   set_pad_token, tokenizer_limit)
+from ..core.objects import (forward_args, has_adapters, is_hf_model, model_skeleton, note_other_tokenizer,
+                                   position_limit, set_pad_token, tokenizer_limit)
 from .loader import HFDataLoader
 from ..tasks.base import Task, all_tasks, get_task, infer_task, task_options
 from ..text.lengths import text_columns
@@ -233,7 +233,7 @@ def check_model(self:HFTextBlock,
     if limit and self.max_length and self.max_length > limit:
         raise ValueError(f"max_length={self.max_length} of the data must be at most {limit}, the number of positions "
                          f"of {name}: pass max_length={limit} when you create the DataLoaders.")
-    if shared := undeclared_sharing(model):
+    if not has_adapters(model) and (shared := undeclared_sharing(model)): # peft saves adapters in its own way
         raise ValueError(f"{name} cannot be saved: its modules share {shared}, which its class does not declare as "
                          "tied. Copy the weights instead.")
 

@@ -22,6 +22,7 @@ from huggingface_hub.utils import validate_repo_id
 
 import blurlike
 from ..core.checks import preview
+from ..core.objects import has_adapters
 from ..tasks.base import get_block
 from ..tasks.generation import Generates
 from ..train.callback import HFCallback
@@ -87,6 +88,13 @@ _TRANSFORMERS = """from transformers import pipeline
 pipe = pipeline("{tag}", model="PATH"{options})
 pipe({call})"""
 
+_ADAPTER = """from transformers import AutoConfig, {auto_model}, pipeline
+
+config = AutoConfig.from_pretrained("PATH", subfolder="base")
+model = {auto_model}.from_pretrained("PATH", config=config)
+pipe = pipeline("{tag}", model=model, tokenizer="PATH"{options})
+pipe({call})"""
+
 _BLURLIKE = """from blurlike.all import load_hf_learner
 
 learn = load_hf_learner("PATH")
@@ -109,8 +117,10 @@ def _snippets(facts):
     if facts.generates: method,more = 'hf_generate',', max_new_tokens=20'
     texts = ex.values() if isinstance(ex, dict) else L(ex)
     options = ', truncation=True' if facts.tag=='text-classification' else '' # other pipelines do it by themselves
-    names = dict(tag=facts.tag, options=options, method=method, call=f'{ex!r}{more}', texts=', '.join(map(repr, texts)))
-    codes = {'transformers': _TRANSFORMERS} if library=='transformers' and facts.tag in SUPPORTED_TASKS else {}
+    names = dict(tag=facts.tag, options=options, method=method, call=f'{ex!r}{more}', texts=', '.join(map(repr, texts)),
+                 auto_model=getattr(facts, 'auto_model', None))
+    codes = {'transformers': {'transformers': _TRANSFORMERS}, 'peft': {'transformers and peft': _ADAPTER}}
+    codes = codes.get(library, {}) if facts.tag in SUPPORTED_TASKS else {}
     codes |= {'blurlike': _BLURLIKE} | ({'onnxruntime': _ONNX} if library=='onnx' else {})
     return {k: v.format(**names) for k,v in codes.items()}
 
@@ -130,7 +140,9 @@ def _link(name, path=''): return f'[{name}](https://huggingface.co/{path}{name})
 
 def _description(facts, datasets=None):
     "Return a paragraph that describes the model"
-    kind = f'a fine-tuned version of {_link(facts.base)}' if facts.base else f'a `{facts.arch}` model'
+    adapter = getattr(facts, 'library', None)=='peft'
+    base = _link(facts.base) if facts.base else f'a `{facts.arch}` model'
+    kind = f'an adapter for {base}' if adapter else f'a fine-tuned version of {base}' if facts.base else base
     data = ', trained on ' + ', '.join(_link(o, 'datasets/') for o in L(datasets)) if datasets else ''
     labels = f' It has {len(facts.labels)} labels: {preview(facts.labels, 20)}.' if facts.labels else ''
     return f'This model is {kind} for {_in_words(facts.task)}{data}.{labels}'
@@ -159,11 +171,12 @@ def _facts(learn):
     block,model = get_block(learn.dls),get_model(learn.model)
     task = block.task
     return SimpleNamespace(
-        block=block, task=task.name, tag=task.pipeline_tag or task.name,
+        block=block, task=task.name, tag=task.pipeline_tag or task.name, auto_model=task.auto_model.__name__,
         generates=isinstance(task, Generates), example=task.example(block),
         labels=list(model.config.id2label.values()) if task.has_labels else [],
         base=_base_model(block.hf_config), arch=model.config.model_type,
-        library=getattr(model, 'library_name', 'transformers'), int8=getattr(model, 'precision', None)=='int8')
+        library='peft' if has_adapters(model) else getattr(model, 'library_name', 'transformers'),
+        int8=getattr(model, 'precision', None)=='int8')
 
 # %% ../../nbs/ship/70_card.ipynb #7fa068cf
 def _results(learn, facts, datasets=None):
@@ -180,7 +193,8 @@ def _results(learn, facts, datasets=None):
 def _metadata(learn, facts, model_name, datasets=None, **data):
     "Return the metadata of the card"
     results = _results(learn, facts, datasets)
-    ours = dict(library_name=facts.library, pipeline_tag=facts.tag, base_model=facts.base,
+    relation = dict(base_model_relation='adapter') if facts.library=='peft' and facts.base else {}
+    ours = dict(library_name=facts.library, pipeline_tag=facts.tag, base_model=facts.base, **relation,
                 tags=['blurlike', 'fastai', facts.task],
                 metrics=[o.metric_type for o in results] or None, eval_results=results or None)
     return ModelCardData(model_name=model_name, datasets=datasets, **ours | data)

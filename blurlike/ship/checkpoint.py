@@ -36,6 +36,7 @@ from ..core.ranks import from_rank0, from_ranks, n_ranks, on_rank0
 from .save import atomic_folder, write_model
 from ..tasks.base import get_block
 from ..tasks.labels import get_vocab
+from ..train.splitter import adapter_state
 
 # %% ../../nbs/ship/76_checkpoint.ipynb #9331e330
 _JSON = type(None), bool, int, float, str
@@ -241,9 +242,9 @@ def missing_weights(
     model, # The model
     found, # Names of weights
 ) -> dict: # By name
-    "Return the weights of `model` that are not `found`, and share no memory with one that is"
-    state = model.state_dict()
-    there = {state[k].data_ptr() for k in found}
+    "Return the weights of `model` that training changes, are not `found`, and share no memory with one that is"
+    state = adapter_state(model)
+    there = {state[k].data_ptr() for k in found if k in state}
     return {k: v for k,v in state.items() if k not in found and v.data_ptr() not in there}
 
 # %% ../../nbs/ship/76_checkpoint.ipynb #87489701
@@ -314,7 +315,7 @@ def write_folder(self:HFCheckpoint, learn, folder, state, info):
         state['weights'] = missing_weights(model, stored_weights(new, model, read=False))
         info['state'] = pack(state, tensors)
         save_file(tensors, new/'training.safetensors')
-        info['files'] = {o.name: o.stat().st_size for o in new.iterdir()}
+        info['files'] = {o.name: o.stat().st_size for o in new.iterdir() if o.is_file()}
         (new/'training.json').write_text(json.dumps(info), encoding='utf-8')
     if info['done']: self.ends[self.stage] = folder
     self.kept = [*(o for o in self.kept if o!=folder), folder][-self.keep:]

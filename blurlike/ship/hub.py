@@ -27,7 +27,7 @@ from huggingface_hub.utils import validate_repo_id
 from ..core.checks import first_line
 from ..core.ranks import on_rank0
 from .card import is_generated
-from .save import is_model_file, write_model
+from .save import ADAPTER_CONFIG, is_model_file, write_to_share
 
 # %% ../../nbs/ship/72_hub.ipynb #405c7037
 _STATUS = {401: 'it does not exist, or it is private and the token gives no access', 404: 'it does not exist',
@@ -100,6 +100,13 @@ def _has_own_card(api, repo_id, repo_type, files):
         except EntryNotFoundError: return False
         return not is_generated(card.read_text(encoding='utf-8'))
 
+# %% ../../nbs/ship/72_hub.ipynb #19ffe165
+def _keep_whole_model(repo_id, folder, there):
+    "Raise `FileExistsError` if `folder` contains an adapter, and the repository the weights of a whole model"
+    if not (folder/ADAPTER_CONFIG).is_file() or not any(Path(o).match('model*.safetensors') for o in there): return
+    raise FileExistsError(f"repo_id={repo_id!r} contains a model's weights, which would be lost. Choose another name, "
+                          "or pass merge=True to push a whole model.")
+
 # %% ../../nbs/ship/72_hub.ipynb #db2b698b
 def _in_model(name): return '/' not in name and is_model_file(name)
 
@@ -121,6 +128,7 @@ def push_folder(
     with reaching_hub(f'repo_id={repo_id!r}'):
         repo_id = api.create_repo(repo_id, private=private, repo_type=repo_type, exist_ok=True, **kwargs).repo_id
         there = api.list_repo_files(repo_id, revision=revision, repo_type=repo_type)
+        _keep_whole_model(repo_id, folder, there)
         keep = ['README.md'] if not replace_card and _has_own_card(api, repo_id, repo_type, there) else []
         return api.create_commit(repo_id, _operations(folder, there, keep, is_ours), repo_type=repo_type,
                                  commit_message=commit_message, revision=revision, create_pr=create_pr)
@@ -129,7 +137,7 @@ def push_folder(
 def _write_and_push(learn, repo_id, card, kwargs, **push_kwargs):
     "Write the model to a temporary folder, and push it"
     with tempfile.TemporaryDirectory() as folder:
-        folder = write_model(learn, Path(folder)/'model', card, **kwargs)
+        folder = write_to_share(learn, Path(folder)/'model', card, **kwargs)
         return push_folder(folder, repo_id, replace_card=card is not None, **push_kwargs)
 
 # %% ../../nbs/ship/72_hub.ipynb #d8e9bf21

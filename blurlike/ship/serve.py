@@ -30,7 +30,7 @@ from ..generate import stop_when
 from .card import GENERATED
 from .hub import check_repo_id, push_folder
 from .load import load_hf_learner
-from .save import preparation, write_model
+from .save import preparation, write_to_share
 from ..tasks.base import Task, get_block
 from ..tasks.causal_lm import CausalLM
 from ..tasks.masked_lm import MaskedLM
@@ -475,7 +475,7 @@ def _write_and_push(learn, repo_id, title, kwargs, **push_kwargs):
     "Write the model, its page and blurlike to a temporary folder, and push it"
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
-        write_model(learn, folder/'model', **kwargs)
+        write_to_share(learn, folder/'model', merge=True, **kwargs) # a Space needs no second repository
         files = _space_files(title, (folder/'model'/'onnx').exists())
         for name,text in (files | _sources()).items():
             (folder/name).parent.mkdir(parents=True, exist_ok=True)

@@ -140,20 +140,23 @@ def output_order(
     return None
 
 # %% ../../nbs/tasks/21_labels.ipynb #964b9686
+_COPIES = r'\.(original_module|modules_to_save\.[^.]+)(?=\.|$)' # peft trains a copy of a head, and keeps the original
+
 def move_outputs(
     model:nn.Module, # Its head is changed in place
     order:list, # For each output in the new order, its current position
 ):
     "Reorder the outputs of `model`; raise `ValueError` if its output layer cannot be found"
     had = output_names(model.config)
-    heads = [m for k,m in model.named_modules()
-             if isinstance(m, nn.Linear) and m.out_features==len(order) and not in_body(k, model)]
-    if len(heads)!=1:
+    heads = {k: m for k,m in model.named_modules()
+             if isinstance(m, nn.Linear) and m.out_features==len(order) and not in_body(k, model)}
+    if len({re.sub(_COPIES, '', k) for k in heads})!=1:
         raise ValueError(f"The classes of {type(model).__name__} are {preview(had)}, in a different order from the "
                          f"data's, and its outputs cannot be reordered: pass vocab={had}, or "
                          f"CategoryBlock(vocab={had}, sort=False) in a DataBlock.")
     with torch.no_grad():
-        for p in heads[0].parameters(): p.copy_(p[order])
+        for m in heads.values():
+            for p in m.parameters(): p.copy_(p[order])
 
 # %% ../../nbs/tasks/21_labels.ipynb #72af7e0e
 def match_outputs(

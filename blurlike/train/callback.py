@@ -37,7 +37,7 @@ from ..core.checks import preview, print_once
 from ..core.compat import (autocast_depth, end_cleanup, epoch_loop, has_pre_hook, remove_capture_hooks,
                                   run_epochs, take_step)
 from ..core.inputs import HFInputs, HFRows, can_redraw
-from ..core.objects import forward_kwargs
+from ..core.objects import forward_kwargs, inner_model
 from ..core.precision import train_in_fp32, without_cudnn_attention
 from ..tasks.base import (TargetLoss, TokenCrossEntropy, check_one_divisor, loss_terms, loss_to,
                                  target_weight)
@@ -127,12 +127,13 @@ def take_dict(
 def _check(self:HFCallback):
     "Check that the model fits the data, and configure it; raise `ValueError` if it does not"
     def state(): return id(self.dls),id(self.model),str(getattr(getattr(self.model, 'config', None), 'id2label', None))
-    if self.task is not None: self.dls.hf_block.check_vocab(get_model(self.model)) # the user may have added tokens
-    if self.task is None or self.checked==state(): return
-    self.dls.hf_block.check_model(get_model(self.model))
-    self.task.check_model(self.dls, self.model)
-    self.task.configure(self.dls, self.model)
     model = get_model(self.model)
+    inner = inner_model(model)
+    if self.task is not None: self.dls.hf_block.check_vocab(inner) # the user may have added tokens
+    if self.task is None or self.checked==state(): return
+    self.dls.hf_block.check_model(inner)
+    self.task.check_model(self.dls, inner)
+    self.task.configure(self.dls, inner)
     if not has_pre_hook(model, take_dict): model.register_forward_pre_hook(take_dict, with_kwargs=True)
     self.checked = state() # another learner may reorder the outputs of the same model
 

@@ -19,10 +19,11 @@ from fastai.torch_basics import L, delegates, patch
 from torch.amp import GradScaler, autocast
 
 from ..core.checks import brief, check_options, fraction
-from ..core.objects import load_hf_config, load_hf_model, replace_head, runs_own_code
+from ..core.objects import has_adapters, load_hf_config, load_hf_model, replace_head, runs_own_code
 from ..core.precision import DTYPES, check_precision
 from ..tasks.base import get_block
 from ..tasks.labels import check_problem_type
+from .adapters import add_adapters, check_adapted, check_adapters, checkpoint_gradients
 from .callback import HFCallback
 from .optimizer import hf_adamw
 from .splitter import hf_splitter
@@ -70,6 +71,14 @@ def _model_for(dls, model, config_kwargs, model_kwargs, new_head):
                          f"model={type(model).__name__}(...): pass them when you build it.")
     return model
 
+# %% ../../nbs/train/63_learner.ipynb #c67879a1
+def _prepared(model, peft_config, lora, gradient_checkpointing, auto_model):
+    "Add adapters to `model` and turn on gradient checkpointing, if wanted"
+    if lora or peft_config is not None: model = add_adapters(model, peft_config, auto_model)
+    else: check_adapted(model)
+    if gradient_checkpointing: checkpoint_gradients(model)
+    return model
+
 # %% ../../nbs/train/63_learner.ipynb #e8462d46
 def default_callbacks(
     precision:str, # "fp32", "bf16" or "fp16"
@@ -93,13 +102,16 @@ def hf_learner(
     opt_func=hf_adamw, # Creates the optimizer
     splitter=hf_splitter, # Creates the parameter groups
     metrics=None, # None for the task's; `[]` for none
-    lr:float=5e-5, # The default learning rate
+    lr:float=None, # The default learning rate; None for 5e-5, or 1e-3 with adapters
     precision:str='fp32', # "fp32", "bf16" or "fp16": the precision of the forward pass
     max_grad_norm:float=1., # Gradients with a larger norm are scaled down to it; None for no clipping
     config_kwargs:dict=None, # Settings of the model's configuration to change, such as dropout
     model_kwargs:dict=None, # Passed to the model's `from_pretrained`
     new_head:bool=False, # Whether to replace a trained head of the checkpoint, even if it fits
     train_bn:bool=False, # Whether normalization layers of frozen groups are trained
+    peft_config=None, # A configuration of peft, such as `LoraConfig(r=8)`: add adapters, and freeze the model
+    lora:bool=False, # Whether to add a LoRA adapter with default settings
+    gradient_checkpointing:bool=False, # Whether to save memory by computing activations again in the backward pass
     cbs=None, # More callbacks
     **kwargs
 ) -> Learner:
@@ -107,7 +119,10 @@ def hf_learner(
     check_options(kwargs, inspect.signature(hf_learner).parameters)
     task = get_block(dls).task
     check_precision(precision, torch.device(dls.device))
-    model = _model_for(dls, model, config_kwargs, model_kwargs, new_head).to(dls.device)
+    check_adapters(peft_config, lora, model)
+    model = _model_for(dls, model, config_kwargs, model_kwargs, new_head)
+    model = _prepared(model, peft_config, lora, gradient_checkpointing, task.auto_model).to(dls.device)
+    if lr is None: lr = 1e-3 if has_adapters(model) else 5e-5
     if loss_func is None: loss_func = task.loss_func()
     if metrics is None: metrics = task.metrics()
     cbs = default_callbacks(precision, max_grad_norm, cbs)
