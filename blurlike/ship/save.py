@@ -195,7 +195,7 @@ def write_model(
     model = get_model(learn.model)
     block = get_block(learn.dls)
     with atomic_folder(path) as new:
-        with no_model_bars(), own_settings(model, block):
+        with no_model_bars(), own_settings(inner_model(model), block):
             drop_idle_settings(inner_model(model))
             if has_adapters(model): _write_adapter(model, new)
             else: model.save_pretrained(new, **kwargs)

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from ..core.checks import first_line, import_extra
+from ..core.checks import brief, first_line, import_extra
 from ..core.objects import forward_args, has_adapters, in_body, inner_model, is_hf_model
 from ..core.precision import DTYPES
 from .splitter import head_params
@@ -97,7 +97,7 @@ def check_adapters(
     PeftConfig = import_extra('peft', 'peft').PeftConfig
     if lora and peft_config is not None: raise ValueError("lora=True and peft_config=... exclude each other: pass one.")
     if not isinstance(peft_config, PeftConfig|None):
-        raise TypeError(f"peft_config={peft_config!r:.80} must be a configuration of peft, such as LoraConfig(r=8).")
+        raise TypeError(f"peft_config={brief(peft_config)} must be a configuration of peft, such as LoraConfig(r=8).")
     if model is None or not has_adapters(model): return
     raise ValueError(f"model={type(model).__name__}(...) has adapters already: leave out lora= and peft_config=.")
 
