@@ -40,13 +40,13 @@ if not hasattr(Learner, 'distrib_ctx'): patch(distrib_ctx)
 
 # %% ../../nbs/train/65_distributed.ipynb #327ea57a
 class ShareLoss(Callback):
-    "Make the average of the ranks' gradients the gradient of their batches together"
+    "Make the average of the ranks' gradients equal to the gradient of their combined batch"
     order,run_valid = HFCallback.order-.5,False
 
     def before_fit(self): check_one_divisor(self.loss_func, 'in several processes')
 
     def after_loss(self):
-        "Weigh the loss by the targets of this rank; a spare batch has none"
+        "Weight the loss by the targets of this rank; a spare batch has none"
         spare = getattr(self.dl, 'spare', False)
         own,rows = (0, 0) if spare else (target_weight(self.loss_func, self.yb), find_bs(self.yb))
         numbers = [self.loss.mean().item()*own if own else 0., own, rows]
@@ -204,7 +204,7 @@ def before_fit(self:HFCallback):
 # %% ../../nbs/train/65_distributed.ipynb #db2bb4b1
 @patch
 def after_fit(self:HFCallback):
-    "Restore the learner's logger, record the run, and no longer share the work"
+    "Restore the learner's logger, record the run, and remove the callbacks"
     self._orig_after_fit()
     trainer = getattr(self.learn, 'distributed_trainer', None)
     if trainer is None or not trainer.run: return
