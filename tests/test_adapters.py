@@ -400,6 +400,13 @@ def test_a_relative_base_is_found_from_elsewhere(dls, base, tmp_path, monkeypatc
 
 # ---- folders
 
+def test_a_base_that_was_trained_is_saved_merged(dls, base, tmp_path):
+    model = tune(hf_learner(dls, model_of(base))).model
+    learn = tune(hf_learner(dls, model, lora=True))
+    with pytest.raises(ValueError, match=mentions('merge=True', base)): learn.save_pretrained(tmp_path/'adapter')
+    assert_same(probs(load_hf_learner(learn.save_pretrained(tmp_path/'whole', merge=True), device='cpu')), probs(learn))
+
+
 def test_a_model_without_a_checkpoint_is_saved_merged(df, hf, tmp_path):
     dls = HFTextDataLoaders.from_df(df, hf, valid_col='is_valid', bs=8, device='cpu')
     learn = tune(hf_learner(dls, hf.model, lora=True))

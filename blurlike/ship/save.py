@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['ADAPTER_CONFIG', 'BASE_CONFIG', 'MODEL_FILES', 'SCHEMA', 'BLOCK_OPTIONS', 'folder_to_replace', 'keep_weights',
-           'is_model_file', 'atomic_folder', 'preparation', 'check_base', 'write_model', 'write_to_share']
+           'is_model_file', 'atomic_folder', 'preparation', 'changed_weight', 'check_base', 'write_model',
+           'write_to_share']
 
 # %% ../../nbs/ship/71_save.ipynb #fc7654ac
 import json
@@ -20,7 +21,8 @@ import transformers
 from fastai.learner import Learner
 from fastai.torch_basics import patch
 from fastai.torch_core import get_model
-from huggingface_hub import ModelCard
+from huggingface_hub import ModelCard, try_to_load_from_cache
+from safetensors import safe_open
 
 import blurlike
 from ..core.objects import has_adapters, inner_model, merged_model, tokenizer_limit
@@ -31,6 +33,7 @@ from ..tasks.base import get_block
 from ..tasks.generation import drop_idle_settings, own_settings
 from ..tasks.labels import get_vocab
 from ..text.rows import columns_of
+from ..train.splitter import adapter_params
 
 # %% ../../nbs/ship/71_save.ipynb #8383dc0c
 ADAPTER_CONFIG,BASE_CONFIG = 'adapter_config.json','base/config.json' # peft's file, and the model's configuration
@@ -168,6 +171,30 @@ def _write_adapter(model, folder):
     config.to_json_file(folder/BASE_CONFIG)
     if inner.can_generate(): inner.generation_config.save_pretrained(folder)
 
+# %% ../../nbs/ship/71_save.ipynb #d2ce16e7
+def _checkpoint_files(name):
+    "Return the safetensors files of a checkpoint: a folder, or a name on the Hub whose files are in the cache"
+    if Path(name).is_dir(): return sorted(Path(name).glob('model*.safetensors'))
+    config = try_to_load_from_cache(str(name), 'config.json')
+    return sorted(Path(config).parent.glob('model*.safetensors')) if isinstance(config, str) else []
+
+def changed_weight(
+    model, # A model with adapters
+    name:str, # The checkpoint of its base
+) -> str|None: # None if all that can be compared are equal
+    "Return the name of a weight of the base that differs from the checkpoint"
+    saved = {id(p) for p in adapter_params(model)}
+    own = {k.replace('.base_layer.', '.'): p for k,p in inner_model(model).named_parameters()
+           if p.is_floating_point() and p.ndim and id(p) not in saved}
+    prefix = f'{inner_model(model).base_model_prefix}.'
+    for file in _checkpoint_files(name):
+        with safe_open(file, 'pt') as tensors:
+            for k in tensors.keys(): # noqa: SIM118  it is no dict
+                p = next((own[o] for o in (k, prefix+k, k.removeprefix(prefix)) if o in own), None)
+                theirs = tensors.get_slice(k)
+                if p is None or list(p.shape)!=theirs.get_shape(): continue
+                if not torch.equal(p[:8].cpu(), theirs[:8].to(p.dtype)): return k
+
 # %% ../../nbs/ship/71_save.ipynb #3f1b5e89
 def check_base(
     model, # A model, or one with adapters
@@ -175,9 +202,12 @@ def check_base(
     "Raise `ValueError` if the base of the adapters of `model` could not be loaded again"
     if not has_adapters(model): return
     name = next(iter(model.peft_config.values())).base_model_name_or_path
-    if name and not (Path(name).is_dir() and not (Path(name)/'config.json').is_file()): return
+    missing = not name or (Path(name).is_dir() and not (Path(name)/'config.json').is_file())
+    changed = None if missing else changed_weight(model, name)
+    if not missing and changed is None: return
     where = f'the folder {name!r}, which has no config.json' if name else 'not from a checkpoint'
-    raise ValueError(f"The base of the adapter is {where}, so that it could not be loaded again: pass merge=True to "
+    why = f'was trained: {changed!r} differs from {name!r}' if changed else f'is {where}'
+    raise ValueError(f"The base of the adapter {why}, so that it could not be loaded again: pass merge=True to "
                      "save a whole model, or save the base first and train with that.")
 
 # %% ../../nbs/ship/71_save.ipynb #7093524d
