@@ -134,7 +134,9 @@ def _storable(type):
 def _as_text(value):
     "Return a value of a column of texts; None stays None"
     if value is None or isinstance(value, str): return value
-    return json.dumps(as_plain(value), ensure_ascii=False, default=str)
+    value = as_plain(value)
+    is_json = isinstance(value, (list, tuple, dict, bool, int, float))
+    return json.dumps(value, ensure_ascii=False, default=str) if is_json else str(value)
 
 # %% ../nbs/82_scale.ipynb #612ea1d6
 def _column(chunk, name, type):

@@ -35,6 +35,7 @@ from safetensors.torch import load, save
 from test_matrix import CONFIGS, TASKS, frame
 
 from blurlike.all import HFCheckpoint, HFLoss, HFObjects, HFTextDataLoaders, hf_learner, load_hf_learner
+from blurlike.ship import checkpoint
 from blurlike.ship.checkpoint import is_plain, pack, read_checkpoints, restore_random, unpack
 
 WRITING = {'summarization': 't5', 'translation': 't5', 'text2text-generation': 't5', 'causal-lm': 'gpt2'}
@@ -697,13 +698,34 @@ def test_other_folders_of_the_user_are_not_touched(df, tmp_path):
     for o in others:
         o.parent.mkdir(parents=True)
         o.write_text('precious')
-    leftovers = [run/'.step-4-0123abcd', run/'step-4-0123abcd-old']
+    leftovers = [run/'.step-4-0123abcd', run/'step-4-0123abcd-old', run/'..step-4-0123abcd-4567cdef']
     for o in leftovers: o.mkdir()
     train(df, run, stop=7)
     train(df, run)
     train(df, run, resume=False)
     assert all(o.read_text()=='precious' for o in others)
     assert not any(o.exists() for o in leftovers)
+
+
+def test_a_write_that_is_killed_leaves_nothing(df, tmp_path, monkeypatch):
+    class Killed(BaseException): pass
+    def write_model(*args, **kwargs):
+        whole(*args, **kwargs)
+        raise Killed
+    whole = checkpoint.write_model
+    monkeypatch.setattr(checkpoint, 'write_model', write_model)
+    monkeypatch.setattr('shutil.rmtree', lambda *args, **kwargs: None) # a killed process does not clean up
+    with pytest.raises(Killed): train(df, tmp_path/'run')
+    assert any(o.name.startswith('.') for o in (tmp_path/'run').iterdir())
+    monkeypatch.undo()
+    train(df, tmp_path/'run')
+    assert not [o.name for o in (tmp_path/"run").iterdir() if o.name.startswith(".")]
+
+
+def test_numbers_of_numpy_are_arguments_of_fit(df, tmp_path):
+    learn = make_learner(df)
+    with learn.no_bar(): learn.fit(np.int64(1), 1e-2, cbs=HFCheckpoint(tmp_path/'run'))
+    assert any(o.name.startswith('step-') for o in (tmp_path/'run').iterdir())
 
 
 class Counts(Callback):

@@ -13,6 +13,7 @@ from fastai.losses import (
     BCEWithLogitsLossFlat,
     CrossEntropyLossFlat,
     FocalLossFlat,
+    LabelSmoothingCrossEntropy,
     LabelSmoothingCrossEntropyFlat,
     MSELossFlat,
 )
@@ -143,7 +144,9 @@ def test_rows_that_do_not_divide_make_a_batch_of_their_size(task, bs, n_acc, lar
 @pytest.mark.parametrize('make', [
     lambda: TokenCrossEntropy(weight=torch.tensor([1., 9.])), lambda: FocalLossFlat(gamma=1.),
     lambda: CrossEntropyLossFlat(weight=torch.tensor([1., 9.])), LabelSmoothingCrossEntropyFlat,
-    lambda: FocalLossFlat(weight=torch.tensor([1., 9.])), lambda: F.cross_entropy])
+    lambda: FocalLossFlat(weight=torch.tensor([1., 9.])), lambda: F.cross_entropy,
+    lambda: nn.CrossEntropyLoss(weight=torch.tensor([1., 9.]), ignore_index=-100),
+    lambda: partial(F.cross_entropy, weight=torch.tensor([1., 9.]))])
 @pytest.mark.parametrize('plain', [True, False])
 def test_other_losses_accumulate_too(make, plain):
     dls = loaders('token-classification')
@@ -155,13 +158,16 @@ def test_a_loss_with_two_divisors_accumulates_as_torch_or_not_at_all(task):
     dls,weight = loaders(task),torch.tensor([1., 9.])
     with pytest.raises(ValueError, match=mentions('loss_func=LabelSmoothingCrossEntropyFlat', 'label_smoothing=0.3')):
         train(dls, 2, LabelSmoothingCrossEntropyFlat(eps=0.3, weight=weight), [GradientAccumulation(8)])
+    with pytest.raises(ValueError, match=mentions('label_smoothing=0.3')):
+        train(dls, 2, LabelSmoothingCrossEntropy(eps=0.3, weight=weight), [GradientAccumulation(8)])
     torchs = lambda: CrossEntropyLossFlat(label_smoothing=0.3, weight=weight)
     assert_same_step(train(dls, 2, torchs(), [GradientAccumulation(8)]), train(dls, 8, torchs()))
 
 
+@pytest.mark.parametrize('make', [LabelSmoothingCrossEntropyFlat, LabelSmoothingCrossEntropy, nn.CrossEntropyLoss])
 @pytest.mark.parametrize('bs', [1, 3, 20])
-def test_weighted_label_smoothing_of_rows_does_not_depend_on_the_batch_size(bs):
-    dls,loss_func = loaders('sequence-classification'),LabelSmoothingCrossEntropyFlat(weight=torch.tensor([1., 9.]))
+def test_weighted_losses_of_rows_do_not_depend_on_the_batch_size(make, bs):
+    dls,loss_func = loaders('sequence-classification'),make(weight=torch.tensor([1., 9.]))
     learn = hf_learner(dls, make_model(dls), loss_func, metrics=[])
     with learn.no_bar():
         preds,targs = learn.get_preds(act=lambda o: o)
@@ -169,8 +175,11 @@ def test_weighted_label_smoothing_of_rows_does_not_depend_on_the_batch_size(bs):
     assert found == pytest.approx(loss_func(preds, targs).item(), rel=1e-5)
 
 
-def test_class_weights_of_rows_accumulate():
-    dls,make = loaders('sequence-classification'),lambda: CrossEntropyLossFlat(weight=torch.tensor([1., 9.]))
+@pytest.mark.parametrize('make', [
+    lambda w: CrossEntropyLossFlat(weight=w), lambda w: nn.CrossEntropyLoss(weight=w),
+    lambda w: partial(F.cross_entropy, weight=w)])
+def test_class_weights_of_rows_accumulate(make):
+    dls,make = loaders('sequence-classification'),partial(make, torch.tensor([1., 9.]))
     assert_same_step(train(dls, 3, make(), [GradientAccumulation(5)]), train(dls, 6, make()))
 
 

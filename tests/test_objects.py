@@ -150,6 +150,13 @@ def test_a_tokenizer_with_another_vocabulary_of_the_same_size_is_said(given, df,
     assert re.search(mentions(repr(str(other)), repr(str(copy if given=='model' else a))), learner(other))
 
 
+def test_a_tokenizer_file_that_cannot_be_read_stops_no_learner(df, tmp_path):
+    a,copy,_ = folders(tmp_path)
+    model = get_hf_objects(copy).model
+    (copy/'tokenizer.json').write_text('{}')
+    hf_learner(HFTextDataLoaders.from_df(df, a, valid_col='is_valid', bs=8, device='cpu'), model)
+
+
 def test_a_saved_learner_trains_on_the_data_of_its_checkpoint_in_silence(df, tmp_path, capsys):
     a = folders(tmp_path)[0]
     dls = HFTextDataLoaders.from_df(df, a, valid_col='is_valid', bs=8, device='cpu')

@@ -100,6 +100,19 @@ def test_sharegpt_chats_are_chats(write):
     assert chat_rows(df.assign(messages=[write(as_sharegpt(o)) for o in df.messages])) == chat_rows(df)
 
 
+@pytest.mark.parametrize('name', ['chatgpt', 'bing', 'bard'])
+def test_assistants_in_sharegpt_chats_have_several_names(name):
+    df = chats()
+    renamed = [[o | {'from': name} if o['from']=='gpt' else o for o in as_sharegpt(row)] for row in df.messages]
+    assert chat_rows(df.assign(messages=renamed)) == chat_rows(df)
+
+
+def test_a_role_that_is_no_text_is_refused():
+    df = chats()
+    df.at[1, 'messages'] = [{'from': ['gpt'], 'value': 'warm'}]
+    with pytest.raises(ValueError, match=mentions('row 1')): chat_rows(df)
+
+
 def test_sharegpt_prompts_and_completions_are_chats():
     df = chats()
     parts = df.assign(prompt=[o[:-1] for o in df.messages], label=[o[-1:] for o in df.messages])

@@ -206,6 +206,20 @@ def test_files_whose_columns_have_several_types(models, tmp_path):
     assert found.tags.fillna('-').tolist() == ['["a"]', '-', 'b', '-', '-']
 
 
+def test_values_other_than_json_are_written_as_text(tmp_path):
+    for name,unit in (('a', pa.timestamp('ns')), ('b', pa.timestamp('us', 'UTC'))):
+        pq.write_table(pa.table(dict(text=['the film'], day=pa.array([0], unit))), tmp_path/f'{name}.parquet')
+    chunks = Chunks(tmp_path)
+    days = pa.concat_tables(map(chunks.table, chunks))['day'].to_pylist()
+    assert [o.split()[0] for o in days] == ['1970-01-01']*2
+
+
+def test_a_file_is_named_once_in_an_error(tmp_path):
+    (tmp_path/'a.csv').write_text('id,text\n1,good,x\n')
+    with pytest.raises(ValueError, match=mentions('data=', 'separator')) as e: Chunks(tmp_path/'a.csv')
+    assert str(e.value).count('data=') == 1
+
+
 def test_text_and_large_text_have_a_common_type(tmp_path):
     pq.write_table(pa.table(dict(text=pa.array(['the film'], pa.large_string()))), tmp_path/'a.parquet')
     pq.write_table(pa.table(dict(text=pa.array([b'the plot'], pa.binary()))), tmp_path/'b.parquet')

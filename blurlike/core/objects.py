@@ -152,7 +152,8 @@ def note_other_tokenizer(
     ours,theirs = tokenizer.name_or_path,model.config.name_or_path
     if not tokenizer.is_fast or not ours or not theirs or str(ours)==str(theirs): return
     file = _tokenizer_file(theirs, {})
-    text = _differing_text(tokenizer, file) if file else None
+    try: text = _differing_text(tokenizer, file) if file else None
+    except Exception: return # a broken file; tokenizers raises nothing more specific
     if text is None: return
     print_once(f"The tokenizer of {str(ours)!r} and that of the model's checkpoint {str(theirs)!r} tokenize texts such "
                f"as {text!r} differently: take both from the same checkpoint.")

@@ -151,6 +151,7 @@ def state_of(
     kind,settings = type(o).__name__,settings or {}
     if hasattr(type(o), 'state_dict'):
         state = o.state_dict()
+        if not isinstance(state, dict): raise TypeError(f"{kind}.state_dict() returned {brief(state)}, not a dict.")
         wrong = [f'{k!r} of class {type(v).__name__}' for k,v in state.items() if not is_plain(v)]
         if wrong: raise TypeError(f"{kind}.state_dict() returned {', '.join(wrong)}, which cannot be saved.")
         return state
@@ -355,7 +356,8 @@ def begin(self:HFCheckpoint):
     "Find the checkpoint to continue from; delete the remains of an interrupted write"
     if self.path.is_file(): raise ValueError(f"path={str(self.path)!r} is a file: pass a folder.")
     if rank_distrib()==0:
-        broken = [o for o in self.path.glob('*step-*') if re.fullmatch(r'\.step-\d+-\w{8}|step-\d+-\w{8}-old', o.name)]
+        remains = re.compile(r'\.+step-\d+(-[0-9a-f]{8})+(-old)?|step-\d+-[0-9a-f]{8}-old') # nested ones too
+        broken = [o for o in self.path.glob('*step-*') if remains.fullmatch(o.name)]
         for o in broken + ([] if self.resume else checkpoints_in(self.path)): shutil.rmtree(o, ignore_errors=True)
     from_ranks(None) # wait for the first
     complete = read_checkpoints(self.path) if self.resume else []
@@ -420,7 +422,7 @@ def check(self:HFCheckpoint, settings):
     "Raise `ValueError` if the run of the checkpoint has other `settings` for this fit"
     _,info = self.found
     if self.stage >= len(info['stages']): return
-    was,now = info['stages'][self.stage],json.loads(json.dumps(settings))
+    was,now = info['stages'][self.stage],settings
     changed = [f'{k}={brief(was.get(k), 60)} (now {brief(now[k], 60)})' for k in now if was.get(k)!=now[k]]
     if not changed: return
     raise ValueError(f"path={str(self.path)!r} contains a run with {', '.join(changed)} in fit {self.stage+1}. Restore "
@@ -564,7 +566,7 @@ def around_fit(self:HFCheckpoint, learn, run, cbs, args):
     for o in cbs: self.settings.setdefault(id(o), (o, settings_of(o)))
     try:
         if self.stage==0: self.begin()
-        settings = run_settings(learn, cbs, **args)
+        settings = json.loads(json.dumps(run_settings(learn, cbs, **args), default=lambda o: o.item()))
         self.stages = [*self.stages, settings]
         if self.found: self.check(settings)
         self.one_fit(learn, run, cbs)

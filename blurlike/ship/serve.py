@@ -475,7 +475,7 @@ def _write_and_push(learn, repo_id, title, kwargs, **push_kwargs):
     "Write the model, its page and blurlike to a temporary folder, and push it"
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
-        write_to_share(learn, folder/'model', merge=True, **kwargs) # a Space needs no second repository
+        write_to_share(learn, folder/'model', **dict(merge=True) | kwargs) # a Space needs no second repository
         files = _space_files(title, (folder/'model'/'onnx').exists())
         for name,text in (files | _sources()).items():
             (folder/name).parent.mkdir(parents=True, exist_ok=True)

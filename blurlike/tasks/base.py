@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['Task', 'task_options', 'named_subclasses', 'all_tasks', 'task_class', 'get_task', 'infer_task', 'get_block',
-           'mean_loss', 'loss_of_targets', 'losses_by_row', 'TokenCrossEntropy', 'ignored_target', 'TargetLoss',
-           'target_weight', 'has_two_terms', 'loss_terms', 'check_one_divisor', 'loss_to']
+           'mean_loss', 'loss_of_targets', 'losses_by_row', 'TokenCrossEntropy', 'inner_loss', 'loss_setting',
+           'ignored_target', 'TargetLoss', 'target_weight', 'has_two_terms', 'loss_terms', 'check_one_divisor',
+           'loss_to']
 
 # %% ../../nbs/tasks/20_base.ipynb #e2351198
 import inspect
@@ -458,12 +459,28 @@ class TokenCrossEntropy(CrossEntropyLossFlat):
     def activation(self, x): return L(map(self.activation, x)) if is_listy(x) else super().activation(x)
     def decodes(self, x): return L(map(self.decodes, x)) if is_listy(x) else super().decodes(x)
 
+# %% ../../nbs/tasks/20_base.ipynb #b631fa01
+def inner_loss(
+    loss_func, # A loss
+): # A module of PyTorch, a function or a `partial`
+    "Return the loss in the wrappers of fastai and of this module"
+    return loss_func if isinstance(loss_func, (nn.Module, partial)) else getattr(loss_func, 'func', loss_func)
+
+def loss_setting(
+    loss_func, # A loss
+    name:str, # The name of an argument, such as "weight"
+    default=None, # If it is not set
+):
+    "Return the value of an argument of a loss"
+    inner = inner_loss(loss_func)
+    return inner.keywords.get(name, default) if isinstance(inner, partial) else getattr(inner, name, default)
+
 # %% ../../nbs/tasks/20_base.ipynb #3d328d4f
 def ignored_target(
     loss_func, # A loss
 ) -> int:
     "Return the value that marks a position without a target"
-    return getattr(getattr(loss_func, 'func', loss_func), 'ignore_index', -100)
+    return loss_setting(loss_func, 'ignore_index', -100)
 
 # %% ../../nbs/tasks/20_base.ipynb #cc021423
 class TargetLoss(GetAttr):
@@ -472,6 +489,9 @@ class TargetLoss(GetAttr):
     def __init__(self,
         loss_func, # A loss
     ): self.loss_func = loss_func
+
+    @property
+    def func(self): return inner_loss(self.loss_func) # as in fastai's wrappers
 
     def __call__(self, pred, *targs):
         "Return the loss; with the reduction \"none\", one for each row"
@@ -490,18 +510,18 @@ def target_weight(
     "Return the divisor of a batch's mean loss, its weight in a mean over batches"
     targ = targs[0]
     if not isinstance(targ, Tensor) or targ.is_floating_point(): return find_bs(targs)
-    func = getattr(loss_func, 'func', loss_func)
+    inner,weight = inner_loss(loss_func),loss_setting(loss_func, 'weight')
     real = targ[targ != ignored_target(loss_func)]
-    weighted = isinstance(func, nn.CrossEntropyLoss) and func.weight is not None
-    return func.weight[real].sum().item() if weighted else len(real)
+    divides = isinstance(inner, nn.CrossEntropyLoss) or getattr(inner, 'func', inner) is nn.functional.cross_entropy
+    return weight[real].sum().item() if divides and weight is not None else len(real)
 
 # %% ../../nbs/tasks/20_base.ipynb #89c3ef04
 def has_two_terms(
     loss_func, # A loss
 ) -> bool:
     "Return whether the terms of `loss_func` have different divisors"
-    func = getattr(loss_func, 'func', loss_func)
-    return isinstance(func, LabelSmoothingCrossEntropy) and func.weight is not None
+    inner = inner_loss(loss_func)
+    return isinstance(inner, LabelSmoothingCrossEntropy) and inner.weight is not None
 
 # %% ../../nbs/tasks/20_base.ipynb #5d05d7f2
 def loss_terms(
@@ -513,8 +533,9 @@ def loss_terms(
     "Return the terms of a batch's loss"
     n = target_weight(loss_func, targs)
     if not has_two_terms(loss_func): return [(loss, n)]
-    weighted = CrossEntropyLossFlat(weight=loss_func.func.weight)
-    weighted_mean = (1 - loss_func.func.eps)*TargetLoss(weighted)(pred, *targs).item()
+    inner = inner_loss(loss_func)
+    weighted = CrossEntropyLossFlat(weight=inner.weight)
+    weighted_mean = (1 - inner.eps)*TargetLoss(weighted)(pred, *targs).item()
     return [(loss - weighted_mean, n), (weighted_mean, target_weight(weighted, targs))]
 
 # %% ../../nbs/tasks/20_base.ipynb #612ede49
@@ -524,7 +545,7 @@ def check_one_divisor(
 ):
     "Raise `ValueError` for a loss whose terms have different divisors"
     if not has_two_terms(loss_func): return
-    eps = loss_func.func.eps
+    eps = inner_loss(loss_func).eps
     raise ValueError(f"loss_func=LabelSmoothingCrossEntropyFlat(eps={eps}, weight=...) has two divisors, the number of "
                      f"targets and the sum of their weights: use CrossEntropyLossFlat(label_smoothing={eps}, "
                      f"weight=...) {why}.")

@@ -148,13 +148,13 @@ def _without_none(o):
     if isinstance(o, dict): return {k: _without_none(v) for k,v in o.items() if v is not None}
     return [_without_none(i) for i in o] if isinstance(o, list) else o
 
-_ROLES = dict(human='user', gpt='assistant') # ShareGPT's names of roles, where they differ
+_ROLES = dict(human='user') | dict.fromkeys(['gpt', 'chatgpt', 'bing', 'bard'], 'assistant') # ShareGPT's names of roles
 
 def _with_role(message):
     "Return a message with `role` and `content`"
     if 'role' in message: return message
     rest = {k: v for k,v in message.items() if k not in ('from', 'value')}
-    return dict(role=_ROLES.get(message['from'], message['from']), content=message['value']) | rest
+    return dict(role=_ROLES.get(str(message['from']), message['from']), content=message['value']) | rest
 
 def read_chat(
     x, # Any value

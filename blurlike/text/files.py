@@ -124,7 +124,9 @@ def naming(
     except UnicodeError as e:
         raise ValueError(f"{arg}={str(path)!r} cannot be decoded ({first_line(e)}). Save it as UTF-8, or pass its "
                          f"encoding, for example {encoding}.") from e
-    except ValueError as e: raise ValueError(f"{arg}={str(path)!r} cannot be read: {first_line(e)}.") from e
+    except ValueError as e:
+        if str(e).startswith(f'{arg}='): raise
+        raise ValueError(f"{arg}={str(path)!r} cannot be read: {first_line(e)}.") from e
 
 # %% ../../nbs/text/14_files.ipynb #1fc4459d
 def read_csv(
