@@ -732,6 +732,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'blurlike.ship.save.folder_to_replace': ('ship/save.html#folder_to_replace', 'blurlike/ship/save.py'),
                                     'blurlike.ship.save.is_model_file': ('ship/save.html#is_model_file', 'blurlike/ship/save.py'),
                                     'blurlike.ship.save.keep_weights': ('ship/save.html#keep_weights', 'blurlike/ship/save.py'),
+                                    'blurlike.ship.save.kinds_of_weights': ('ship/save.html#kinds_of_weights', 'blurlike/ship/save.py'),
                                     'blurlike.ship.save.preparation': ('ship/save.html#preparation', 'blurlike/ship/save.py'),
                                     'blurlike.ship.save.write_model': ('ship/save.html#write_model', 'blurlike/ship/save.py'),
                                     'blurlike.ship.save.write_to_share': ('ship/save.html#write_to_share', 'blurlike/ship/save.py')},
