@@ -7,18 +7,21 @@ __all__ = ['TASK_TYPES', 'modules_to_save', 'default_lora', 'cast_inputs', 'cast
            'add_adapters', 'check_adapted', 'load_adapters', 'checkpoint_gradients']
 
 # %% ../../nbs/train/66_adapters.ipynb #33b74908
+import json
 import warnings
 from copy import deepcopy
 from functools import partial
 from pathlib import Path
 
 import torch
+from safetensors import safe_open
 from torch import nn
+from transformers.utils import cached_file
 
 from ..core.checks import brief, first_line, import_extra
 from ..core.objects import forward_args, has_adapters, in_body, inner_model, is_hf_model
 from ..core.precision import DTYPES
-from .splitter import head_params
+from .splitter import adapter_params, head_params
 
 # %% ../../nbs/train/66_adapters.ipynb #c5b8c4b3
 def modules_to_save(
@@ -131,6 +134,28 @@ def _check_inputs(model):
     raise ValueError(f"model={type(model).__name__}(...) does not pass token_type_ids on: leave out task_type= in its "
                      "configuration, or pass peft_config= to hf_learner.")
 
+def _stored_names(checkpoint, revision):
+    "Return the names of the weights of a checkpoint on this machine; None if they cannot be read"
+    def find(name): return cached_file(checkpoint, name, local_files_only=True, revision=revision)
+    try:
+        with safe_open(find('model.safetensors'), 'pt') as f: return set(f.keys())
+    except OSError: pass
+    try: return set(json.loads(Path(find('model.safetensors.index.json')).read_text(encoding='utf-8'))['weight_map'])
+    except OSError: return None
+
+def _check_head(model):
+    "Raise `ValueError` if the head is not saved with the adapters, and the checkpoint lacks it"
+    inner,own = inner_model(model),{id(p) for p in adapter_params(model)}
+    head = {id(p) for p in head_params(inner)}
+    config = next(iter(model.peft_config.values()))
+    if not head or head & own or not config.base_model_name_or_path: return
+    names = [n for n,p in inner.named_parameters() if id(p) in head]
+    stored = _stored_names(config.base_model_name_or_path, config.revision)
+    if stored is None or any(k.endswith(n) or n.endswith(k) for k in stored for n in names): return
+    heads = list(dict.fromkeys(n.partition('.')[0] for n in names))
+    raise ValueError(f"model={type(model).__name__}(...) does not save {', '.join(heads)}, which the checkpoint lacks: "
+                     f"pass modules_to_save={heads} to its configuration.")
+
 def check_adapted(
     model, # A model that the user passed
 ):
@@ -142,6 +167,7 @@ def check_adapted(
     lost = [o for o in getattr(inner, 'random_modules', []) if not f'{o}.'.startswith(tuple(f'{k}.' for k in whole))]
     if lost: raise ValueError(f"model={type(model).__name__}(...) does not save {', '.join(lost)}, which the "
                               f"checkpoint lacks: pass modules_to_save={lost} to its configuration.")
+    _check_head(model)
     to_float32(inner, {f'{k}.{n}': m for k,o in whole.items() for n,m in o.modules_to_save.items()})
 
 # %% ../../nbs/train/66_adapters.ipynb #850e7c9d
