@@ -3,6 +3,7 @@ import json
 import os
 import shutil
 import sys
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -29,7 +30,6 @@ from blurlike.all import (
 )
 from blurlike.core.objects import inner_model
 from blurlike.ship import hub
-from blurlike.train.splitter import adapter_state
 
 TEXTS = ['the film warm', 'the plot dull the cast sour']
 
@@ -664,16 +664,17 @@ def test_a_run_does_not_continue_with_another_adapter(dls, base, tmp_path, capsy
     seen = []
     class Count(Callback):
         def after_step(self): seen.append(self.train_iter)
-    with pytest.raises(ValueError, match=mentions('adapters', 'resume=False')):
+    with pytest.raises(ValueError, match=mentions(*change, 'resume=False')):
         run(learner(HFCheckpoint(tmp_path/'run', every=2), Count, **change), fit)
     assert not seen
 
 
 def test_the_time_of_a_checkpoint_is_estimated_from_what_is_saved(dls):
     learn = hf_learner(dls, lora=True)
-    sizes = []
-    for o in (learn, hf_learner(dls)): sizes.append(sum(v.nbytes for v in adapter_state(o.model).values()))
-    assert sizes[0] < sizes[1]
+    learn.model.large = nn.Parameter(torch.empty(0).new_empty(1).expand(10**11), requires_grad=False) # 400 GB
+    cb = HFCheckpoint('unused')
+    cb.learn,cb.spent,cb.last,cb.began = learn,0,None,time.perf_counter() - 1000
+    assert cb.is_due()
 
 
 @pytest.mark.parametrize('config', [PromptTuningConfig(num_virtual_tokens=3, task_type='SEQ_CLS'), IA3Config()],
