@@ -113,6 +113,7 @@ def add_adapters(
     model:nn.Module, # Changed in place
     peft_config=None, # A configuration of peft; None for `default_lora`
     auto_model:type=None, # The task's Auto class
+    revision:str=None, # On the Hub: the branch, tag or commit of the base, to be saved; None for the main branch
 ): # A `PeftModel`
     "Add adapters to `model`, and freeze the rest; raise `ValueError` if they do not fit"
     if not is_hf_model(model): raise ValueError(f"model={type(model).__name__}(...) is not a Hugging Face model.")
@@ -121,8 +122,8 @@ def add_adapters(
     to_float32(model, _modules_named(model, getattr(config, 'modules_to_save', None) or ()))
     with warnings.catch_warnings():
         warnings.simplefilter('ignore', FutureWarning) # peft uses names that transformers has deprecated
-        try: return peft.get_peft_model(model, config)
-        except ValueError as e:
+        try: return peft.get_peft_model(model, config, revision=revision)
+        except (ValueError, AttributeError, KeyError) as e:
             given = 'lora=True' if peft_config is None else f'peft_config={type(config).__name__}(...)'
             raise ValueError(f"{given} does not fit {type(model).__name__}: {first_line(e)}") from e
 
@@ -161,6 +162,10 @@ def check_adapted(
 ):
     "Prepare a model with adapters; raise `ValueError` if random weights are neither trained nor saved"
     if not has_adapters(model): return
+    if not hasattr(model, 'get_base_model'):
+        raise ValueError(f"model={type(model).__name__}(...) has adapters that transformers loaded: use "
+                         "load_hf_learner(folder, dls=dls), or pass PeftModel.from_pretrained(base, folder, "
+                         "is_trainable=True).")
     _check_inputs(model)
     inner,wrapper = inner_model(model),import_extra('peft', 'peft').utils.ModulesToSaveWrapper
     whole = {k: o for k,o in inner.named_modules() if isinstance(o, wrapper)}
@@ -182,10 +187,12 @@ def load_adapters(
     with warnings.catch_warnings():
         warnings.simplefilter('ignore', FutureWarning) # peft uses names that transformers has deprecated
         warnings.filterwarnings('error', 'Found missing adapter keys')
-        train = not config.is_prompt_learning # peft does not train loaded prompts further
-        try: return peft.PeftModel.from_pretrained(model, str(folder), config=config, is_trainable=train)
+        train = not config.is_prompt_learning # peft refuses to train loaded prompts, and freezes their head
+        try: res = peft.PeftModel.from_pretrained(model, str(folder), config=config, is_trainable=train)
         except (RuntimeError, UserWarning, ValueError) as e:
             raise ValueError(f"{folder} does not fit {type(model).__name__}: {first_line(e)}") from e
+    for p in adapter_params(res): p.requires_grad_(True)
+    return res
 
 # %% ../../nbs/train/66_adapters.ipynb #300be4e7
 def checkpoint_gradients(

@@ -73,9 +73,9 @@ def _model_for(dls, model, config_kwargs, model_kwargs, new_head):
     return model
 
 # %% ../../nbs/train/63_learner.ipynb #c67879a1
-def _prepared(model, peft_config, lora, gradient_checkpointing, auto_model):
+def _prepared(model, peft_config, lora, gradient_checkpointing, auto_model, revision=None):
     "Add adapters to `model` and turn on gradient checkpointing, if wanted"
-    if lora or peft_config is not None: model = add_adapters(model, peft_config, auto_model)
+    if lora or peft_config is not None: model = add_adapters(model, peft_config, auto_model, revision)
     else: check_adapted(model)
     if gradient_checkpointing: checkpoint_gradients(model)
     return model
@@ -122,7 +122,8 @@ def hf_learner(
     check_precision(precision, torch.device(dls.device))
     check_adapters(peft_config, lora, model)
     model = _model_for(dls, model, config_kwargs, model_kwargs, new_head)
-    model = _prepared(model, peft_config, lora, gradient_checkpointing, task.auto_model).to(dls.device)
+    revision = (model_kwargs or {}).get('revision')
+    model = _prepared(model, peft_config, lora, gradient_checkpointing, task.auto_model, revision).to(dls.device)
     if lr is None: lr = 1e-3 if has_adapters(model) else 5e-5
     if has_adapters(model) and splitter is not hf_splitter: splitter = partial(adapter_groups, splitter)
     if loss_func is None: loss_func = task.loss_func()
