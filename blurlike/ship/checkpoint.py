@@ -200,7 +200,7 @@ def _fingerprint(table):
     _hash_parts(hashed, table)
     return hashed.hexdigest()
 
-# %% ../../nbs/ship/76_checkpoint.ipynb #5895fc2a
+# %% ../../nbs/ship/76_checkpoint.ipynb #f16b30ff
 def _plain(o):
     "Convert a value to a JSON-compatible one that is the same in each run"
     if isinstance(o, dict): return {str(k): _plain(v) for k,v in sorted(o.items(), key=lambda kv: str(kv[0]))}
@@ -208,12 +208,14 @@ def _plain(o):
     if isinstance(o, (list, tuple)): return [_plain(v) for v in o]
     return o if type(o) in _JSON else str(o)
 
+# %% ../../nbs/ship/76_checkpoint.ipynb #7934f3b7
 def _adapter_settings(model):
     "Return the options of the adapters in `model`; empty without adapters"
     if not has_adapters(model): return {}
     return {f'adapters[{name!r}].{k}': _plain(v) for name,o in model.peft_config.items()
             for k,v in o.to_dict().items() if k!='peft_version'}
 
+# %% ../../nbs/ship/76_checkpoint.ipynb #5895fc2a
 def run_settings(
     learn, # A `Learner`
     cbs, # The callbacks of the fit

@@ -52,8 +52,8 @@ def kinds_of_weights(
     names, # The names of the files in a folder or a repository; those with a "/" are ignored
 ) -> set: # Of 'model' and 'adapter'
     "Return what the weights among files are"
-    found = [o for o in names if '/' not in o and any(Path(o).match(p) for p in ('*.safetensors', 'pytorch_model*.bin'))]
-    return {'adapter' if o.startswith('adapter_') else 'model' for o in found}
+    def is_weights(o): return any(Path(o).match(p) for p in ('*.safetensors', 'pytorch_model*.bin'))
+    return {'adapter' if o.startswith('adapter_') else 'model' for o in names if '/' not in o and is_weights(o)}
 
 def _weights(folder): return kinds_of_weights(o.name for o in folder.iterdir()) if folder else set()
 

@@ -127,14 +127,7 @@ def add_adapters(
             given = 'lora=True' if peft_config is None else f'peft_config={type(config).__name__}(...)'
             raise ValueError(f"{given} does not fit {type(model).__name__}: {first_line(e)}") from e
 
-# %% ../../nbs/train/66_adapters.ipynb #38203a25
-def _check_inputs(model):
-    "Raise `ValueError` if the class that peft chose for `model` drops `token_type_ids`"
-    if all(o.task_type!='QUESTION_ANS' or o.is_prompt_learning for o in model.peft_config.values()): return
-    if 'token_type_ids' not in forward_args(model): return
-    raise ValueError(f"model={type(model).__name__}(...) does not pass token_type_ids on: leave out task_type= in its "
-                     "configuration, or pass peft_config= to hf_learner.")
-
+# %% ../../nbs/train/66_adapters.ipynb #ecb33734
 def _stored_names(checkpoint, revision):
     "Return the names of the weights of a checkpoint on this machine; None if they cannot be read"
     def find(name): return cached_file(checkpoint, name, local_files_only=True, revision=revision)
@@ -144,6 +137,7 @@ def _stored_names(checkpoint, revision):
     try: return set(json.loads(Path(find('model.safetensors.index.json')).read_text(encoding='utf-8'))['weight_map'])
     except OSError: return None
 
+# %% ../../nbs/train/66_adapters.ipynb #bf47672b
 def _check_head(model):
     "Raise `ValueError` if the head is not saved with the adapters, and the checkpoint lacks it"
     inner,own = inner_model(model),{id(p) for p in adapter_params(model)}
@@ -156,6 +150,14 @@ def _check_head(model):
     heads = list(dict.fromkeys(n.partition('.')[0] for n in names))
     raise ValueError(f"model={type(model).__name__}(...) does not save {', '.join(heads)}, which the checkpoint lacks: "
                      f"pass modules_to_save={heads} to its configuration.")
+
+# %% ../../nbs/train/66_adapters.ipynb #38203a25
+def _check_inputs(model):
+    "Raise `ValueError` if the class that peft chose for `model` drops `token_type_ids`"
+    if all(o.task_type!='QUESTION_ANS' or o.is_prompt_learning for o in model.peft_config.values()): return
+    if 'token_type_ids' not in forward_args(model): return
+    raise ValueError(f"model={type(model).__name__}(...) does not pass token_type_ids on: leave out task_type= in its "
+                     "configuration, or pass peft_config= to hf_learner.")
 
 def check_adapted(
     model, # A model that the user passed

@@ -438,7 +438,7 @@ def _hide_bar(self:HFCallback):
     "Turn off fastai's progress bar until the end of `fit` if output goes to a file"
     if hasattr(self.learn, 'progress') and not can_redraw(): self.learn.progress.run = False
 
-# %% ../../nbs/train/62_callback.ipynb #31c5be74
+# %% ../../nbs/train/62_callback.ipynb #c6da431c
 @patch
 def _check_groups(self:HFCallback):
     "Raise `ValueError` if the optimizer changes parameters that are not saved with the adapters"
@@ -450,6 +450,7 @@ def _check_groups(self:HFCallback):
         raise ValueError(f"The optimizer would train {preview(others)}, which are not saved with the adapters: pass "
                          "splitter=hf_splitter to Learner.")
 
+# %% ../../nbs/train/62_callback.ipynb #31c5be74
 @patch
 def before_fit(self:HFCallback):
     "Check data, model and callbacks, and move the loss to the model's device"

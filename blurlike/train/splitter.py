@@ -104,6 +104,7 @@ def adapter_params(
     state = adapter_state(model)
     return [p for n,p in model.named_parameters() if n in state]
 
+# %% ../../nbs/train/60_splitter.ipynb #1c74dbfe
 def adapter_groups(
     splitter, # Creates the parameter groups of any model
     model:nn.Module, # A model with adapters
