@@ -3,6 +3,8 @@ import json
 import os
 import shutil
 import sys
+import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -27,6 +29,7 @@ from blurlike.all import (
     load_hf_learner,
 )
 from blurlike.core.objects import inner_model
+from blurlike.ship import hub
 
 TEXTS = ['the film warm', 'the plot dull the cast sour']
 
@@ -587,3 +590,123 @@ def test_the_command_line_trains_an_adapter(df, base, tmp_path, capsys):
     assert len(load_hf_learner(tmp_path/'adapter', device='cpu').hf_predict(TEXTS))==2
     assert cli([*args, '--out', str(base)])==1
     assert str(base) in capsys.readouterr().err
+
+
+# ---- what is neither trained nor saved is refused
+
+class Api:
+    "A Hub with one repository, to which nothing may be committed"
+    def __init__(self, names): self.names = names
+    def create_repo(self, repo_id, **kwargs): return SimpleNamespace(repo_id=repo_id)
+    def list_repo_files(self, *args, **kwargs): return self.names
+    def create_commit(self, *args, **kwargs): raise AssertionError
+
+
+@pytest.mark.parametrize('name', ['model-00001-of-00002.safetensors', 'pytorch_model.bin', 'consolidated.safetensors',
+                                  'pytorch_model-00001-of-00002.bin', 'pytorch_model.safetensors'])
+def test_an_adapter_does_not_replace_a_whole_model_on_the_hub(tmp_path, monkeypatch, name):
+    (tmp_path/'adapter_config.json').write_text('{}')
+    monkeypatch.setattr(hub, 'HfApi', lambda **_: Api(['config.json', name]))
+    with pytest.raises(FileExistsError, match=mentions("repo_id='ada/whole'", 'merge=True')):
+        hub.push_folder(tmp_path, 'ada/whole')
+
+
+def two_groups(model):
+    inner = model.get_base_model()
+    return [list(inner.bert.parameters()), list(inner.classifier.parameters())]
+
+
+def test_a_splitter_of_the_user_never_wakes_the_base(dls):
+    learn = hf_learner(dls, lora=True, splitter=two_groups)
+    names,before = trainable(learn.model),state(learn.model)
+    tune(learn)
+    assert len(learn.opt.param_lists)==2
+    assert trainable(learn.model)==names
+    assert moved(before, learn.model)==names
+
+
+def test_a_splitter_without_adapters_is_refused(dls):
+    with pytest.raises(ValueError, match=mentions('splitter=')):
+        tune(hf_learner(dls, lora=True, splitter=lambda o: [list(o.get_base_model().bert.embeddings.parameters())]))
+
+
+def test_a_plain_learner_does_not_train_the_base(dls, base):
+    model = get_peft_model(model_of(base), lora(task_type='SEQ_CLS'))
+    before = state(model)
+    learn = Learner(dls, model, CrossEntropyLossFlat(), cbs=[HFCallback], splitter=two_groups)
+    with pytest.raises(ValueError, match=mentions('splitter=hf_splitter')): tune(learn)
+    assert not moved(before, model)
+
+
+def test_a_head_that_is_not_saved_keeps_its_order(df, dls, tmp_path):
+    folder = tune(hf_learner(dls)).save_pretrained(tmp_path/'trained')
+    other = HFTextDataLoaders.from_df(df, folder, valid_col='is_valid', bs=8, device='cpu', vocab=['good', 'bad'])
+    model = get_peft_model(model_of(folder), lora())
+    before = state(model)
+    with pytest.raises(ValueError, match=mentions("vocab=['bad', 'good']", 'modules_to_save')):
+        hf_learner(other, model)
+    assert not moved(before, model)
+    hf_learner(other, get_peft_model(model_of(folder), lora(modules_to_save=['classifier'])))
+
+
+def test_a_random_head_that_is_not_saved_is_refused(df, hf, tmp_path):
+    folder = save_base(tmp_path/'body', AutoModel.from_config(hf.config), hf.tokenizer)
+    dls = HFTextDataLoaders.from_df(df, folder, valid_col='is_valid', bs=8, device='cpu')
+    with pytest.raises(ValueError, match=mentions('model=', 'classifier', 'modules_to_save')):
+        hf_learner(dls, get_peft_model(model_of(folder), lora()))
+    hf_learner(dls, get_peft_model(model_of(folder), lora(modules_to_save=['classifier'])))
+
+
+def test_a_trained_head_may_stay_as_it_is(dls, base, tmp_path):
+    learn = tune(hf_learner(dls, get_peft_model(model_of(base), lora())))
+    assert_same(probs(learn), probs(load_hf_learner(learn.save_pretrained(tmp_path/'adapter'), device='cpu')))
+
+
+@pytest.mark.parametrize('change', [dict(lora_alpha=64), dict(r=2)])
+def test_a_run_does_not_continue_with_another_adapter(dls, base, tmp_path, capsys, change):
+    def learner(*cbs, **kwargs):
+        return hf_learner(dls, peft_config=lora(**dict(lora_alpha=8) | kwargs), cbs=cbs)
+    def fit(o): o.fit_one_cycle(1, 1e-2)
+    with pytest.raises(KeyboardInterrupt): run(learner(HFCheckpoint(tmp_path/'run', every=2), Stop), fit)
+    seen = []
+    class Count(Callback):
+        def after_step(self): seen.append(self.train_iter)
+    with pytest.raises(ValueError, match=mentions(*change, 'resume=False')):
+        run(learner(HFCheckpoint(tmp_path/'run', every=2), Count, **change), fit)
+    assert not seen
+
+
+def test_the_time_of_a_checkpoint_is_estimated_from_what_is_saved(dls):
+    learn = hf_learner(dls, lora=True)
+    learn.model.large = nn.Parameter(torch.empty(0).new_empty(1).expand(10**11), requires_grad=False) # 400 GB
+    cb = HFCheckpoint('unused')
+    cb.learn,cb.spent,cb.last,cb.began = learn,0,None,time.perf_counter() - 1000
+    assert cb.is_due()
+
+
+@pytest.mark.parametrize('config', [PromptTuningConfig(num_virtual_tokens=3, task_type='SEQ_CLS'), IA3Config()],
+                         ids=['prompts', 'ia3'])
+def test_all_of_a_loaded_adapter_trains_on(dls, config, tmp_path):
+    learn = tune(hf_learner(dls, peft_config=config))
+    names = trainable(learn.model)
+    again = load_hf_learner(learn.save_pretrained(tmp_path/'adapter'), dls=dls)
+    before = state(again.model)
+    assert trainable(again.model)==names
+    assert moved(before, tune(again).model)==names
+    assert_same(probs(again), probs(load_hf_learner(again.save_pretrained(tmp_path/'adapter'), device='cpu')))
+
+
+def test_adapters_that_transformers_loaded_are_refused(dls, tmp_path):
+    folder = hf_learner(dls, lora=True).save_pretrained(tmp_path/'adapter')
+    with pytest.raises(ValueError, match=mentions('model=', 'load_hf_learner', 'PeftModel.from_pretrained')):
+        hf_learner(dls, AutoModelForSequenceClassification.from_pretrained(folder))
+
+
+def test_a_configuration_for_another_task_is_refused(dls):
+    with pytest.raises(ValueError, match=mentions('peft_config=LoraConfig', 'BertForSequenceClassification')):
+        hf_learner(dls, peft_config=lora(task_type='CAUSAL_LM'))
+
+
+def test_the_revision_of_the_base_is_saved(dls):
+    learn = hf_learner(dls, lora=True, model_kwargs=dict(revision='v1'))
+    assert learn.model.peft_config['default'].revision=='v1'

@@ -31,6 +31,7 @@ from safetensors.torch import load_file, save_file
 
 from ..core.checks import brief, first_line, print_line, print_once, whole_number
 from ..core.compat import epoch_loop, run_epochs
+from ..core.objects import has_adapters
 from ..core.precision import train_in_fp32
 from ..core.ranks import from_rank0, from_ranks, n_ranks, on_rank0
 from .save import atomic_folder, write_model
@@ -200,6 +201,21 @@ def _fingerprint(table):
     _hash_parts(hashed, table)
     return hashed.hexdigest()
 
+# %% ../../nbs/ship/76_checkpoint.ipynb #f16b30ff
+def _plain(o):
+    "Convert a value to a JSON-compatible one that is the same in each run"
+    if isinstance(o, dict): return {str(k): _plain(v) for k,v in sorted(o.items(), key=lambda kv: str(kv[0]))}
+    if isinstance(o, (set, frozenset)): return sorted(map(str, o))
+    if isinstance(o, (list, tuple)): return [_plain(v) for v in o]
+    return o if type(o) in _JSON else str(o)
+
+# %% ../../nbs/ship/76_checkpoint.ipynb #7934f3b7
+def _adapter_settings(model):
+    "Return the options of the adapters in `model`; empty without adapters"
+    if not has_adapters(model): return {}
+    return {f'adapters[{name!r}].{k}': _plain(v) for name,o in model.peft_config.items()
+            for k,v in o.to_dict().items() if k!='peft_version'}
+
 # %% ../../nbs/ship/76_checkpoint.ipynb #5895fc2a
 def run_settings(
     learn, # A `Learner`
@@ -221,7 +237,7 @@ def run_settings(
                 n_epoch=n_epoch, lr=str(learn.lr if lr is None else lr), wd=learn.wd if wd is None else wd,
                 schedule=schedule, frozen_groups=getattr(learn.opt, 'frozen_idx', 0), accumulation=accumulation,
                 processes=n_ranks(), optimizer=getattr(optimizer, '__name__', type(optimizer).__name__),
-                loss=type(learn.loss_func).__name__)
+                loss=type(learn.loss_func).__name__) | _adapter_settings(get_model(learn.model))
 
 # %% ../../nbs/ship/76_checkpoint.ipynb #8f86d30e
 def stored_weights(
@@ -398,7 +414,8 @@ _SHARE = 0.015 # Of the time, for checkpoints during a fit
 @patch
 def is_due(self:HFCheckpoint) -> bool:
     "Return whether there is time for a checkpoint; all processes get the answer of the first"
-    last = 1 + 3*sum(p.nbytes for p in self.model.parameters())/2e8 if self.last is None else self.last
+    saved = adapter_state(get_model(self.model)).values() if self.last is None else []
+    last = 1 + 3*sum(o.nbytes for o in saved)/2e8 if self.last is None else self.last
     return from_rank0(self.spent + last <= _SHARE*(time.perf_counter() - self.began))
 
 # %% ../../nbs/ship/76_checkpoint.ipynb #b6f3626b

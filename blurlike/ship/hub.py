@@ -27,7 +27,7 @@ from huggingface_hub.utils import validate_repo_id
 from ..core.checks import first_line
 from ..core.ranks import on_rank0
 from .card import is_generated
-from .save import ADAPTER_CONFIG, is_model_file, write_to_share
+from .save import ADAPTER_CONFIG, is_model_file, kinds_of_weights, write_to_share
 
 # %% ../../nbs/ship/72_hub.ipynb #405c7037
 _STATUS = {401: 'it does not exist, or it is private and the token gives no access', 404: 'it does not exist',
@@ -103,7 +103,7 @@ def _has_own_card(api, repo_id, repo_type, files):
 # %% ../../nbs/ship/72_hub.ipynb #19ffe165
 def _keep_whole_model(repo_id, folder, there):
     "Raise `FileExistsError` if `folder` contains an adapter, and the repository the weights of a whole model"
-    if not (folder/ADAPTER_CONFIG).is_file() or not any(Path(o).match('model*.safetensors') for o in there): return
+    if not (folder/ADAPTER_CONFIG).is_file() or 'model' not in kinds_of_weights(there): return
     raise FileExistsError(f"repo_id={repo_id!r} contains a model's weights, which would be lost. Choose another name, "
                           "or pass merge=True to push a whole model.")
 

@@ -21,7 +21,7 @@ from fastai.torch_basics import is_listy, patch
 from torch import nn
 
 from ..core.checks import brief, preview, print_once
-from ..core.objects import in_body
+from ..core.objects import has_adapters, in_body
 from ..text.rows import as_plain, first_row
 
 # %% ../../nbs/tasks/21_labels.ipynb #60923ee4
@@ -146,7 +146,7 @@ def move_outputs(
     model:nn.Module, # Its head is changed in place
     order:list, # For each output in the new order, its current position
 ):
-    "Reorder the outputs of `model`; raise `ValueError` if its output layer cannot be found"
+    "Reorder the outputs of `model`; raise `ValueError` if its output layer cannot be found, or is not saved"
     had = output_names(model.config)
     heads = {k: m for k,m in model.named_modules()
              if isinstance(m, nn.Linear) and m.out_features==len(order) and not in_body(k, model)}
@@ -154,6 +154,10 @@ def move_outputs(
         raise ValueError(f"The classes of {type(model).__name__} are {preview(had)}, in a different order from the "
                          f"data's, and its outputs cannot be reordered: pass vocab={had}, or "
                          f"CategoryBlock(vocab={had}, sort=False) in a DataBlock.")
+    if has_adapters(model) and not any(re.search(_COPIES, k) for k in heads):
+        raise ValueError(f"The classes of {type(model).__name__} are {preview(had)}, in a different order from the "
+                         f"data's, and its head is not saved with the adapters: pass vocab={had}, or "
+                         f"modules_to_save={[k.partition('.')[0] for k in heads]} to the configuration of peft.")
     with torch.no_grad():
         for m in heads.values():
             for p in m.parameters(): p.copy_(p[order])

@@ -7,18 +7,21 @@ __all__ = ['TASK_TYPES', 'modules_to_save', 'default_lora', 'cast_inputs', 'cast
            'add_adapters', 'check_adapted', 'load_adapters', 'checkpoint_gradients']
 
 # %% ../../nbs/train/66_adapters.ipynb #33b74908
+import json
 import warnings
 from copy import deepcopy
 from functools import partial
 from pathlib import Path
 
 import torch
+from safetensors import safe_open
 from torch import nn
+from transformers.utils import cached_file
 
 from ..core.checks import brief, first_line, import_extra
 from ..core.objects import forward_args, has_adapters, in_body, inner_model, is_hf_model
 from ..core.precision import DTYPES
-from .splitter import head_params
+from .splitter import adapter_params, head_params
 
 # %% ../../nbs/train/66_adapters.ipynb #c5b8c4b3
 def modules_to_save(
@@ -110,6 +113,7 @@ def add_adapters(
     model:nn.Module, # Changed in place
     peft_config=None, # A configuration of peft; None for `default_lora`
     auto_model:type=None, # The task's Auto class
+    revision:str=None, # On the Hub: the branch, tag or commit of the base, to be saved; None for the main branch
 ): # A `PeftModel`
     "Add adapters to `model`, and freeze the rest; raise `ValueError` if they do not fit"
     if not is_hf_model(model): raise ValueError(f"model={type(model).__name__}(...) is not a Hugging Face model.")
@@ -118,10 +122,34 @@ def add_adapters(
     to_float32(model, _modules_named(model, getattr(config, 'modules_to_save', None) or ()))
     with warnings.catch_warnings():
         warnings.simplefilter('ignore', FutureWarning) # peft uses names that transformers has deprecated
-        try: return peft.get_peft_model(model, config)
-        except ValueError as e:
+        try: return peft.get_peft_model(model, config, revision=revision)
+        except (ValueError, AttributeError, KeyError) as e:
             given = 'lora=True' if peft_config is None else f'peft_config={type(config).__name__}(...)'
             raise ValueError(f"{given} does not fit {type(model).__name__}: {first_line(e)}") from e
+
+# %% ../../nbs/train/66_adapters.ipynb #ecb33734
+def _stored_names(checkpoint, revision):
+    "Return the names of the weights of a checkpoint on this machine; None if they cannot be read"
+    def find(name): return cached_file(checkpoint, name, local_files_only=True, revision=revision)
+    try:
+        with safe_open(find('model.safetensors'), 'pt') as f: return set(f.keys())
+    except OSError: pass
+    try: return set(json.loads(Path(find('model.safetensors.index.json')).read_text(encoding='utf-8'))['weight_map'])
+    except OSError: return None
+
+# %% ../../nbs/train/66_adapters.ipynb #bf47672b
+def _check_head(model):
+    "Raise `ValueError` if the head is not saved with the adapters, and the checkpoint lacks it"
+    inner,own = inner_model(model),{id(p) for p in adapter_params(model)}
+    head = {id(p) for p in head_params(inner)}
+    config = next(iter(model.peft_config.values()))
+    if not head or head & own or not config.base_model_name_or_path: return
+    names = [n for n,p in inner.named_parameters() if id(p) in head]
+    stored = _stored_names(config.base_model_name_or_path, config.revision)
+    if stored is None or any(k.endswith(n) or n.endswith(k) for k in stored for n in names): return
+    heads = list(dict.fromkeys(n.partition('.')[0] for n in names))
+    raise ValueError(f"model={type(model).__name__}(...) does not save {', '.join(heads)}, which the checkpoint lacks: "
+                     f"pass modules_to_save={heads} to its configuration.")
 
 # %% ../../nbs/train/66_adapters.ipynb #38203a25
 def _check_inputs(model):
@@ -136,12 +164,17 @@ def check_adapted(
 ):
     "Prepare a model with adapters; raise `ValueError` if random weights are neither trained nor saved"
     if not has_adapters(model): return
+    if not hasattr(model, 'get_base_model'):
+        raise ValueError(f"model={type(model).__name__}(...) has adapters that transformers loaded: use "
+                         "load_hf_learner(folder, dls=dls), or pass PeftModel.from_pretrained(base, folder, "
+                         "is_trainable=True).")
     _check_inputs(model)
     inner,wrapper = inner_model(model),import_extra('peft', 'peft').utils.ModulesToSaveWrapper
     whole = {k: o for k,o in inner.named_modules() if isinstance(o, wrapper)}
     lost = [o for o in getattr(inner, 'random_modules', []) if not f'{o}.'.startswith(tuple(f'{k}.' for k in whole))]
     if lost: raise ValueError(f"model={type(model).__name__}(...) does not save {', '.join(lost)}, which the "
                               f"checkpoint lacks: pass modules_to_save={lost} to its configuration.")
+    _check_head(model)
     to_float32(inner, {f'{k}.{n}': m for k,o in whole.items() for n,m in o.modules_to_save.items()})
 
 # %% ../../nbs/train/66_adapters.ipynb #850e7c9d
@@ -156,10 +189,12 @@ def load_adapters(
     with warnings.catch_warnings():
         warnings.simplefilter('ignore', FutureWarning) # peft uses names that transformers has deprecated
         warnings.filterwarnings('error', 'Found missing adapter keys')
-        train = not config.is_prompt_learning # peft does not train loaded prompts further
-        try: return peft.PeftModel.from_pretrained(model, str(folder), config=config, is_trainable=train)
+        train = not config.is_prompt_learning # peft refuses to train loaded prompts, and freezes their head
+        try: res = peft.PeftModel.from_pretrained(model, str(folder), config=config, is_trainable=train)
         except (RuntimeError, UserWarning, ValueError) as e:
             raise ValueError(f"{folder} does not fit {type(model).__name__}: {first_line(e)}") from e
+    for p in adapter_params(res): p.requires_grad_(True)
+    return res
 
 # %% ../../nbs/train/66_adapters.ipynb #300be4e7
 def checkpoint_gradients(

@@ -37,11 +37,12 @@ from ..core.checks import preview, print_once
 from ..core.compat import (autocast_depth, end_cleanup, epoch_loop, has_pre_hook, remove_capture_hooks,
                                   run_epochs, take_step)
 from ..core.inputs import HFInputs, HFRows, can_redraw
-from ..core.objects import forward_kwargs, inner_model
+from ..core.objects import forward_kwargs, has_adapters, inner_model
 from ..core.precision import train_in_fp32, without_cudnn_attention
 from ..tasks.base import (TargetLoss, TokenCrossEntropy, check_one_divisor, loss_terms, loss_to,
                                  target_weight)
 from ..tasks.generation import Generates
+from .splitter import adapter_params
 
 # %% ../../nbs/train/62_callback.ipynb #13e39cce
 class HFLoss:
@@ -437,11 +438,24 @@ def _hide_bar(self:HFCallback):
     "Turn off fastai's progress bar until the end of `fit` if output goes to a file"
     if hasattr(self.learn, 'progress') and not can_redraw(): self.learn.progress.run = False
 
+# %% ../../nbs/train/62_callback.ipynb #c6da431c
+@patch
+def _check_groups(self:HFCallback):
+    "Raise `ValueError` if the optimizer changes parameters that are not saved with the adapters"
+    model = get_model(self.model)
+    if not has_adapters(model): return
+    own = {id(p) for p in adapter_params(model)}
+    names = {id(p): n for n,p in model.named_parameters()}
+    if others := [names.get(id(p), '?') for o in self.opt.param_lists for p in o if id(p) not in own]:
+        raise ValueError(f"The optimizer would train {preview(others)}, which are not saved with the adapters: pass "
+                         "splitter=hf_splitter to Learner.")
+
 # %% ../../nbs/train/62_callback.ipynb #31c5be74
 @patch
 def before_fit(self:HFCallback):
     "Check data, model and callbacks, and move the loss to the model's device"
     self._check()
+    self._check_groups()
     self.skipped = 0
     if mixing := [type(o).__name__ for o in self.learn.cbs if isinstance(o, MixHandler)]:
         raise ValueError(f"cbs={mixing} mixes the inputs of a batch, but token ids cannot be mixed: remove it.")

@@ -7,6 +7,7 @@ __all__ = ['HFMixedPrecision', 'build_model', 'default_callbacks', 'hf_learner']
 
 # %% ../../nbs/train/63_learner.ipynb #189838f8
 import inspect
+from functools import partial
 
 import fastai.callback.all # noqa: F401  adds `fit_one_cycle`, `lr_find`, `summary` and the progress bar
 import numpy as np
@@ -26,7 +27,7 @@ from ..tasks.labels import check_problem_type
 from .adapters import add_adapters, check_adapted, check_adapters, checkpoint_gradients
 from .callback import HFCallback
 from .optimizer import hf_adamw
-from .splitter import hf_splitter
+from .splitter import adapter_groups, hf_splitter
 
 # %% ../../nbs/train/63_learner.ipynb #0a5145ea
 class HFMixedPrecision(MixedPrecision):
@@ -72,9 +73,9 @@ def _model_for(dls, model, config_kwargs, model_kwargs, new_head):
     return model
 
 # %% ../../nbs/train/63_learner.ipynb #c67879a1
-def _prepared(model, peft_config, lora, gradient_checkpointing, auto_model):
+def _prepared(model, peft_config, lora, gradient_checkpointing, auto_model, revision=None):
     "Add adapters to `model` and turn on gradient checkpointing, if wanted"
-    if lora or peft_config is not None: model = add_adapters(model, peft_config, auto_model)
+    if lora or peft_config is not None: model = add_adapters(model, peft_config, auto_model, revision)
     else: check_adapted(model)
     if gradient_checkpointing: checkpoint_gradients(model)
     return model
@@ -121,8 +122,10 @@ def hf_learner(
     check_precision(precision, torch.device(dls.device))
     check_adapters(peft_config, lora, model)
     model = _model_for(dls, model, config_kwargs, model_kwargs, new_head)
-    model = _prepared(model, peft_config, lora, gradient_checkpointing, task.auto_model).to(dls.device)
+    revision = (model_kwargs or {}).get('revision')
+    model = _prepared(model, peft_config, lora, gradient_checkpointing, task.auto_model, revision).to(dls.device)
     if lr is None: lr = 1e-3 if has_adapters(model) else 5e-5
+    if has_adapters(model) and splitter is not hf_splitter: splitter = partial(adapter_groups, splitter)
     if loss_func is None: loss_func = task.loss_func()
     if metrics is None: metrics = task.metrics()
     cbs = default_callbacks(precision, max_grad_norm, cbs)
