@@ -443,7 +443,7 @@ def _hide_bar(self:HFCallback):
 def _check_groups(self:HFCallback):
     "Raise `ValueError` if the optimizer changes parameters that are not saved with the adapters"
     model = get_model(self.model)
-    if not has_adapters(model): return
+    if not has_adapters(model) or self.opt is None: return
     own = {id(p) for p in adapter_params(model)}
     names = {id(p): n for n,p in model.named_parameters()}
     if others := [names.get(id(p), '?') for o in self.opt.param_lists for p in o if id(p) not in own]:
