@@ -152,6 +152,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                        'blurlike.core.objects.get_hf_objects': ( 'core/objects.html#get_hf_objects',
                                                                                  'blurlike/core/objects.py'),
                                        'blurlike.core.objects.has_adapters': ('core/objects.html#has_adapters', 'blurlike/core/objects.py'),
+                                       'blurlike.core.objects.has_prompts': ('core/objects.html#has_prompts', 'blurlike/core/objects.py'),
                                        'blurlike.core.objects.in_body': ('core/objects.html#in_body', 'blurlike/core/objects.py'),
                                        'blurlike.core.objects.inner_model': ('core/objects.html#inner_model', 'blurlike/core/objects.py'),
                                        'blurlike.core.objects.is_hf_model': ('core/objects.html#is_hf_model', 'blurlike/core/objects.py'),

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['load_hf_config', 'set_pad_token', 'load_hf_tokenizer', 'note_other_tokenizer', 'in_body', 'load_hf_model',
            'replace_head', 'HFObjects', 'get_hf_objects', 'runs_own_code', 'model_skeleton', 'is_hf_model',
-           'has_adapters', 'inner_model', 'merged_model', 'forward_args', 'forward_kwargs', 'position_limit',
-           'tokenizer_limit']
+           'has_adapters', 'inner_model', 'has_prompts', 'merged_model', 'forward_args', 'forward_kwargs',
+           'position_limit', 'tokenizer_limit']
 
 # %% ../../nbs/core/02_objects.ipynb #46135eba
 import inspect, re, sys
@@ -327,6 +327,13 @@ def inner_model(
 ) -> nn.Module: # `model` itself if it is not a `PeftModel`
     "Return the Hugging Face model in a `PeftModel`"
     return model.get_base_model() if hasattr(model, 'get_base_model') else model
+
+# %% ../../nbs/core/02_objects.ipynb #321f1850
+def has_prompts(
+    model:nn.Module, # Any module
+) -> bool:
+    "Return whether peft adds learned tokens to the inputs of `model`"
+    return any(o.is_prompt_learning for o in (getattr(model, 'peft_config', None) or {}).values())
 
 # %% ../../nbs/core/02_objects.ipynb #18446e0f
 def merged_model(
