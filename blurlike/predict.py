@@ -102,7 +102,12 @@ def text_batches(
         for rows in with_progress(batches, 10, bar) if progress else batches: yield idxs[rows],table,rows
 
 # %% ../nbs/50_predict.ipynb #66aa6132
-def as_several(task, texts, block, many=None):
+def as_several(
+    task, # The task of `block`
+    texts, # One text or several
+    block, # An `HFTextBlock`
+    many:bool=None, # Whether `texts` are several; None to infer it
+) -> tuple: # The texts, and whether there is only one
     "Return a list or column of texts, and whether `texts` is a single text"
     if isinstance(texts, Iterator): texts = list(texts)
     one = not many and (many is False or task.is_one(texts, block))
@@ -134,12 +139,18 @@ def _predict(task, block, model, samples, batches, precision, options):
     return preds
 
 # %% ../nbs/50_predict.ipynb #4b6b9075
-def check_errors(errors):
-    "Raise `ValueError` for an unknown `errors`; return a dict for the errors of texts, or None to raise them"
+def check_errors(
+    errors:str, # The argument of `hf_predict`
+) -> dict|None: # Empty, for the errors of texts; None to raise them
+    "Raise `ValueError` for an unknown `errors`"
     one_of('errors', errors, ['raise', 'none', 'return'])
     return None if errors=='raise' else {}
 
-def with_errors(preds, wrong, errors):
+def with_errors(
+    preds:list, # Predictions; None for invalid texts
+    wrong:dict, # Positions of invalid texts, and what is wrong with them
+    errors:str, # The argument of `hf_predict`
+) -> list:
     "Return `preds` with the errors in `wrong` in their places, if `errors` is 'return'"
     if errors!='return': return preds
     as_error = lambda o: o if isinstance(o, Exception) else ValueError(o)

@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['load_hf_config', 'set_pad_token', 'load_hf_tokenizer', 'note_other_tokenizer', 'in_body', 'load_hf_model',
            'replace_head', 'HFObjects', 'get_hf_objects', 'runs_own_code', 'model_skeleton', 'is_hf_model',
-           'has_adapters', 'inner_model', 'has_prompts', 'merged_model', 'forward_args', 'forward_kwargs',
-           'position_limit', 'tokenizer_limit']
+           'has_adapters', 'inner_model', 'has_prompts', 'weight_files', 'merged_model', 'forward_args',
+           'forward_kwargs', 'position_limit', 'tokenizer_limit']
 
 # %% ../../nbs/core/02_objects.ipynb #46135eba
-import inspect, re, sys
+import inspect, json, re, sys
 from contextlib import contextmanager, nullcontext
 from copy import deepcopy
 from itertools import accumulate
@@ -334,6 +334,21 @@ def has_prompts(
 ) -> bool:
     "Return whether peft adds learned tokens to the inputs of `model`"
     return any(o.is_prompt_learning for o in (getattr(model, 'peft_config', None) or {}).values())
+
+# %% ../../nbs/core/02_objects.ipynb #98299e20
+def weight_files(
+    checkpoint:str|Path, # A name on the Hub, or a folder
+    revision:str=None, # On the Hub: the branch, tag or commit; None for the main branch
+) -> list[Path]: # Empty if some are not on this machine, or not in safetensors
+    "Return the files with the weights of a checkpoint, without a download"
+    def find(name): return Path(cached_file(str(checkpoint), name, local_files_only=True, revision=revision))
+    try: return [find('model.safetensors')]
+    except OSError: pass
+    try: index = find('model.safetensors.index.json')
+    except OSError: return []
+    names = json.loads(index.read_text(encoding='utf-8'))['weight_map'].values()
+    files = [index.parent/o for o in sorted({*names})]
+    return files if all(o.is_file() for o in files) else []
 
 # %% ../../nbs/core/02_objects.ipynb #18446e0f
 def merged_model(

@@ -21,11 +21,11 @@ import transformers
 from fastai.learner import Learner
 from fastai.torch_basics import patch
 from fastai.torch_core import get_model
-from huggingface_hub import ModelCard, try_to_load_from_cache
+from huggingface_hub import ModelCard
 from safetensors import safe_open
 
 import blurlike
-from ..core.objects import has_adapters, inner_model, merged_model, tokenizer_limit
+from ..core.objects import has_adapters, inner_model, merged_model, tokenizer_limit, weight_files
 from ..core.ranks import on_rank0
 from .card import is_generated, training_runs
 from ..core.compat import no_model_bars
@@ -176,22 +176,17 @@ def _write_adapter(model, folder):
     if inner.can_generate(): inner.generation_config.save_pretrained(folder)
 
 # %% ../../nbs/ship/71_save.ipynb #d2ce16e7
-def _checkpoint_files(name):
-    "Return the safetensors files of a checkpoint: a folder, or a name on the Hub whose files are in the cache"
-    if Path(name).is_dir(): return sorted(Path(name).glob('model*.safetensors'))
-    config = try_to_load_from_cache(str(name), 'config.json')
-    return sorted(Path(config).parent.glob('model*.safetensors')) if isinstance(config, str) else []
-
 def changed_weight(
     model, # A model with adapters
     name:str, # The checkpoint of its base
+    revision:str=None, # On the Hub: the branch, tag or commit; None for the main branch
 ) -> str|None: # None if all that can be compared are equal
     "Return the name of a weight of the base that differs from the checkpoint"
     saved = {id(p) for p in adapter_params(model)}
     own = {k.replace('.base_layer.', '.'): p for k,p in inner_model(model).named_parameters()
            if p.is_floating_point() and p.ndim and id(p) not in saved}
     prefix = f'{inner_model(model).base_model_prefix}.'
-    for file in _checkpoint_files(name):
+    for file in weight_files(name, revision):
         with safe_open(file, 'pt') as tensors:
             for k in tensors.keys(): # noqa: SIM118  it is no dict
                 p = next((own[o] for o in (k, prefix+k, k.removeprefix(prefix)) if o in own), None)
@@ -205,9 +200,10 @@ def check_base(
 ):
     "Raise `ValueError` if the base of the adapters of `model` could not be loaded again"
     if not has_adapters(model): return
-    name = next(iter(model.peft_config.values())).base_model_name_or_path
+    config = next(iter(model.peft_config.values()))
+    name = config.base_model_name_or_path
     missing = not name or (Path(name).is_dir() and not (Path(name)/'config.json').is_file())
-    changed = None if missing else changed_weight(model, name)
+    changed = None if missing else changed_weight(model, name, config.revision)
     if not missing and changed is None: return
     where = f'the folder {name!r}, which has no config.json' if name else 'not from a checkpoint'
     why = f'was trained: {changed!r} differs from {name!r}' if changed else f'is {where}'

@@ -7,7 +7,6 @@ __all__ = ['TASK_TYPES', 'modules_to_save', 'default_lora', 'cast_inputs', 'cast
            'add_adapters', 'check_adapted', 'load_adapters', 'checkpoint_gradients']
 
 # %% ../../nbs/train/66_adapters.ipynb #33b74908
-import json
 import warnings
 from copy import deepcopy
 from functools import partial
@@ -16,10 +15,9 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 from torch import nn
-from transformers.utils import cached_file
 
 from ..core.checks import brief, first_line, import_extra
-from ..core.objects import forward_args, has_adapters, in_body, inner_model, is_hf_model
+from ..core.objects import forward_args, has_adapters, in_body, inner_model, is_hf_model, weight_files
 from ..core.precision import DTYPES
 from .splitter import adapter_params, head_params
 
@@ -128,14 +126,12 @@ def add_adapters(
             raise ValueError(f"{given} does not fit {type(model).__name__}: {first_line(e)}") from e
 
 # %% ../../nbs/train/66_adapters.ipynb #ecb33734
-def _stored_names(checkpoint, revision):
-    "Return the names of the weights of a checkpoint on this machine; None if they cannot be read"
-    def find(name): return cached_file(checkpoint, name, local_files_only=True, revision=revision)
-    try:
-        with safe_open(find('model.safetensors'), 'pt') as f: return set(f.keys())
-    except OSError: pass
-    try: return set(json.loads(Path(find('model.safetensors.index.json')).read_text(encoding='utf-8'))['weight_map'])
-    except OSError: return None
+def _stored_names(files):
+    "Return the names of the weights in safetensors files"
+    found = set()
+    for file in files:
+        with safe_open(file, 'pt') as tensors: found |= set(tensors.keys())
+    return found
 
 # %% ../../nbs/train/66_adapters.ipynb #bf47672b
 def _check_head(model):
@@ -145,8 +141,8 @@ def _check_head(model):
     config = next(iter(model.peft_config.values()))
     if not head or head & own or not config.base_model_name_or_path: return
     names = [n for n,p in inner.named_parameters() if id(p) in head]
-    stored = _stored_names(config.base_model_name_or_path, config.revision)
-    if stored is None or any(k.endswith(n) or n.endswith(k) for k in stored for n in names): return
+    stored = _stored_names(weight_files(config.base_model_name_or_path, config.revision))
+    if not stored or any(k.endswith(n) or n.endswith(k) for k in stored for n in names): return
     heads = list(dict.fromkeys(n.partition('.')[0] for n in names))
     raise ValueError(f"model={type(model).__name__}(...) does not save {', '.join(heads)}, which the checkpoint lacks: "
                      f"pass modules_to_save={heads} to its configuration.")
