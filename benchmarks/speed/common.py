@@ -16,7 +16,7 @@ import torch
 from fastai.torch_basics import to_device
 from fastai.torch_core import set_seed
 
-from blurlike.all import HFTextDataLoaders, hf_learner, load_movie_reviews, minilm_checkpoint
+from blurlike.all import HFTextDataLoaders, best_precision, hf_learner, load_movie_reviews, minilm_checkpoint
 from blurlike.text.batching import token_batches
 
 # --- Time
@@ -25,6 +25,11 @@ def device(
 ) -> torch.device:
     "Return the GPU if there is one, else the CPU"
     return torch.device('cuda' if torch.cuda.is_available() else 'cpu')
+
+def native_precisions(
+) -> list[str]: # "fp32", and "bf16" where it is not emulated
+    "Return the precisions that are worth measuring on this device: emulated bf16 is ten times slower than fp32"
+    return ['fp32', 'bf16'] if best_precision(device())=='bf16' else ['fp32']
 
 def timed(
     f, # The function to time
