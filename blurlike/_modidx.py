@@ -2433,6 +2433,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                          'blurlike.train.tracking.HFTracker.state_dict': ( 'train/tracking.html#hftracker.state_dict',
                                                                                            'blurlike/train/tracking.py'),
                                          'blurlike.train.tracking._adapt': ('train/tracking.html#_adapt', 'blurlike/train/tracking.py'),
+                                         'blurlike.train.tracking._base_name': ( 'train/tracking.html#_base_name',
+                                                                                 'blurlike/train/tracking.py'),
                                          'blurlike.train.tracking._cell': ('train/tracking.html#_cell', 'blurlike/train/tracking.py'),
                                          'blurlike.train.tracking._first_rows': ( 'train/tracking.html#_first_rows',
                                                                                   'blurlike/train/tracking.py'),

@@ -60,7 +60,13 @@ def highest_rate(
     highest = max(np.ravel(schedule(o))[-1] for o in np.linspace(0, 1, 1001))
     return float(f'{highest:.10g}') # a cosine may give 0.0005000000000000002
 
-# %% ../../nbs/train/67_tracking.ipynb #4af93817
+# %% ../../nbs/train/67_tracking.ipynb #43e8da21
+def _base_name(config):
+    "Return the name of the checkpoint, of a local folder only the last part of its path; None without a name"
+    name = str(getattr(config, 'name_or_path', '') or '')
+    return Path(name).name if name and Path(name).exists() else name or None
+
+# %% ../../nbs/train/67_tracking.ipynb #e9413d4c
 def hyperparameters(
     learn, # A `Learner` in `fit`
 ) -> dict: # Numbers and strings
@@ -68,7 +74,7 @@ def hyperparameters(
     block,config = getattr(learn.dls, 'hf_block', None),getattr(inner_model(get_model(learn.model)), 'config', None)
     task,train = getattr(block, 'task', None),learn.dls.train
     found = dict(
-        checkpoint=getattr(config, 'name_or_path', None) or None, architecture=getattr(config, 'model_type', None),
+        checkpoint=_base_name(config), architecture=getattr(config, 'model_type', None),
         task=getattr(task, 'name', None), max_length=getattr(block, 'length_limit', None), **training_setup(learn),
         epochs=learn.n_epoch, lr=highest_rate(learn), wd=float(learn.opt.hypers[-1].get('wd', 0.)),
         rows=getattr(train, 'n', None), bs=getattr(train, 'bs', None),
@@ -79,13 +85,13 @@ def hyperparameters(
     if found['batch_tokens']: found['bs'] = None
     return {k: v for k,v in found.items() if v is not None}
 
-# %% ../../nbs/train/67_tracking.ipynb #b80601a5
+# %% ../../nbs/train/67_tracking.ipynb #c2a3c52f
 def _first_rows(dl, n):
     "Return a batch of the first `n` rows of `dl`"
     rows = dl.new(n=min(n, dl.n), bs=n, batch_tokens=None, sort=False, shuffle=False, num_workers=0)
     return next(iter(rows))
 
-# %% ../../nbs/train/67_tracking.ipynb #55def1c0
+# %% ../../nbs/train/67_tracking.ipynb #840f728b
 def _predicted(learn, batch):
     "Return the decoded predictions of a batch; callbacks that record training do not take part"
     task = get_block(learn.dls).task
@@ -94,7 +100,7 @@ def _predicted(learn, batch):
     with learn.removed_cbs([o for o in learn.cbs if getattr(o, 'remove_on_fetch', False)]):
         return learn.get_preds(dl=[batch], with_decoded=True, inner=True)[2]
 
-# %% ../../nbs/train/67_tracking.ipynb #bbebdb11
+# %% ../../nbs/train/67_tracking.ipynb #3e49f471
 def results_frame(
     samples, # Decoded texts and targets
     outs, # Decoded predictions, each in a tuple
@@ -104,7 +110,7 @@ def results_frame(
     rows,wrong = _with_predictions(task, samples, outs)
     return SampleTable(rows).df.astype(str).assign(correct=[not o for o in wrong])
 
-# %% ../../nbs/train/67_tracking.ipynb #81aca9bb
+# %% ../../nbs/train/67_tracking.ipynb #474c2a6f
 def predictions_table(
     learn, # A `Learner`
     n:int=9, # How many rows
@@ -117,7 +123,7 @@ def predictions_table(
     _,_,samples,outs = dl.show_results(batch, preds, show=False, max_n=n)
     return results_frame(samples, outs, get_block(learn.dls).task)
 
-# %% ../../nbs/train/67_tracking.ipynb #4fd028a2
+# %% ../../nbs/train/67_tracking.ipynb #93904a20
 class HFTracker(Callback):
     "Log losses, learning rates, metrics, hyperparameters and predictions with any functions"
     order,run_valid = Recorder.order+1,False
@@ -140,7 +146,7 @@ class HFTracker(Callback):
     def after_cancel_fit(self): self._log_predictions()
     def after_fit(self): self.fits,self.trained = self.fits + self.trained,False
 
-# %% ../../nbs/train/67_tracking.ipynb #8b57573b
+# %% ../../nbs/train/67_tracking.ipynb #6b8da9d9
 @patch
 def _find_file(self:HFTracker):
     "With `HFCheckpoint`, read what earlier processes of the run have logged"
@@ -151,7 +157,7 @@ def _find_file(self:HFTracker):
     if not keeper.resume: self.file.unlink(missing_ok=True)
     if self.file.exists(): self.logged = json.loads(self.file.read_text())
 
-# %% ../../nbs/train/67_tracking.ipynb #984d6dae
+# %% ../../nbs/train/67_tracking.ipynb #1626b80b
 @patch
 def _once(self:HFTracker, kind, number, log, *args, **kwargs):
     "Call `log`, unless this run has logged `number` already"
@@ -164,7 +170,7 @@ def _once(self:HFTracker, kind, number, log, *args, **kwargs):
         new.replace(self.file)
     log(*args, **kwargs)
 
-# %% ../../nbs/train/67_tracking.ipynb #790b3340
+# %% ../../nbs/train/67_tracking.ipynb #a8c95d3f
 @patch
 def before_fit(self:HFTracker):
     "Find out whether this fit is to be logged"
@@ -174,7 +180,7 @@ def before_fit(self:HFTracker):
     if self.log_table is not None: get_block(self.learn.dls)
     self._find_file()
 
-# %% ../../nbs/train/67_tracking.ipynb #742152df
+# %% ../../nbs/train/67_tracking.ipynb #49d413ee
 @patch
 def before_train(self:HFTracker):
     "Log the hyperparameters; those of later fits have the number of the fit in their names"
@@ -185,7 +191,7 @@ def before_train(self:HFTracker):
     if number > 1: found = {f'fit_{number}.{k}': found[k] for k in ('epochs', 'lr', 'frozen_groups')}
     self._once('params', number, self.log_params, found)
 
-# %% ../../nbs/train/67_tracking.ipynb #8743d28f
+# %% ../../nbs/train/67_tracking.ipynb #1ab210e5
 @patch
 def after_batch(self:HFTracker):
     "Log the smoothed training loss and the learning rates"
@@ -197,7 +203,7 @@ def after_batch(self:HFTracker):
     self._once('step', self.step, self.log, dict(train_loss=float(loss), **dict(zip(names, rates, strict=True))),
                step=self.step)
 
-# %% ../../nbs/train/67_tracking.ipynb #e4cb9168
+# %% ../../nbs/train/67_tracking.ipynb #2f267aef
 @patch
 def _log_predictions(self:HFTracker):
     "Log the table of predictions"
@@ -206,7 +212,7 @@ def _log_predictions(self:HFTracker):
     if number > self.logged.get('table', 0):
         self._once('table', number, self.log_table, predictions_table(self.learn, self.n_preds))
 
-# %% ../../nbs/train/67_tracking.ipynb #bacfb5f3
+# %% ../../nbs/train/67_tracking.ipynb #b55052aa
 @patch
 def after_epoch(self:HFTracker):
     "Log the validation loss and the metrics"
@@ -218,7 +224,7 @@ def after_epoch(self:HFTracker):
     self._once('epoch', self.epochs, self.log, dict(epoch=float(self.epochs), **found), step=self.step)
     if self.learn.epoch+1 >= self.learn.n_epoch: self._log_predictions()
 
-# %% ../../nbs/train/67_tracking.ipynb #7c28812f
+# %% ../../nbs/train/67_tracking.ipynb #1930e7a8
 def _is_ours(learn): return hasattr(learn.dls, 'hf_block') or 'hf' in vars(learn)
 
 def start_wandb(
@@ -231,7 +237,7 @@ def start_wandb(
     finally: del vars(self.learn)['gather_args']
     if self.run: sys.modules['wandb'].config.update(hyperparameters(self.learn), allow_val_change=True)
 
-# %% ../../nbs/train/67_tracking.ipynb #9d254d26
+# %% ../../nbs/train/67_tracking.ipynb #0a7a8056
 def count_wandb_rows(
     self, # A `WandbCallback`
 ):
@@ -241,13 +247,13 @@ def count_wandb_rows(
     try: self._orig_after_batch()
     finally: self.learn.xb = inputs
 
-# %% ../../nbs/train/67_tracking.ipynb #77bfc474
+# %% ../../nbs/train/67_tracking.ipynb #4d57aec7
 def wandb_table(x:HFInputs, y, samples, outs, preds):
     "Return predictions as a table of W&B; a method of fastai's `wandb_process`"
     frame = results_frame(samples, outs, x.hf_block.task)
     return dict(Prediction_Samples=sys.modules['wandb'].Table(dataframe=frame))
 
-# %% ../../nbs/train/67_tracking.ipynb #d8807b02
+# %% ../../nbs/train/67_tracking.ipynb #d99f9681
 def start_tensorboard(
     self, # A `TensorBoardCallback`
 ):
@@ -257,7 +263,7 @@ def start_tensorboard(
     try: self._orig_before_fit()
     finally: self.trace_model = trace
 
-# %% ../../nbs/train/67_tracking.ipynb #78696d7b
+# %% ../../nbs/train/67_tracking.ipynb #91d5ab9b
 def _cell(o): return ' '.join(str(o).replace('|', r'\|').split())
 
 def markdown_table(
@@ -267,12 +273,12 @@ def markdown_table(
     rows = [df.columns, ['---']*len(df.columns), *df.itertuples(index=False)]
     return '\n'.join(f"| {' | '.join(map(_cell, o))} |" for o in rows)
 
-# %% ../../nbs/train/67_tracking.ipynb #8a05471d
+# %% ../../nbs/train/67_tracking.ipynb #d62092eb
 def tensorboard_table(x:HFInputs, y, samples, outs, writer, step):
     "Write predictions as a table; a method of fastai's `tensorboard_log`"
     writer.add_text('Sample results', markdown_table(results_frame(samples, outs, x.hf_block.task)), step)
 
-# %% ../../nbs/train/67_tracking.ipynb #389671a9
+# %% ../../nbs/train/67_tracking.ipynb #3b223ce6
 @cache
 def _adapt(module):
     "Extend the callback of a module of fastai"
@@ -284,7 +290,7 @@ def _adapt(module):
         patch_to(module.TensorBoardCallback, nm='before_fit')(start_tensorboard)
         module.tensorboard_log.dispatch(tensorboard_table)
 
-# %% ../../nbs/train/67_tracking.ipynb #fa682fd9
+# %% ../../nbs/train/67_tracking.ipynb #5ed7a486
 def adapt_trackers():
     "Extend fastai's callbacks for W&B and TensorBoard, as far as they have been imported"
     for o in ('wandb', 'tensorboard'):
