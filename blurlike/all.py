@@ -52,7 +52,9 @@ from blurlike.core.precision import best_precision
 from blurlike.data.samples import minilm_checkpoint, load_movie_reviews, smollm2_checkpoint
 from blurlike.ship.serve import gradio_page, serve # and learn.push_to_space
 from blurlike.show import SampleTable, plot_top_losses
+from blurlike.train.search import find_hyperparameters
 from blurlike.train.splitter import head_params, hf_splitter, layer_params
+from blurlike.train.tracking import HFTracker, hyperparameters
 from blurlike.tasks.base import Task, TokenCrossEntropy, all_tasks, get_block, get_task, infer_task, task_class
 from blurlike.tasks.labels import get_vocab, label_names
 from blurlike.tasks.causal_lm import CausalLM

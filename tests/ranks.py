@@ -18,7 +18,15 @@ from fastai.optimizer import SGD
 from fastai.torch_core import num_distrib, rank_distrib, set_seed
 from test_losses import TASKS, loaders, make_model
 
-from blurlike.all import HFCheckpoint, HFLoss, HFTextDataLoaders, find_batch_size, hf_learner, load_hf_learner
+from blurlike.all import (
+    HFCheckpoint,
+    HFLoss,
+    HFTextDataLoaders,
+    HFTracker,
+    find_batch_size,
+    hf_learner,
+    load_hf_learner,
+)
 from blurlike.train.memory import process_memory
 
 EXACT = [*((o, False) for o in TASKS), ('sequence-classification', True), ('causal-lm', True), ('masked-lm', True)]
@@ -137,6 +145,14 @@ def deciding():
     learn.path = Path(FOLDER)
     with together(learn): learn.fit(6, cbs=cbs)
     return list(map(list, learn.recorder.values)),weights(learn),(learn.path/'models'/'best.pth').exists()
+
+
+def tracked():
+    "What a tracker gets in two epochs, the numbers of steps, and the weights after them"
+    numbers,tables,learn = [],[],make_learner(bs=3)
+    tracker = HFTracker(lambda o, step: numbers.append((step, o)), log_table=tables.append)
+    with learn.no_logging(), together(learn): learn.fit(2, cbs=tracker)
+    return numbers,[len(o) for o in tables],len(learn.recorder.losses),weights(learn)
 
 
 def lr_find():

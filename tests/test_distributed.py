@@ -42,8 +42,8 @@ def exact(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def life(tmp_path_factory):
-    return results(tmp_path_factory.mktemp('life'), 'all_loaders', 'deciding', 'lr_find', 'saving', 'one_rank_alone',
-                   'generating', 'batch_size', 'half_precision', 'lora', 'dropout', 'refused')
+    return results(tmp_path_factory.mktemp('life'), 'all_loaders', 'deciding', 'tracked', 'lr_find', 'saving',
+                   'one_rank_alone', 'generating', 'batch_size', 'half_precision', 'lora', 'dropout', 'refused')
 
 
 def same(a, b, eps=1e-6):
@@ -128,6 +128,13 @@ def test_callbacks_that_watch_the_validation_decide_alike(life):
     assert len(values) < 6
     same(weights, other[1], 0)
     assert saved
+
+
+def test_the_first_process_logs(life):
+    (numbers,tables,steps,first),(nothing,no_tables,_,second) = (o['tracked'] for o in life[0])
+    assert [s for s,o in numbers if 'train_loss' in o]==[*range(1, steps+1)]
+    assert (tables, nothing, no_tables)==([5], [], [])
+    same(first, second, 0)
 
 
 def test_lr_find_ends_and_restores_the_weights(life):

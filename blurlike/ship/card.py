@@ -26,6 +26,7 @@ from ..core.objects import has_adapters
 from ..tasks.base import get_block
 from ..tasks.generation import Generates
 from ..train.callback import HFCallback
+from ..train.tracking import training_setup
 
 # %% ../../nbs/ship/70_card.ipynb #335f55e4
 def training_runs(
@@ -61,14 +62,11 @@ def _results_table(runs):
     return _table(['run', 'epoch', *columns], rows)
 
 # %% ../../nbs/ship/70_card.ipynb #2a97ffae
-def _name(o): return getattr(o, '__name__', None) or type(o).__name__
-
 def _training_setup(learn):
     "Return the names of the optimizer, the loss and the precision as text"
-    precision = getattr(getattr(learn, 'mixed_precision', None), 'amp_mode', None)
-    opt_func = getattr(learn.opt_func, 'func', learn.opt_func) # what a `partial` calls
-    suffix = f'; precision: {precision.value}' if precision else ''
-    return f'Optimizer: `{_name(opt_func)}`; loss: `{_name(learn.loss_func)}`{suffix}.'
+    setup = training_setup(learn)
+    suffix = f"; precision: {setup['precision']}" if 'precision' in setup else ''
+    return f"Optimizer: `{setup['optimizer']}`; loss: `{setup['loss']}`{suffix}."
 
 # %% ../../nbs/ship/70_card.ipynb #2da7e369
 _RESULTS = 'Losses and metrics after each epoch (all but `train_loss` are measured on the validation set):'

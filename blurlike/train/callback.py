@@ -26,7 +26,6 @@ from fastai.callback.core import (
     CancelValidException,
 )
 from fastai.callback.mixup import MixHandler
-from fastai.callback.schedule import ParamScheduler
 from fastai.callback.training import GradientAccumulation
 from fastai.learner import Learner, Recorder
 from fastai.torch_basics import GetAttr, L, find_bs, getcallable, patch
@@ -43,6 +42,7 @@ from ..tasks.base import (TargetLoss, TokenCrossEntropy, check_one_divisor, loss
                                  target_weight)
 from ..tasks.generation import Generates
 from .splitter import adapter_params
+from .tracking import adapt_trackers, rate_schedule
 
 # %% ../../nbs/train/62_callback.ipynb #13e39cce
 class HFLoss:
@@ -454,6 +454,7 @@ def _check_groups(self:HFCallback):
 @patch
 def before_fit(self:HFCallback):
     "Check data, model and callbacks, and move the loss to the model's device"
+    adapt_trackers()
     self._check()
     self._check_groups()
     self.skipped = 0
@@ -469,10 +470,10 @@ def skipped_rates(
     n:int, # How many epochs were skipped
 ) -> list[float]: # Empty without a schedule
     "Return the learning rates of the last group that a schedule has in the first `n` epochs"
-    scheds = next((o.scheds for o in learn.cbs if isinstance(o, ParamScheduler) and callable(o.scheds.get('lr'))), {})
-    per_epoch = len(learn.dls.train) if scheds and n else 0
+    schedule = rate_schedule(learn)
+    per_epoch = len(learn.dls.train) if schedule and n else 0
     steps = np.arange(n*per_epoch)/(per_epoch*learn.n_epoch or 1)
-    return [float(np.ravel(scheds['lr'](o))[-1]) for o in steps]
+    return [float(np.ravel(schedule(o))[-1]) for o in steps]
 
 # %% ../../nbs/train/62_callback.ipynb #4d9da191
 def last_run(
@@ -494,6 +495,8 @@ def last_run(
 def after_fit(self:HFCallback):
     "Restore the learner's logger, and record the run"
     if self.learn.logger==self._log: self.learn.logger = print
+    for o in self.learn.cbs: # such as `CSVLogger`, which will restore the logger
+        if vars(o).get('old_logger')==self._log: o.old_logger = print
     if not hasattr(self.learn, 'lr_finder') and (run := last_run(self.learn)): self.runs.append(run)
 
 # %% ../../nbs/train/62_callback.ipynb #ce0b8ebf

@@ -7,6 +7,7 @@ __all__ = ['HFOptimWrapper', 'hf_adamw']
 
 # %% ../../nbs/train/61_optimizer.ipynb #6280ea87
 from functools import partial
+from numbers import Real
 
 import torch
 from fastai.optimizer import OptimWrapper
@@ -39,11 +40,13 @@ def param_lists(self:HFOptimWrapper) -> list[list]:
     return [matrices['params'] + vectors['params'] for matrices,vectors in self.pairs()]
 
 # %% ../../nbs/train/61_optimizer.ipynb #cfa9acbf
+def _is_number(o): return isinstance(o, (Real, torch.Tensor)) and not isinstance(o, bool)
+
 @patch(as_prop=True)
 def hypers(self:HFOptimWrapper) -> list[dict]:
-    "Return the settings of each group by fastai's names"
+    "Return the numbers among the settings of each group, by fastai's names"
     hypers = super(HFOptimWrapper, self).hypers
-    return hypers[:len(hypers)//2]
+    return [{k: v for k,v in o.items() if _is_number(v)} for o in hypers[:len(hypers)//2]]
 
 # %% ../../nbs/train/61_optimizer.ipynb #2084b280
 @patch
