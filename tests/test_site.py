@@ -15,7 +15,7 @@ from fastcore.nbio import dict2nb, read_nb
 from transformers import Trainer, TrainingArguments
 
 import blurlike.all
-from blurlike.all import all_tasks, task_class
+from blurlike.all import HFDataLoader, all_tasks, task_class
 from blurlike.tasks.base import task_options
 
 ROOT = Path(__file__).parent.parent
@@ -63,17 +63,18 @@ def test_an_example_that_is_not_listed_comes_last():
     assert {k: [o.title for o in v] for k,v in sections.items() if v}=={'Training': ['adapters'], 'More': ['new']}
 
 
-def cell(source='1', **outputs): return dict(cell_type='code', source=source, outputs=[
-    dict(output_type='execute_result', data={k.replace('_', '/'): v}) for k,v in outputs.items()])
+RUN,TABLE,PREDICTIONS = '<table class="fastprogress">a</table>','<table>b</table>','<table><th>prediction</th></table>'
 
 
 @pytest.mark.parametrize(('outputs', 'best'), [
-    (['<table><tr><th>train_loss</th></tr></table>', '<table><tr><td>2</td></tr></table>'], '2'),
-    (['<table><tr><td>1</td></tr></table>', '<table><tr><th>prediction</th></tr></table>'], 'prediction'),
-    (['<table><tr><td>1</td></tr></table>', '<p>text</p>'], '1')])
+    ([RUN, TABLE], 'b'), ([TABLE, PREDICTIONS, TABLE], 'prediction'), ([RUN, 'c\nd'], 'c\nd'), (['c\nd', TABLE], 'b'),
+    (['one line', RUN], 'a'), (['c\nd', "Inferred task='x' from y\nNewly initialized in z\ne"], 'c\nd'), (['c'], '')])
 def test_the_picture_is_the_best_output(outputs, best):
-    nb = dict2nb(dict(cells=[cell(text_html=o) for o in outputs]))
+    data = [{'text/html' if '<' in o else 'text/plain': o} for o in outputs]
+    outputs = [dict(output_type='execute_result', data=o) for o in data]
+    nb = dict2nb(dict(cells=[dict(cell_type='code', source='', outputs=outputs)]))
     assert BeautifulSoup(docs.picture(nb, []), 'html.parser').text==best
+    assert docs.picture(nb, ['a.png'])=='<img src="a.png" alt="">'
 
 
 # ---- pages
@@ -90,9 +91,15 @@ def test_entry_points_come_first(site):
 
 @pytest.mark.parametrize(('name', 'expected'), [
     ('hf_learner', True), ('Learner.hf_predict', True), ('HFTextDataLoaders.from_csv', True), ('score', True),
-    ('default_callbacks', False), ('HFTextDataLoaders.other', False), ('Other.from_csv', False)])
+    ('default_callbacks', False), ('HFTextDataLoaders.from_folder', False), ('Other.from_csv', False)])
 def test_entry_points(name, expected):
-    assert docs.is_entry_point(name, {'from_csv', 'score'})==expected
+    code = 'from blurlike.scale import score\nHFTextDataLoaders.from_csv(path, name)'
+    assert docs.is_entry_point(name, code)==expected
+
+
+def test_names_that_are_used_most_come_first():
+    names = ['helper', 'build_model', 'hf_learner', 'Learner.fit']
+    assert docs.sorted_names(names, 'hf_learner(dls)')==(['hf_learner', 'build_model', 'Learner.fit'], ['helper'])
 
 
 def test_the_front_page_has_the_map_of_the_site(site):
@@ -127,13 +134,15 @@ def called(node):
     "What a call calls: a name of fastai or blurlike, or a method of a learner or of its data"
     if isinstance(node, ast.Name): return NAMESPACE[node.id]
     owner = ast.unparse(node.value)
-    owner = Learner if owner=='learn' else DataLoaders if owner in ('dls', 'learn.dls') else NAMESPACE[owner]
-    return getattr(owner, node.attr)
+    if owner=='learn': return getattr(Learner, node.attr)
+    if owner not in ('dls', 'learn.dls'): return getattr(NAMESPACE[owner], node.attr)
+    return getattr(DataLoaders, node.attr, None) or getattr(HFDataLoader, node.attr) # for the training loader
 
 
 def unknown_arguments(call):
     "The keywords of a call that what it calls does not have"
     func = called(call.func)
+    if func is partial: return set()
     params = inspect.signature(func).parameters
     if any(o.kind is o.VAR_KEYWORD for o in params.values()): return set()
     task = next((o.value.value for o in call.keywords if o.arg=='task'), None)

@@ -8,6 +8,7 @@ import tempfile
 from configparser import ConfigParser
 from functools import cached_property, reduce
 from html import escape
+from html.parser import HTMLParser
 from importlib import import_module
 from inspect import formatannotation, getdoc, isclass
 from pathlib import Path
@@ -131,23 +132,25 @@ class ShowDocs(Processor):
 
 # Entry points
 
-def names_in_use(
-    paths:list, # The notebooks that show how to use the library
-) -> set: # Names
-    "Return the methods that code in the notebooks calls, and the names that it imports from modules of blurlike"
-    code = '\n'.join(o.source for path in paths for o in read_nb(path).cells if o.cell_type=='code')
-    imported = re.findall(r'^from blurlike\.(?!all)\S+ import (.+)$', code, re.MULTILINE)
-    return {*re.findall(r'\.(\w+)\(', code), *re.findall(r'\w+', ' '.join(imported))}
-
 def is_entry_point(
     name:str, # Such as "hf_learner" or "Learner.hf_predict"
-    in_use:set, # See `names_in_use`
+    code:str, # Of the README and the examples
 ) -> bool:
-    "Return whether users need `name`: a name of `blurlike.all`, a method of a learner, or a name in use"
+    "Return whether users need `name`: it is in `blurlike.all` or a method of a learner, or `code` uses it"
     owner,_,last = name.rpartition('.')
     public = import_module('blurlike.all')
-    if not owner: return hasattr(public, name) or name in in_use
-    return owner in ('Learner', 'DataLoaders') or hasattr(public, owner) and last in in_use
+    if owner: return owner in ('Learner', 'DataLoaders') or hasattr(public, owner) and f'.{last}(' in code
+    imported = re.findall(r'^from blurlike\.(?!all).* import (.*)', code, re.MULTILINE)
+    return hasattr(public, name) or name in re.findall(r'\w+', ' '.join(imported))
+
+def sorted_names(
+    names:list, # What a page documents
+    code:str, # Of the README and the examples
+) -> tuple[list, list]: # Entry points and helpers
+    "Return the entry points, those first that `code` uses most, and the other names"
+    entries,helpers = partition(names, lambda o: is_entry_point(o, code))
+    def uses(name): return len(re.findall(rf"\b{name.rpartition('.')[2]}\b", code))
+    return sorted(entries, key=uses, reverse=True),helpers
 
 def as_used(
     name:str, # Such as "Learner.hf_predict"
@@ -158,10 +161,10 @@ def as_used(
 def overview(
     mod, # A module
     names:list, # What its page documents
-    in_use:set, # See `names_in_use`
+    code:str, # Of the README and the examples
 ) -> str: # Markdown; empty without entry points
     "Return a table of the entry points of `mod`, and below it the names of its helpers"
-    entries,helpers = map(list, partition(names, lambda o: is_entry_point(o, in_use)))
+    entries,helpers = sorted_names(names, code)
     if not entries: return ''
     rows = [(f'[`{as_used(o)}`](#{o})', (docstring(find_object(mod, o)) or '').partition('\n')[0].replace('|', '\\|'))
             for o in entries]
@@ -172,25 +175,31 @@ def overview(
 
 # Pictures
 
-def output_html(
+# What the library remarks on the data and the model
+_remarks = re.compile(r'^(Inferred task=|Newly initialized in |[\d,]+ of [\d,]+ rows are longer).*\n?', re.MULTILINE)
+
+def ranked(
     output, # An output of a cell
-) -> str: # Empty if there is nothing to show
-    "Return a table or the text of `output` as HTML"
+) -> tuple[int, int, str]: # A rank, the length of a text, and HTML; rank 0 is nothing to show
+    "Return `output` as HTML: predictions (4), another table (3), lines of text (2), the losses of a training run (1)"
     data = output.get('data', {})
-    if html := data.get('text/html'): return plain_tables(html)
-    text = ''.join(output.get('text') or data.get('text/plain', ''))
-    return f'<pre>{escape(text)}</pre>' if len(text.splitlines()) > 1 else ''
+    if html := data.get('text/html'):
+        rank = 1 if re.search('fastprogress|<progress', html) else 4 if '>prediction<' in html else 3
+        return rank,0,plain_tables(html)
+    text = '' if output.get('name')=='stderr' else output.get('text') or data.get('text/plain', '')
+    text = _remarks.sub('', ''.join(text))
+    return 2*(len(text.splitlines()) > 1),len(text),f'<pre>{escape(text)}</pre>'
 
 def picture(
     nb, # A notebook
     images:list, # The plots in its outputs, as URLs
 ) -> str: # HTML
-    "Return what shows best what a notebook is about: a plot, else predictions, another table, the longest text"
+    "Return what shows best what a notebook is about: a plot, else the output with the highest rank"
     if images: return f'<img src="{images[0]}" alt="">'
     shown = [o for o in nb.cells if 'hide' not in o.directives]
-    found = [output_html(o) for cell in shown for o in cell.get('outputs', []) if not is_noise(o)]
-    def rank(o): return ('<table' in o, 'train_loss' not in o, '>prediction<' in o, len(o) if '<pre>' in o else 0)
-    return max(filter(None, found), key=rank, default='')
+    found = [ranked(o) for cell in shown for o in cell.get('outputs', []) if not is_noise(o)]
+    rank,_,html = max(found, key=lambda o: o[:2], default=(0, 0, ''))
+    return html if rank else ''
 
 # Pages
 
@@ -207,15 +216,15 @@ class Page(NamedTuple):
 def read_page(
     path:Path, # A notebook
     nbs:Path, # The folder of all notebooks
-    in_use:set, # See `names_in_use`
+    code:str, # Of the README and the examples
 ) -> Page:
     "Convert the notebook at `path` to Markdown"
     nb,dst = read_nb(path),nbpath2html(path.relative_to(nbs)).with_suffix('.md')
     about,mod = nb_frontmatter(nb),exported_module(o.directives for o in nb.cells)
     text,images = to_markdown(path, 'outputs', ShowDocs)
     names = re.findall(r'^#+ `.+` \{ #(\S+) \}$', text, re.MULTILINE)
-    if mod: text = re.sub(r'\A# .+\n+(>.*\n)?', lambda m: f'{m[0]}\n{overview(mod, names, in_use)}\n\n', text)
-    show = picture(nb, [(dst.parent/o).as_posix() for o in images])
+    if mod: text = re.sub(r'\A# .+\n+(>.*\n)?', lambda m: f'{m[0]}\n{overview(mod, names, code)}\n\n', text)
+    show = picture(nb, [] if mod else [(dst.parent/o).as_posix() for o in images])
     return Page(dst, re.sub('[`*]', '', about['title']), about.get('description', ''), text, names, images, show)
 
 def targets(
@@ -277,14 +286,15 @@ def gallery(
 
 def reference(
     pages:list, # The pages of the library
-    in_use:set, # See `names_in_use`
+    code:str, # Of the README and the examples
 ) -> str: # Markdown
-    "Return the page that lists all names, on each page the entry points first"
+    "Return the page that lists all names, the entry points first"
     res = ['# Reference', getdoc(import_module('blurlike')) or '']
-    for o in pages:
-        entries,helpers = map(list, partition(o.names, lambda n: is_entry_point(n, in_use)))
-        if o.names: res += [f'## [{o.title}]({o.dst})', o.subtitle]
-        res += [' · '.join(f'`{n}`' for n in v) for v in (entries, helpers) if v]
+    found = [(o, *(' · '.join(f'`{n}`' for n in v) for v in sorted_names(o.names, code))) for o in pages if o.names]
+    for o,entries,helpers in sorted(found, key=lambda o: not o[1]):
+        res += [f'## [{o.title}]({o.dst})', o.subtitle]
+        if entries: res.append(f'**{entries}**')
+        if helpers: res.append(f'Helpers: {helpers}')
     return '\n\n'.join(res) + '\n'
 
 # The site
@@ -308,12 +318,13 @@ def write_sources(
 ) -> list: # The navigation
     "Write everything that MkDocs needs to `out`"
     paths = notebooks(root)
-    in_use = names_in_use([o for o in paths if o.stem=='index' or o.parent.name=='examples'])
-    home,*rest = pages = [read_page(o, root/'nbs', in_use) for o in paths]
+    shown = [read_nb(o) for o in paths if o.stem=='index' or o.parent.name=='examples']
+    code = '\n'.join(cell.source for nb in shown for cell in nb.cells if cell.cell_type=='code')
+    home,*rest = pages = [read_page(o, root/'nbs', code) for o in paths]
     library,examples = [o for o in rest if o.dst.parts[0]!='examples'],example_sections(pages)
     files,names = {},targets(pages)
     for o in pages: files |= {o.dst: o.text, **{o.dst.parent/k: v for k,v in o.images.items()}}
-    files |= {Path('examples/index.md'): gallery(examples), Path('reference.md'): reference(library, in_use)}
+    files |= {Path('examples/index.md'): gallery(examples), Path('reference.md'): reference(library, code)}
     for k,v in files.items():
         (out/k).parent.mkdir(parents=True, exist_ok=True)
         (out/k).write_bytes(v if isinstance(v, bytes) else add_links(v, k.parent, names).encode())
@@ -321,26 +332,41 @@ def write_sources(
     shutil.copy(THEME/'site.css', out)
     return navigation(home, library, examples)
 
+_links = 'a', 'script', 'link', 'img', 'iframe', 'source', 'video', 'object'
+
+class Links(HTMLParser):
+    "The ids of a page, the pages that it links to, and the files that it fetches"
+    def __init__(self,
+        text:str, # HTML
+    ):
+        super().__init__()
+        self.ids,self.urls = set(),[]
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        attrs = dict(attrs)
+        if 'id' in attrs: self.ids.add(attrs['id'])
+        url = attrs.get('src') or attrs.get('href')
+        if url and tag in _links: self.urls.append((tag, url))
+
 def problems(
     out:Path, # The built site
 ) -> list[str]:
     "Return what would not work without a network: files from elsewhere and dead links"
     # The links in 404.html start at the root of a server
-    pages = [o for o in out.rglob('*.html') if o.name!='404.html']
-    soups = {o: BeautifulSoup(o.read_text(encoding='utf-8'), 'html.parser') for o in pages}
-    ids = {page: {o['id'] for o in soup(id=True)} for page,soup in soups.items()}
+    pages = {o: Links(o.read_text(encoding='utf-8')) for o in out.rglob('*.html') if o.name!='404.html'}
     res = []
-    for page,soup in soups.items():
-        for o in soup(['a', 'script', 'link', 'img', 'iframe', 'source', 'video', 'object']):
-            url = o.get('src') or o.get('href') or ''
+    for page,links in pages.items():
+        for tag,url in links.urls:
             if re.match(r'[a-z]+:|//', url):
-                if o.name!='a' and not url.startswith('data:'): res.append(f'{page} fetches {url}')
+                if tag!='a' and not url.startswith('data:'): res.append(f'{page} fetches {url}')
                 continue
             path,anchor = map(unquote, urldefrag(url))
             target = Path(os.path.normpath(page.parent/path)) if path else page
             if target.is_dir(): target /= 'index.html'
             if not target.exists(): res.append(f'{page} links to {url}, which does not exist')
-            elif anchor and anchor not in ids.get(target, ()): res.append(f'{page} links to {url}, which has no anchor')
+            elif anchor and (target not in pages or anchor not in pages[target].ids):
+                res.append(f'{page} links to {url}, which has no anchor')
     return res
 
 def build_site(
