@@ -41,7 +41,8 @@ EXAMPLES = {
     'Results': 'finding_mistakes why_did_it_say_that embeddings',
     'Deployment': 'save_and_share score_a_dataset architectures'}
 # Names in backticks; code, headings and links come first, so that none inside them is linked
-_names = re.compile(r'(?s:```.*?```)|^(?: {4}|#).*$|\[[^\]]*\]\([^)]*\)|`(\w[\w.]*)(?:\([^`\n]*\))?`|`[^`\n]*`', re.MULTILINE)
+_names = re.compile(r'(?s:```.*?```)|^(?: {4}|#).*$|\[[^\]]*\]\([^)]*\)|'
+                    r'`(\w[\w.]*)(?:\([^`\n]*\))?`|`[^`\n]*`', re.MULTILINE)
 
 # Documentation of exported names
 
