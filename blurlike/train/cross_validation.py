@@ -64,14 +64,14 @@ def fold_numbers(
         for i,(_,idxs) in enumerate(split.split(classes, classes, codes)): res[idxs] = i
     return res
 
-# %% ../../nbs/train/69_cross_validation.ipynb #6ff678f9
+# %% ../../nbs/train/69_cross_validation.ipynb #ab3f3745
 def _all_classes(column):
     "Return the classes in a column of labels, or of lists of labels; None if they are not classes"
     if isinstance(column.dtype, pd.CategoricalDtype) or has_fractions(column): return None # a categorical has its own
-    try: labels = set(column.explode().dropna()) # of lists, or of rows
-    except TypeError: return None # dicts
-    if column.map(is_listy).all() and all(isinstance(o, str) for o in labels): return label_order(labels)
-    return sorted(labels, key=lambda o: (str(type(o)), o))
+    try: labels = set(column.explode().dropna())
+    except TypeError: return None # they are dicts
+    if column.map(is_listy).all() and all(isinstance(o, str) for o in labels): return label_order(labels) or None
+    return sorted(labels, key=lambda o: (str(type(o)), o)) or None
 
 # %% ../../nbs/train/69_cross_validation.ipynb #cf00d4ac
 def _with_classes(df, label_col):
