@@ -202,12 +202,13 @@ def run(self:_Folds, frame, make_learner, fit, valid_col, test, k):
     self.add(learn, np.flatnonzero(frame[valid_col]))
     if dl is not None: self.add_test(learn, dl, k)
 
-# %% ../../nbs/train/69_cross_validation.ipynb #cbee2717
+# %% ../../nbs/train/69_cross_validation.ipynb #17fd5efa
 def _check_frame(df, k, label_col, make_learner, fit):
     "Raise `ValueError` or `TypeError` for arguments that cannot be used"
     if not isinstance(df, pd.DataFrame): raise TypeError(f"df={brief(df)} must be a DataFrame.")
     for name,o in dict(make_learner=make_learner, fit=fit).items():
-        if not callable(o) and not (name=='fit' and o is None):
+        is_function = callable(o) and not isinstance(o, Learner) # fastai calls learners with the names of events
+        if not is_function and not (name=='fit' and o is None):
             raise TypeError(f"{name}={brief(o)} must be a function{' that returns a new Learner'*(name!='fit')}.")
     whole_number('k', k, 2)
     columns(df.columns, label_col=label_col)
