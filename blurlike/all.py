@@ -31,6 +31,8 @@ from blurlike.data.block import HFTextBlock
 from blurlike.train.callback import HFCallback, HFLoss
 from blurlike.data.dataloaders import HFTextDataLoaders
 from blurlike.core.inputs import HFInputs, padding_share
+from blurlike.clean import HFTextCleaner, find_label_issues
+from blurlike.train.cross_validation import CrossValPreds, cross_val_preds
 import blurlike.train.distributed # learn.distrib_ctx
 from blurlike.train.learner import HFMixedPrecision, build_model, hf_adamw, hf_learner
 from blurlike.ship.checkpoint import HFCheckpoint

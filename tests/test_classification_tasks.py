@@ -219,7 +219,7 @@ def test_class_labels_of_a_dataset_keep_names_and_order(topics, hf):
     ds = datasets.Dataset.from_dict(topics[['text', 'label', 'is_valid']].to_dict('list'), features=features)
     dls = HFTextDataLoaders.from_dataset(ds, make_objects(num_labels=3), valid_col='is_valid')
     assert dls.hf_block.task.name == 'multi-label-classification'
-    assert sorted(dls.vocab) == sorted(names)
+    assert list(dls.vocab) == names
     labels = [dls.vocab[i] for i in dls.train_ds[0][1].nonzero().flatten()]
     assert labels == [o for o in dls.vocab if o in topics.label[0]]
 

@@ -60,7 +60,7 @@ def test_blurlike_all_has_the_names_of_the_walkthrough():
 
 def test_slow_imports_are_delayed():
     slow = ['transformers.modeling_utils', 'transformers.pipelines', 'transformers.generation.utils', 'datasets',
-            'gradio', 'onnxruntime', 'onnx', 'torchvision', 'accelerate', 'peft', 'fastai.distributed']
+            'gradio', 'onnxruntime', 'onnx', 'torchvision', 'accelerate', 'peft', 'fastai.distributed', 'cleanlab']
     code = f"""
 import sys
 import fastai.text.all

@@ -333,6 +333,10 @@ def class_pairs(self:Task,
     raise ValueError(f"task={self.name!r} has no classes for a confusion matrix: use Interpretation instead of "
                      "ClassificationInterpretation.")
 
+# %% ../../nbs/tasks/20_base.ipynb #9f8084f4
+# A function of the learner and a loader, which returns predictions and targets by row; None if a row has several
+Task.row_preds = None
+
 # %% ../../nbs/tasks/20_base.ipynb #13096d69
 def named_subclasses(
     cls:type, # A class whose subclasses have a `name`

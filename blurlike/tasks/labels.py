@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['get_vocab', 'first_target', 'is_list_column', 'has_fractions', 'label_kind', 'check_kinds', 'check_known',
            'note_alike', 'label_names', 'output_names', 'output_order', 'move_outputs', 'match_outputs',
-           'check_problem_type', 'check_outputs', 'ClassNames']
+           'check_problem_type', 'check_outputs', 'ClassNames', 'known_classes']
 
 # %% ../../nbs/tasks/21_labels.ipynb #7b06b8d5
 import operator
@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 import torch
 from fastai.metrics import accuracy
-from fastai.torch_basics import is_listy, patch
+from fastai.torch_basics import is_listy, noop, patch
 from torch import nn
 
 from ..core.checks import brief, preview, print_once
@@ -233,6 +233,31 @@ def check_model(self:ClassNames, dls, model):
         raise ValueError(f"The data has no rows of the model's labels {preview(rest)}: pass vocab={had} to keep them.")
     check_outputs(model, n, f"the data has {n} labels ({preview(names)})")
     check_problem_type(getattr(model, 'config', None), self.problem_type)
+
+# %% ../../nbs/tasks/21_labels.ipynb #635d8062
+def known_classes(
+    df:pd.DataFrame, # One column of targets
+) -> list|None: # None if they are not known
+    "Return the classes that the `attrs` of `df` name"
+    return (df.attrs.get('names') or {}).get(df.columns[0])
+
+# %% ../../nbs/tasks/21_labels.ipynb #24943bea
+@patch
+def probs(self:ClassNames,
+    logits, # A tensor, ... x classes
+): # A tensor
+    "Return the probabilities of the classes"
+    return logits.float().softmax(-1)
+
+# %% ../../nbs/tasks/21_labels.ipynb #e19e1d5b
+@patch
+def row_preds(self:ClassNames,
+    learn, # The `Learner` that predicts
+    dl, # A loader
+) -> tuple: # Probabilities, rows x classes, and targets, arrays; None for a loader without targets
+    "Return the prediction and the target of each row of `dl`, in the order of its dataset"
+    logits,targs = learn.get_preds(dl=dl, act=noop)
+    return self.probs(logits).numpy(),None if targs is None else np.asarray(targs)
 
 # %% ../../nbs/tasks/21_labels.ipynb #b19bfdad
 @patch

@@ -22,7 +22,8 @@ from transformers import AutoModelForSequenceClassification
 
 from ..core.checks import brief, fraction
 from .base import Task, get_block
-from .labels import ClassNames, check_kinds, check_known, get_vocab, is_list_column, note_alike
+from .labels import (ClassNames, check_kinds, check_known, get_vocab, is_list_column, known_classes,
+                                   note_alike)
 from .windows import PooledWindows
 from ..text.rows import CellReader, first_row
 
@@ -120,7 +121,7 @@ def y_block(self:MultiLabelClassification, labels):
     labels = _each_label(column)
     check_kinds(column.name, labels)
     check_known(column.name, labels, self.vocab)
-    vocab = self.vocab or sorted(set(labels))
+    vocab = self.vocab or known_classes(df) or sorted(set(labels))
     note_alike(vocab)
     return self.target_block(vocab)
 
@@ -187,6 +188,10 @@ def row(self:MultiLabelClassification, text, target=None, pred=None):
 def class_pairs(self:MultiLabelClassification, learn, dl):
     raise ValueError(f"task={self.name!r} has no confusion matrix, since a text can have any number of labels: "
                      "pass what learn.get_preds() returns to sklearn.metrics.multilabel_confusion_matrix.")
+
+# %% ../../nbs/tasks/26_multi_label_classification.ipynb #0ae1cd17
+@patch
+def probs(self:MultiLabelClassification, logits): return logits.float().sigmoid()
 
 # %% ../../nbs/tasks/26_multi_label_classification.ipynb #2cdf9a3a
 def _set_threshold(learn, threshold):

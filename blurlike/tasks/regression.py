@@ -131,3 +131,13 @@ def _rounded(o): return ', '.join(f'{i:.3f}' for i in (o if is_listy(o) else [o]
 @patch
 def row(self:Regression, text, target=None, pred=None):
     return super(Regression, self).row(text, *(None if o is None else _rounded(o) for o in (target, pred)))
+
+# %% ../../nbs/tasks/27_regression.ipynb #3a95d443
+@patch
+def row_preds(self:Regression,
+    learn, # The `Learner` that predicts
+    dl, # A loader
+) -> tuple: # Arrays: a number for each row, or rows x numbers; the targets are None for a loader without
+    "Return the prediction and the target of each row of `dl`, in the order of its dataset"
+    preds,targs = (None if o is None else np.asarray(o) for o in learn.get_preds(dl=dl))
+    return preds[:,0] if preds.ndim==2 and preds.shape[1]==1 else preds,targs

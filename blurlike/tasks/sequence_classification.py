@@ -14,7 +14,7 @@ from transformers import AutoModelForSequenceClassification
 
 from .base import Task
 from .labels import (ClassNames, check_kinds, check_known, get_vocab, has_fractions, is_list_column,
-                                   note_alike)
+                                   known_classes, note_alike)
 from .windows import PooledWindows
 from ..text.rows import first_row
 
@@ -85,7 +85,7 @@ def y_block(self:SequenceClassification, labels):
     if df.shape[1] > 1: raise ValueError(f"label_col={list(df.columns)} must be one column of labels.")
     _check_classes(df.columns[0], column := df.iloc[:,0])
     check_known(column.name, column, self.vocab)
-    note_alike(vocab := self.vocab or _classes(column))
+    note_alike(vocab := self.vocab or known_classes(df) or _classes(column))
     return self.target_block(vocab)
 
 # %% ../../nbs/tasks/25_sequence_classification.ipynb #45d6b8cd

@@ -17,7 +17,7 @@ import torch
 from fastai.data.block import TransformBlock
 from fastai.data.transforms import CategoryMap, DisplayedTransform
 from fastai.learner import Learner, Metric
-from fastai.torch_basics import L, TensorBase, is_iter, is_listy, patch, to_cpu
+from fastai.torch_basics import L, TensorBase, is_iter, is_listy, noop, patch, to_cpu
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModelForTokenClassification
 
@@ -26,7 +26,7 @@ from ..core.compat import entity_pipeline
 from ..core.inputs import as_rows
 from ..show import TaggedWords
 from .base import Task, TokenCrossEntropy, get_block
-from .labels import ClassNames, get_vocab
+from .labels import ClassNames, get_vocab, known_classes
 from .windows import Windowed, _changes, token_order
 from ..text.rows import ListReader, SampleProblems, as_list
 from ..text.tokens import TokenTable
@@ -371,7 +371,7 @@ def y_block(self:TokenClassification, labels):
     if df.shape[1]!=1: raise ValueError(f"label_col={list(df.columns)} must be one column of label lists.")
     name = df.columns[0]
     found = _vocab_of(df[name], df.index.tolist(), f'label_col={name!r}: row')
-    return self.target_block(self.vocab or df.attrs.get('names', {}).get(name) or found)
+    return self.target_block(self.vocab or known_classes(df) or found)
 
 # %% ../../nbs/tasks/28_token_classification.ipynb #ad2d4e44
 def _words_problem(words, block):
@@ -670,3 +670,25 @@ def word_labels(self:Learner,
 @patch
 def class_pairs(self:TokenClassification, learn, dl):
     return tuple([o for row in rows for o in row] for rows in learn.word_labels(dl=dl))
+
+# %% ../../nbs/tasks/28_token_classification.ipynb #9d3746a7
+def _first_values(values, word_ids, block):
+    "Return the values at the first token of each word of a text, whose last dimension is classes, and the words"
+    _,window,pos,word,first = word_tokens(word_ids[None], block)
+    return values.reshape(-1, *values.shape[-2:])[window[first],pos[first]],word[first]
+
+# %% ../../nbs/tasks/28_token_classification.ipynb #ae9fcd87
+@patch
+def row_preds(self:TokenClassification, learn, dl):
+    "Return two lists with an array for each row: probabilities, words x labels, and targets; NaN and -100 if truncated"
+    inputs,logits,targs = learn.get_preds(dl=dl, with_input=True, act=noop)
+    block,preds,labels = get_block(learn.dls),[],[]
+    for i,(x,o) in enumerate(zip(inputs, logits, strict=True)):
+        values,word = _first_values(self.probs(o).numpy(), x['word_ids'], block)
+        n = max(word, default=-1) + 1
+        preds.append(np.full((n, o.shape[-1]), np.nan, dtype=np.float32))
+        preds[-1][word] = values
+        if targs is None: continue
+        labels.append(np.full(n, -100))
+        labels[-1][word] = word_values([targs[i][None]], x['word_ids'][None], block)[0][0]
+    return preds,labels if targs is not None else None
