@@ -1,6 +1,7 @@
 "Data sets of every kind are scored on both engines, completely or not at all, and a killed run is completed."
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from hypothesis import strategies as st
 from test_load import ARCHS, quiet
 from test_matrix import TASKS, assert_same, frame, make_learner
 
+from blurlike import scale
 from blurlike.cli import run
 from blurlike.scale import MANIFEST, Chunks, score
 
@@ -118,6 +120,54 @@ def test_a_ray_dataset_and_more_actors_than_processors(models, rows, tmp_path, e
     model,learn = models('sequence-classification')
     data = ray.data.from_pandas([rows[:33], rows[33:]])
     assert_scores(score(data, model, tmp_path/'out', engine=engine, rows=16, workers=workers), rows, learn)
+
+
+class Held:
+    "A job of someone else that holds processors"
+    def ready(self): return True
+
+
+def hold(n):
+    "Hold `n` processors until the actor is killed"
+    actor = ray.remote(num_cpus=n)(Held).remote()
+    ray.get(actor.ready.remote())
+    return actor
+
+
+@pytest.fixture
+def scoring(models, rows, tmp_path, engine):
+    "A function that scores on two actors in a thread, and returns the thread"
+    model,learn = models('sequence-classification')
+    rows.to_parquet(tmp_path/'a.parquet')
+    def call(): score(tmp_path/'a.parquet', model, tmp_path/'out', engine=engine, rows=10, workers=2)
+    def start():
+        thread = threading.Thread(target=call, daemon=True)
+        thread.start()
+        return thread
+    yield start
+    assert_scores(tmp_path/'out', rows, learn)
+
+
+def test_actors_that_find_room_do_the_work_of_those_that_do_not(scoring):
+    other = hold(1)
+    try:
+        thread = scoring()
+        thread.join(90)
+        assert not thread.is_alive()
+    finally: ray.kill(other)
+
+
+def test_a_line_says_that_no_actor_starts(scoring, monkeypatch, capsys):
+    monkeypatch.setattr(scale, '_PATIENCE', .5)
+    other,out = hold(2),''
+    thread = scoring()
+    for _ in range(300):
+        if 'CPU' in (out := out + capsys.readouterr().out): break
+        time.sleep(.1)
+    ray.kill(other)
+    thread.join(90)
+    assert not thread.is_alive()
+    assert [bool(re.match(mentions('0 of 2 CPUs', '1 CPU'), o)) for o in out.splitlines()] == [True]
 
 
 # ---- columns
