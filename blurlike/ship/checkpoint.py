@@ -63,7 +63,8 @@ def is_plain(
         return o.dtype.kind in 'biuf' and o.dtype.itemsize <= 8 and o.dtype.isnative
     if isinstance(o, torch.Tensor):
         known = type(o) is torch.Tensor or isinstance(o, TensorBase)
-        return known and o.layout is torch.strided and o.device.type!='meta' and o.dtype in _DTYPES
+        flat = o.layout is torch.strided and not o.is_nested and o.device.type!='meta'
+        return known and flat and o.dtype in _DTYPES
     return type(o) in _JSON or type(o) in _AS_TEXT
 
 # %% ../../nbs/ship/76_checkpoint.ipynb #2c1b3b40
