@@ -122,52 +122,48 @@ def test_a_ray_dataset_and_more_actors_than_processors(models, rows, tmp_path, e
     assert_scores(score(data, model, tmp_path/'out', engine=engine, rows=16, workers=workers), rows, learn)
 
 
-class Held:
-    "A job of someone else that holds processors"
-    def ready(self): return True
-
-
 def hold(n):
-    "Hold `n` processors until the actor is killed"
-    actor = ray.remote(num_cpus=n)(Held).remote()
-    ray.get(actor.ready.remote())
-    return actor
+    "Hold `n` processors, as another job does"
+    held = ray.util.placement_group([{'CPU': n}])
+    ray.get(held.ready())
+    return held
 
 
 @pytest.fixture
-def scoring(models, rows, tmp_path, engine):
-    "A function that scores on two actors in a thread, and returns the thread"
+def start(models, rows, tmp_path, engine):
+    "A function that scores on two actors in a thread, and returns a function that waits for the scores"
     model,learn = models('sequence-classification')
     rows.to_parquet(tmp_path/'a.parquet')
     def call(): score(tmp_path/'a.parquet', model, tmp_path/'out', engine=engine, rows=10, workers=2)
     def start():
         thread = threading.Thread(target=call, daemon=True)
         thread.start()
-        return thread
-    yield start
-    assert_scores(tmp_path/'out', rows, learn)
+        def finish():
+            thread.join(200)
+            assert not thread.is_alive()
+            assert_scores(tmp_path/'out', rows, learn)
+        return finish
+    return start
 
 
-def test_actors_that_find_room_do_the_work_of_those_that_do_not(scoring):
+def test_actors_that_find_room_do_the_work_of_those_that_do_not(start):
     other = hold(1)
-    try:
-        thread = scoring()
-        thread.join(90)
-        assert not thread.is_alive()
-    finally: ray.kill(other)
+    try: start()()
+    finally: ray.util.remove_placement_group(other)
 
 
-def test_a_line_says_that_no_actor_starts(scoring, monkeypatch, capsys):
+def test_a_line_says_that_no_actor_starts(start, monkeypatch, capsys):
     monkeypatch.setattr(scale, '_PATIENCE', .5)
     other,out = hold(2),''
-    thread = scoring()
+    finish = start()
     for _ in range(300):
         if 'CPU' in (out := out + capsys.readouterr().out): break
         time.sleep(.1)
-    ray.kill(other)
-    thread.join(90)
-    assert not thread.is_alive()
-    assert [bool(re.match(mentions('0 of 2 CPUs', '1 CPU'), o)) for o in out.splitlines()] == [True]
+    ray.util.remove_placement_group(other)
+    finish()
+    lines = [o for o in out.splitlines() if 'CPU' in o]
+    assert len(lines) == 1
+    assert re.match(mentions('0 of 2 CPUs', '1 CPU'), lines[0])
 
 
 # ---- columns
