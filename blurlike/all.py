@@ -30,6 +30,7 @@ from blurlike.architectures import architecture_table, supported_tasks
 from blurlike.data.block import HFTextBlock
 from blurlike.train.callback import HFCallback, HFLoss
 from blurlike.data.dataloaders import HFTextDataLoaders
+from blurlike.embed import HFEmbedder, HFIndex # and learn.hf_embed
 from blurlike.core.inputs import HFInputs, padding_share
 from blurlike.clean import HFTextCleaner, find_label_issues
 from blurlike.train.cross_validation import CrossValPreds, cross_val_preds

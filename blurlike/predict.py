@@ -14,7 +14,7 @@ from itertools import chain, pairwise
 
 import numpy as np
 from fastai.learner import Learner
-from fastai.torch_basics import master_bar, patch, to_device
+from fastai.torch_basics import master_bar, noop, patch, to_device
 from fastai.torch_core import get_model
 
 from .core.checks import brief, check_options, one_of, whole_number
@@ -126,13 +126,15 @@ def _one_behind(items):
     return (o for o,_ in pairwise(chain(items, [None])))
 
 # %% ../nbs/50_predict.ipynb #8a6fc891
-def _predict(task, block, model, samples, batches, precision, options):
-    "Return the predictions for `samples`, in their order"
-    device,kwargs,preds = next(model.parameters()).device,forward_kwargs(model),[None]*len(samples)
+def _predict(task, block, model, samples, batches, precision, options, part=noop):
+    "Return the predictions for `samples`, in their order; `part` of the model computes them"
+    device,preds = next(model.parameters()).device,[None]*len(samples)
     with evaluating(model, precision) as model, closing(batches):
+        module = part(model)
+        kwargs = forward_kwargs(module)
         def computed(idxs, table, rows):
             inputs = task.collate(table, rows, block)[0]
-            return idxs,task.pred(model(**kwargs, **to_device(inputs.for_model(), device)), inputs),inputs
+            return idxs,task.pred(module(**kwargs, **to_device(inputs.for_model(), device)), inputs),inputs
         for idxs,pred,inputs in _one_behind(computed(*o) for o in batches):
             decoded = task.decode(pred, model.config, inputs, [samples[i] for i in idxs], **options)
             for i,o in zip(idxs, decoded, strict=True): preds[i] = o

@@ -8,6 +8,7 @@ __all__ = ['MANIFEST', 'Chunks', 'Scorer', 'score']
 # %% ../nbs/82_scale.ipynb #ee42e3b4
 import json
 import os
+from collections import deque
 from contextlib import contextmanager
 from functools import partial
 from io import BytesIO
@@ -23,10 +24,11 @@ from tqdm.auto import tqdm
 from xxhash import xxh3_128
 
 import blurlike.generate # noqa: F401 - learn.hf_predict and learn.hf_generate
-from .core.checks import as_names, brief, check_header, columns, import_extra, one_of, preview, whole_number
+from .core.checks import (as_names, brief, check_header, columns, import_extra, one_of, preview, print_once,
+                                  whole_number)
 from .ship.hub import find_model
 from .ship.load import load_hf_learner
-from .ship.save import is_model_file, preparation
+from .ship.save import is_model_file, lock_file, preparation
 from .tasks.base import get_block
 from .tasks.labels import get_vocab
 from .text.files import json_line, naming, read_list
@@ -257,23 +259,44 @@ def _shares(have, workers=None):
     share = lambda o: int(min(1, o/n)*10_000)/10_000 # as Ray stores it, but never rounded up
     return n,dict(num_cpus=share(cpus), num_gpus=share(gpus))
 
+# %% ../nbs/82_scale.ipynb #65d994d5
+_PATIENCE = 30 # Seconds
+
+def _say_waiting(share, have, free):
+    "Print why no actor may have started"
+    kinds = [(k, share[f'num_{k.lower()}s']) for k in ('CPU', 'GPU') if share[f'num_{k.lower()}s']]
+    needs = ' and '.join(f'{n:g} {k}' for k,n in kinds)
+    left = ' and '.join(f'{free.get(k, 0):g} of {have.get(k, 0):g} {k}s' for k,_ in kinds)
+    print_once(f"No Ray actor is ready after {_PATIENCE} seconds: each needs {needs}, and {left} are free. Waiting "
+               "until other jobs of the cluster end, or until the model is loaded.")
+
 # %% ../nbs/82_scale.ipynb #fe9d00b5
 def _on_ray(scorer, args, jobs, workers):
     import ray
     if not ray.is_initialized(): ray.init(logging_level='warning')
     n,share = _shares(ray.cluster_resources(), workers)
     actor_of = ray.remote(max_restarts=-1, max_task_retries=3, **share)(Scorer)
-    free,busy = [],{}
+    waiting,starting,free,busy = deque(),{},[],{}
     def finished():
-        ref = ray.wait(list(busy))[0][0]
-        job,actor = busy.pop(ref)
-        free.append(actor)
-        return job,ray.get(ref)
-    for job,rows in jobs:
-        if len(busy)==n: yield finished()
-        actor = free.pop() if free else actor_of.remote(**args)
-        busy[actor.score.remote(rows)] = job,actor
-    while busy: yield finished()
+        "Wait for an actor to start or to end its job, and hand out jobs; return the job that has ended, if any"
+        refs,res = ray.wait([*starting, *busy], timeout=None if busy else _PATIENCE)[0],[]
+        if not refs: _say_waiting(share, ray.cluster_resources(), ray.available_resources())
+        for ref in refs:
+            preds = ray.get(ref)
+            if ref in busy: res.append((busy[ref][0], preds))
+            free.append(starting.pop(ref) if ref in starting else busy.pop(ref)[1])
+        while free and waiting:
+            (job, rows),actor = waiting.popleft(),free.pop()
+            busy[actor.score.remote(rows)] = job,actor
+        return res
+    for o in jobs:
+        waiting.append(o)
+        if not free and len(starting) + len(busy) < n:
+            actor = actor_of.remote(**args)
+            starting[actor.score.remote([])] = actor
+        while len(waiting) + len(busy) > n: yield from finished()
+    while waiting or busy: yield from finished()
+    for o in starting.values(): ray.kill(o)
 
 _ENGINES = dict(local=_locally, ray=_on_ray)
 
@@ -290,18 +313,6 @@ def _model_hash(folder):
             while block := f.read(1<<20): res.update(block)
     return res.hexdigest()
 
-# %% ../nbs/82_scale.ipynb #1a685f14
-def _lock(file, out):
-    "Lock an open file; return whether locks are supported; raise `ValueError` if another run has locked it"
-    try: import fcntl
-    except ImportError: return False # Windows
-    try: fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise ValueError(f"out={str(out)!r}: another run is writing there. Wait for its end, or choose another "
-                         "folder.") from None
-    except OSError: return False # the file system has none
-    return True
-
 # %% ../nbs/82_scale.ipynb #4eb977f1
 @contextmanager
 def _opened(out, info):
@@ -311,7 +322,7 @@ def _opened(out, info):
         raise FileExistsError(f"out={str(out)!r} contains other files. Choose a new folder.")
     out.mkdir(parents=True, exist_ok=True)
     with open(manifest, 'a+', encoding='utf-8') as file:
-        locked = _lock(file, out)
+        locked = lock_file(file, f'out={str(out)!r}')
         file.seek(0)
         old = json.loads(file.read() or '{}')
         if changed := [k for k in info if old and info[k]!=old.get(k)]:

@@ -1,5 +1,6 @@
 """A run that is killed with SIGKILL at any moment, and started again, ends as one that was not interrupted.
 Runs are processes forked from a server that has imported everything (`python test_checkpoint.py`)."""
+import errno
 import json
 import os
 import random
@@ -10,6 +11,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections import OrderedDict, defaultdict, deque
 from contextlib import nullcontext
 from datetime import UTC, datetime, timedelta
@@ -27,16 +29,19 @@ from fastai.callback.progress import CSVLogger
 from fastai.callback.tracker import EarlyStoppingCallback, ReduceLROnPlateau, SaveModelCallback, TrackerCallback
 from fastai.callback.training import GradientAccumulation
 from fastai.optimizer import SGD
-from fastai.torch_basics import L, get_random_states, set_seed
+from fastai.text.data import TensorText
+from fastai.torch_basics import L, TensorBase, TensorCategory, get_random_states, set_seed
 from fasttransform import ItemTransform
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors import SafetensorError
 from safetensors.torch import load, save
 from test_matrix import CONFIGS, TASKS, frame
 
 from blurlike.all import HFCheckpoint, HFLoss, HFObjects, HFTextDataLoaders, hf_learner, load_hf_learner
 from blurlike.ship import checkpoint
 from blurlike.ship.checkpoint import is_plain, pack, read_checkpoints, restore_random, unpack
+from blurlike.ship.save import lock_file
 
 WRITING = {'summarization': 't5', 'translation': 't5', 'text2text-generation': 't5', 'causal-lm': 'gpt2'}
 
@@ -279,7 +284,7 @@ def test_a_run_goes_on_if_the_disk_is_full(start, whole, tmp_path):
     assert start('one cycle', tmp_path/'it', limit=60_000) == 0, (tmp_path/'it.log').read_text()
     assert differences(whole('one cycle'), torch.load(tmp_path/'it.pt')) == []
     assert 'Could not write' in (tmp_path/'it.log').read_text()
-    assert list((tmp_path/'it'/'run').iterdir()) == []
+    assert names(tmp_path/'it'/'run') == []
 
 
 # ---- in this process
@@ -319,7 +324,7 @@ def same_values(a, b):
     else: assert a==b or a!=a
 
 
-def names(path): return sorted((o.name for o in path.iterdir()), key=lambda o: int(o[5:]))
+def names(path): return sorted((o.name for o in path.iterdir() if o.name!='.lock'), key=lambda o: int(o[5:]))
 
 
 @pytest.fixture
@@ -336,6 +341,24 @@ def test_checkpoints_are_written_at_steps_and_after_epochs(df, tmp_path):
     assert names(tmp_path/'run') == [f'step-{o}' for o in (4, 8, 10, 12, 16, 20)]
     train(df, tmp_path/'two', keep=2)
     assert names(tmp_path/'two') == ['step-16', 'step-20']
+
+
+@pytest.mark.parametrize('keep', [1, 2, 3])
+def test_the_newest_checkpoints_and_the_ends_of_fits_are_on_the_disk(keep, df, tmp_path):
+    written,write = [],checkpoint.HFCheckpoint.write_folder
+    def note(self, learn, folder, state, info):
+        write(self, learn, folder, state, info)
+        written.append((folder.name, info['done']))
+        ends = [o for o,done in written if done]
+        assert {*names(tmp_path/'run')} == {*[o for o,_ in written][-keep:], *ends}
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(checkpoint.HFCheckpoint, 'write_folder', note)
+        for stop in (17, 29, None): # in the first fit, in the second, and then to the end
+            learn = make_learner(df, cbs=HFCheckpoint(tmp_path/'run', every=2, keep=keep))
+            with learn.no_bar(), learn.no_logging(), pytest.raises(Stop) if stop else nullcontext():
+                learn.fit(2, 1e-2, cbs=[StopAt(stop)] if stop==17 else [])
+                learn.fit(2, 1e-3, cbs=[StopAt(stop-20)] if stop==29 else [])
+    assert len(written) == len({o for o,_ in written}) > 9
 
 
 def test_checkpoints_are_numbered_by_the_steps_of_all_fits(df, tmp_path):
@@ -460,7 +483,7 @@ def test_a_damaged_checkpoint_is_passed_over(name, damage, df, run_path, capsys)
 
 
 def test_a_run_with_only_damaged_checkpoints_is_refused(df, run_path):
-    for o in run_path.iterdir(): cut(o/'training.json')
+    for o in names(run_path): cut(run_path/o/'training.json')
     facts = ['path=', str(run_path), *names(run_path), 'resume=False']
     with pytest.raises(ValueError, match=mentions(*facts)): train(df, run_path)
 
@@ -485,6 +508,60 @@ def test_options_are_checked(kwargs):
 def test_two_checkpoints_are_refused(df, tmp_path):
     learn = make_learner(df, cbs=HFCheckpoint(tmp_path/'a'))
     with pytest.raises(ValueError, match=mentions('cbs', '2')): learn.fit(1, cbs=HFCheckpoint(tmp_path/'b'))
+
+
+class Second(Callback):
+    "Start another run during the training of this one"
+    def __init__(self, start): self.start,self.errors = start,[]
+    def before_batch(self):
+        if not self.training or self.train_iter!=6: return
+        try: self.start()
+        except ValueError as e: self.errors.append(str(e))
+
+
+def test_a_second_living_run_is_refused(df, tmp_path):
+    run = tmp_path/'run'
+    second = Second(lambda: train(df, run))
+    train(df, run, learn=make_learner(df, cbs=second))
+    assert len(second.errors) == 1
+    assert re.match(mentions('path=', str(run)), second.errors[0])
+    assert names(run)[-1] == 'step-20'
+    train(df, run) # the first has ended
+    train(df, tmp_path/'third', stop=6)
+    train(df, tmp_path/'third', stop=9)
+
+
+def test_a_lock_ends_with_its_process_even_if_a_process_was_forked(tmp_path):
+    with open(tmp_path/'lock', 'a') as file:
+        assert lock_file(file, 'path=')
+        if not (pid := os.fork()):
+            time.sleep(60) # as a worker of a loader
+            os._exit(0)
+    try:
+        with open(tmp_path/'lock', 'a') as file:
+            for _ in range(100): # until the fork has closed its copy
+                try: lock_file(file, 'path=')
+                except ValueError: time.sleep(.05)
+                else: break
+            else: pytest.fail('the fork keeps the lock')
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+
+
+FULL = [OSError(errno.ENOSPC, 'No space left on device'), OSError('[Errno 122] Disk quota exceeded'),
+        SafetensorError('I/O error: File too large (os error 27)'), OSError(errno.EIO, 'Input/output error', 'a')]
+WRONG = [OSError("checkpoint='a' has no config.json"), ConnectionError('no route'), SafetensorError('invalid header'),
+         PermissionError(errno.EACCES, 'Permission denied', 'a'), FileNotFoundError(errno.ENOENT, 'No such file', 'a')]
+
+
+@pytest.mark.parametrize('error', [*FULL, *WRONG], ids=str)
+def test_a_run_goes_on_only_if_the_disk_is_full_or_fails(error, df, tmp_path, monkeypatch, capsys):
+    def fail(*args): raise error
+    monkeypatch.setattr(checkpoint, 'write_model', fail)
+    with nullcontext() if error in FULL else pytest.raises(type(error), match=re.escape(str(error))):
+        train(df, tmp_path/'run', n_epoch=1)
+    assert ('Could not write' in capsys.readouterr().out) == (error in FULL)
 
 
 def test_a_finished_fit_that_is_called_again_says_so_each_time(df, tmp_path, capsys):
@@ -578,7 +655,12 @@ SCALARS = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.tex
                     st.integers(-9, 9).map(np.int64))
 ARRAYS = st.builds(np.full, st.sampled_from([(), 3, (2, 0), (2, 2)]), st.integers(0, 9),
                    st.sampled_from('bool int8 uint16 int64 float16 float64'.split()))
-TENSORS = ARRAYS.map(torch.from_numpy) | st.just(torch.ones(2, dtype=torch.bfloat16))
+class Own(TensorCategory): pass
+
+
+TENSORS = st.builds(lambda t, cls: t.as_subclass(cls), ARRAYS.map(torch.from_numpy).filter(lambda o: is_plain(o)),
+                    st.sampled_from([torch.Tensor, TensorBase, TensorCategory, TensorText, Own]))
+TENSORS |= st.just(torch.ones(2, dtype=torch.bfloat16))
 VALUES = st.recursive(SCALARS | ARRAYS | TENSORS, lambda o: st.one_of(
     st.lists(o), st.lists(o).map(tuple), st.lists(o).map(L), st.lists(o).map(deque),
     st.builds(deque, st.lists(o), st.integers(0, 5)), st.sets(SCALARS), st.frozensets(SCALARS),
@@ -607,12 +689,28 @@ def test_what_is_plain_is_packed_exactly(value):
     assert exact_form(unpack(packed, saved)) == exact_form(value)
 
 
+DTYPES = [o for o in vars(torch).values() if isinstance(o, torch.dtype)]
+
+
+@pytest.mark.parametrize('dtype', sorted({*DTYPES}, key=str), ids=str)
+def test_a_tensor_of_any_type_is_saved_or_not_plain(dtype):
+    try: value = torch.ones(2).to(dtype)
+    except (RuntimeError, NotImplementedError): return # quantized types have functions of their own
+    if not is_plain(value): return
+    tensors = {}
+    packed = pack(value, tensors)
+    found = unpack(packed, load(save(tensors)))
+    assert found.dtype == dtype
+    assert torch.equal(found.view(torch.uint8), value.view(torch.uint8))
+
+
 class Whole(IntEnum): ONE = 1
 
 
 OTHERS = [object(), lambda: 0, defaultdict(list), pd.DataFrame(), np.array([None]), np.array(1j), np.datetime64('now'),
           np.longdouble(1), torch.nn.Parameter(torch.ones(1)), torch.ones(1).to_sparse(), torch.ones(1)*1j, Whole.ONE,
-          slice(1), range(3), (o for o in ())]
+          slice(1), range(3), (o for o in ()), torch.quantize_per_tensor(torch.ones(2), .1, 0, torch.qint8),
+          torch.ones(1, device='meta'), torch.nested.nested_tensor([torch.ones(1)])]
 
 
 @pytest.mark.parametrize('value', OTHERS, ids=[type(o).__name__ for o in OTHERS])
@@ -716,10 +814,10 @@ def test_a_write_that_is_killed_leaves_nothing(df, tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoint, 'write_model', write_model)
     monkeypatch.setattr('shutil.rmtree', lambda *args, **kwargs: None) # a killed process does not clean up
     with pytest.raises(Killed): train(df, tmp_path/'run')
-    assert any(o.name.startswith('.') for o in (tmp_path/'run').iterdir())
+    assert any(o.name.startswith('.step') for o in (tmp_path/'run').iterdir())
     monkeypatch.undo()
     train(df, tmp_path/'run')
-    assert not [o.name for o in (tmp_path/"run").iterdir() if o.name.startswith(".")]
+    assert not [o.name for o in (tmp_path/"run").iterdir() if o.name.startswith(".step")]
 
 
 def test_numbers_of_numpy_are_arguments_of_fit(df, tmp_path):

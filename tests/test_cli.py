@@ -5,6 +5,7 @@ import subprocess
 import sys
 import threading
 
+import numpy as np
 import pandas as pd
 import pytest
 from conftest import mentions
@@ -51,6 +52,19 @@ def test_standard_output_has_only_predictions(models):
     done = blurlike('predict', folder, '--chunk', 1000, given=('the film ' + 'warm '*100 + '\n')*700)
     assert done.returncode == 0, done.stderr
     assert len(answers(done.stdout)) == 700
+
+
+def test_lines_are_embedded(models, tmp_path, capsys):
+    folder,learn = models['sequence-classification']
+    (tmp_path/'a.txt').write_text('\n'.join(TEXTS) + '\n')
+    args = ['embed', folder, '--file', str(tmp_path/'a.txt'), '--out', str(tmp_path/'a.npy')]
+    assert run([*args, '--pooling', 'max', '--normalize']) == 0
+    assert capsys.readouterr().out.count('\n') == 1
+    expected = learn.hf_embed(TEXTS, 'max', normalize=True)
+    np.testing.assert_allclose(np.load(tmp_path/'a.npy'), expected, rtol=0, atol=1e-6)
+    for wrong in (['--pooling', 'most'], ['--out', 'a.csv']):
+        assert run([*args, *wrong]) == 1
+        assert re.search(mentions(wrong[0][2:], repr(wrong[1])), capsys.readouterr().err)
 
 
 def test_predictions_are_printed_before_the_input_ends(models):

@@ -1,4 +1,5 @@
 "Two processes train as one with the larger batch, and validate as one."
+import builtins
 import os
 import re
 import subprocess
@@ -10,10 +11,12 @@ import ranks
 import torch
 from conftest import make_texts, mentions
 from ranks import EXACT, LOADERS, ROWS
+from transformers import AutoConfig
 
 from blurlike.all import HFTextDataLoaders, padding_share
 from blurlike.core.checks import print_once
-from blurlike.core.ranks import share
+from blurlike.core.ranks import _failure, share
+from blurlike.train.distributed import ddp_options
 
 HERE = Path(__file__).parent
 
@@ -199,6 +202,29 @@ def test_a_failing_rank_ends_the_run_with_its_error(name, tmp_path):
     run = launch(tmp_path, name, timeout=120)
     assert run.returncode!=0
     assert 'a rank failed' in run.stderr
+
+
+class WrongFolder(FileExistsError): pass
+
+
+@pytest.mark.parametrize('error', [
+    UnicodeDecodeError('utf-8', b'\xff', 0, 1, 'invalid byte'), UnicodeEncodeError('ascii', 'é', 0, 1, 'not in range'),
+    ExceptionGroup('two', [ValueError('a'), TypeError('b')]), FileNotFoundError(2, 'No such file', 'a.txt'),
+    WrongFolder('a'), ValueError('a'), OSError()], ids=lambda o: type(o).__name__)
+def test_an_error_of_the_first_rank_can_be_raised_in_the_others(error):
+    kind,message = _failure(error)
+    again = getattr(builtins, kind)(message)
+    assert str(again) == str(error)
+    assert isinstance(error, type(again))
+    assert type(again) is not Exception or isinstance(error, ExceptionGroup)
+
+
+@pytest.mark.parametrize('part', ['encoder', 'decoder'])
+def test_what_changes_in_a_part_of_a_model_is_looked_for(part):
+    options = dict(encoder=dict(model_type='bert'), decoder=dict(model_type='bert'))
+    assert ddp_options(AutoConfig.for_model('encoder-decoder', **options)) == dict(static_graph=True)
+    changing = options | {part: dict(model_type='mixtral')}
+    assert ddp_options(AutoConfig.for_model('encoder-decoder', **changing)) == dict(find_unused_parameters=True)
 
 
 def test_the_first_process_prints(monkeypatch, capsys):

@@ -1,6 +1,7 @@
 "Data sets of every kind are scored on both engines, completely or not at all, and a killed run is completed."
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from hypothesis import strategies as st
 from test_load import ARCHS, quiet
 from test_matrix import TASKS, assert_same, frame, make_learner
 
+from blurlike import scale
 from blurlike.cli import run
 from blurlike.scale import MANIFEST, Chunks, score
 
@@ -118,6 +120,50 @@ def test_a_ray_dataset_and_more_actors_than_processors(models, rows, tmp_path, e
     model,learn = models('sequence-classification')
     data = ray.data.from_pandas([rows[:33], rows[33:]])
     assert_scores(score(data, model, tmp_path/'out', engine=engine, rows=16, workers=workers), rows, learn)
+
+
+def hold(n):
+    "Hold `n` processors, as another job does"
+    held = ray.util.placement_group([{'CPU': n}])
+    ray.get(held.ready())
+    return held
+
+
+@pytest.fixture
+def start(models, rows, tmp_path, engine):
+    "A function that scores on two actors in a thread, and returns a function that waits for the scores"
+    model,learn = models('sequence-classification')
+    rows.to_parquet(tmp_path/'a.parquet')
+    def call(): score(tmp_path/'a.parquet', model, tmp_path/'out', engine=engine, rows=10, workers=2)
+    def start():
+        thread = threading.Thread(target=call, daemon=True)
+        thread.start()
+        def finish():
+            thread.join(200)
+            assert not thread.is_alive()
+            assert_scores(tmp_path/'out', rows, learn)
+        return finish
+    return start
+
+
+def test_actors_that_find_room_do_the_work_of_those_that_do_not(start):
+    other = hold(1)
+    try: start()()
+    finally: ray.util.remove_placement_group(other)
+
+
+def test_a_line_says_that_no_actor_starts(start, monkeypatch, capsys):
+    monkeypatch.setattr(scale, '_PATIENCE', .5)
+    other,out = hold(2),''
+    finish = start()
+    for _ in range(300):
+        if 'CPU' in (out := out + capsys.readouterr().out): break
+        time.sleep(.1)
+    ray.util.remove_placement_group(other)
+    finish()
+    lines = [o for o in out.splitlines() if 'CPU' in o]
+    assert len(lines) == 1
+    assert re.match(mentions('0 of 2 CPUs', '1 CPU'), lines[0])
 
 
 # ---- columns

@@ -3,12 +3,14 @@
 The reference is the model alone in fp32, on batches made in advance: sorted by length, at most 4096 tokens each.
 `pipeline` receives the texts in their original order, and in one more run sorted by length. `difference` is the
 largest difference from the reference's probabilities; `other label` counts the texts whose label differs from the
-reference's. `int8` runs on CPUs only; on a GPU, `fp16` is measured instead. `bf16` is measured where the
-hardware has its arithmetic."""
+reference's. `int8` runs on CPUs only; on a GPU, `fp16` is measured instead. `bf16` is measured where the hardware has
+its arithmetic. `hf_embed` returns vectors of the same texts; its `difference` is that from the mean of the states of
+each text alone."""
 import tempfile
 from functools import partial
 
 import numpy as np
+import torch
 from transformers import pipeline
 
 from .common import (
@@ -37,6 +39,22 @@ def run(
     probs = np.asarray(probs)
     return {'examples/s': len(texts)/seconds, 'difference': np.abs(probs - reference).max(),
             'other label': (probs.argmax(-1) != reference.argmax(-1)).sum()}
+
+def embed(
+    learn, # A learner
+    texts:list, # The texts to embed
+    reference, # The vector of the first text, of shape hidden
+    i:int, # The round
+) -> dict: # Numbers
+    "Embed all texts"
+    seconds,vectors = timed(learn.hf_embed, texts)
+    return {'examples/s': len(texts)/seconds, 'difference': np.abs(vectors[0] - reference).max(), 'other label': 0}
+
+def mean_state(learn, text):
+    "Return the mean of the states of a text's tokens"
+    tokenizer = learn.dls.hf_block.hf_tokenizer
+    enc = tokenizer(text, truncation=True, max_length=MAX_LENGTH, return_tensors='pt').to(device())
+    with torch.inference_mode(): return learn.model.eval().base_model(**enc).last_hidden_state[0].mean(0).cpu().numpy()
 
 def by_learner(learn, texts, precision):
     "Return the probabilities of `hf_predict`"
@@ -69,7 +87,8 @@ def contestants(
         'pipeline, batch_size=32, sorted texts': partial(by_sorted_pipeline, pipe, labels, batch_size=32),
         **{f'hf_predict, {o}': partial(by_learner, learn, precision=o) for o in precisions}}
     reference = ideal(texts).numpy()
-    return {k: partial(run, f, texts, reference) for k,f in predicts.items()}
+    runs = {k: partial(run, f, texts, reference) for k,f in predicts.items()}
+    return runs | {'hf_embed, fp32': partial(embed, learn, texts, mean_state(learn, texts[0]))}
 
 def figures(
     results:dict, # From `alternate`
@@ -86,7 +105,8 @@ def figures(
     return [row('hf_predict, fp32', best, '>= 3.0', close=True),
             *(row(k, best, target) for k,target in faster.items() if k in results),
             row('hf_predict, fp32', 'ideal batches, fp32', '>= 0.95'),
-            row('hf_predict, fp32', 'pipeline, batch_size=32, sorted texts')]
+            row('hf_predict, fp32', 'pipeline, batch_size=32, sorted texts'),
+            row('hf_embed, fp32', 'hf_predict, fp32', '>= 0.95', close=True)]
 
 def measure(
     rounds:int, # Number of rounds

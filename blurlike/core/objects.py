@@ -226,6 +226,7 @@ def load_hf_model(
     whole:bool=False, # Whether to raise `ValueError` if any weights are missing from the checkpoint
     trust_remote_code:bool=False, # Whether Python code of the checkpoint may run
     elsewhere=(), # Names of weights that an adapter contains, and the checkpoint may lack
+    body:bool=False, # Whether only the body is wanted, so that no line is printed about heads in the checkpoint
 ) -> 'PreTrainedModel': # In float32
     "Load the model of `checkpoint`; raise `OSError` if there is none, `ValueError` if its weights do not fit `config`"
     kwargs = dict(dtype=torch.float32, ignore_mismatched_sizes=True, trust_remote_code=trust_remote_code)
@@ -241,6 +242,7 @@ def load_hf_model(
     new,unused = _new_modules(missing, mismatched),_unused_modules(info['unexpected_keys'], model)
     model.random_modules = _random_modules(model, missing, mismatched)
     if elsewhere: new,unused = model.random_modules,[]
+    if body: unused = []
     if new and whole:
         raise ValueError(f"checkpoint={str(checkpoint)!r} has no trained weights for {', '.join(new)} of "
                          f"{type(model).__name__}: train them first, with HFTextDataLoaders and hf_learner.")

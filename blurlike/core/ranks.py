@@ -8,7 +8,7 @@ __all__ = ['n_ranks', 'connect', 'from_rank0', 'from_ranks', 'sum_of_ranks', 'sh
 
 # %% ../../nbs/core/05_ranks.ipynb #00d20d30
 import builtins
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import chain
 
 import torch
@@ -89,8 +89,11 @@ def _failure(
     e:Exception, # An error of the first rank
 ) -> tuple[str, str]: # The name of a builtin class, and the message
     "Return what other ranks need to raise the same error"
-    kind = next((o.__name__ for o in type(e).__mro__ if getattr(builtins, o.__name__, None) is o), 'RuntimeError')
-    return kind,str(e)
+    for o in type(e).__mro__:
+        if getattr(builtins, o.__name__, None) is not o: continue
+        with suppress(TypeError): # some errors, such as `UnicodeDecodeError`, are made from more than a message
+            o(str(e))
+            return o.__name__,str(e)
 
 # %% ../../nbs/core/05_ranks.ipynb #28e187d5
 def on_rank0(

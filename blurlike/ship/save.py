@@ -4,16 +4,19 @@
 
 # %% auto #0
 __all__ = ['ADAPTER_CONFIG', 'BASE_CONFIG', 'MODEL_FILES', 'SCHEMA', 'BLOCK_OPTIONS', 'folder_to_replace', 'kinds_of_weights',
-           'keep_weights', 'is_model_file', 'atomic_folder', 'preparation', 'changed_weight', 'check_base',
+           'keep_weights', 'is_model_file', 'atomic_folder', 'lock_file', 'preparation', 'changed_weight', 'check_base',
            'write_model', 'write_to_share']
 
 # %% ../../nbs/ship/71_save.ipynb #fc7654ac
 import json
+import os
 import shutil
 from contextlib import contextmanager
 from copy import deepcopy
+from functools import cache
 from pathlib import Path
 from secrets import token_hex
+from weakref import WeakSet
 
 import fastai
 import torch
@@ -120,6 +123,28 @@ def atomic_folder(
         if old: _carry_over(old, new)
         _put_in_place(new, path)
     finally: shutil.rmtree(new, ignore_errors=True)
+
+# %% ../../nbs/ship/71_save.ipynb #1ab9f5a4
+_LOCKED = WeakSet()
+
+@cache
+def _close_in_forks(): os.register_at_fork(after_in_child=lambda: [o.close() for o in _LOCKED])
+
+def lock_file(
+    file, # An open file in the folder
+    argument:str, # The argument that names the folder, and its value, to begin the message with
+) -> bool: # False if the system or the file system has no locks
+    "Lock a file until it is closed or the process ends; raise `ValueError` if another run has locked it"
+    try: import fcntl
+    except ImportError: return False # Windows
+    try: fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise ValueError(f"{argument}: another run is writing there. Wait for its end, or choose another "
+                         "folder.") from None
+    except OSError: return False # the file system has none
+    _close_in_forks()
+    _LOCKED.add(file)
+    return True
 
 # %% ../../nbs/ship/71_save.ipynb #99262af1
 SCHEMA = 1 # The version of the format of `blurlike.json`

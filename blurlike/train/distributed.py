@@ -82,12 +82,18 @@ def before_train(self:ShareLoss):
     save_for_lr_find(self.learn)
 
 # %% ../../nbs/train/65_distributed.ipynb #b7c1f0aa
+def _settings(config):
+    "Yield the names and values in a configuration, and in those that it contains"
+    for k,v in vars(config).items():
+        if hasattr(v, 'to_dict'): yield from _settings(v)
+        else: yield k,v
+
 def ddp_options(
     config, # The configuration of a model
 ) -> dict:
     "Return the options of `DistributedDataParallel` for parameters that a loss does not depend on"
-    numbers = {k: v for k,v in vars(config).items() if isinstance(v, (int, float))}
-    changing = any(v and ('layerdrop' in k or 'experts' in k) for k,v in numbers.items())
+    changing = any(v and isinstance(v, (int, float)) and ('layerdrop' in k or 'experts' in k)
+                   for k,v in _settings(config))
     return dict(find_unused_parameters=True) if changing else dict(static_graph=True)
 
 # %% ../../nbs/train/65_distributed.ipynb #e7f41495
