@@ -7,6 +7,7 @@ __all__ = ['cut_text', 'format_number', 'SampleTable', 'MarkedText', 'TaggedWord
            'plot_top_losses']
 
 # %% ../nbs/06_show.ipynb #a6b46d49
+import re
 import sys
 from html import escape
 from io import StringIO
@@ -85,16 +86,20 @@ def __repr__(self:SampleTable):
     return out.getvalue()
 
 # %% ../nbs/06_show.ipynb #9391bb1a
-_MARK = 'background: #fddcdc; color: #8b1a1a; border-radius: 3px; padding: 0 3px'
+_BOX = 'border-radius: 3px; padding: 0 3px; -webkit-box-decoration-break: clone; box-decoration-break: clone'
+_MARK = f'background: #fddcdc; color: #8b1a1a; {_BOX}'
 
 def _html(cell): return cell._repr_html_() if hasattr(cell, '_repr_html_') else escape(cell)
-def _marked(cell): return f'<b style="{_MARK}">✗ {_html(cell)}</b>'
+def _marked(cell): return f'<b style="{_MARK}">✗&nbsp;{_html(cell)}</b>'
 
-# %% ../nbs/06_show.ipynb #4be371df
+# %% ../nbs/06_show.ipynb #b0f1a6f3
 def _tr(tag, cells):
     "Return a row of HTML cells"
-    style = 'text-align: left; vertical-align: top; overflow-wrap: anywhere'
-    return '<tr>' + ''.join(f'<{tag} style="{style}">{o}</{tag}>' for o in cells) + '</tr>'
+    def one(html):
+        is_long = len(re.sub('<[^>]*>', '', html)) > 40
+        long = '; min-width: 14em; overflow-wrap: anywhere' if is_long else ''
+        return f'<{tag} style="text-align: left; vertical-align: top{long}">{html}</{tag}>'
+    return f"<tr>{''.join(map(one, cells))}</tr>"
 
 # %% ../nbs/06_show.ipynb #fe9bd9fb
 @patch
@@ -109,8 +114,8 @@ def _legend(self:SampleTable):
 def _repr_html_(self:SampleTable):
     head = _tr('th', map(escape, self.df.columns))
     body = '\n'.join(_tr('td', o) for o in self._cells(_marked, _html))
-    table = f'<table border="1" class="dataframe">\n<thead>{head}</thead>\n<tbody>\n{body}\n</tbody>\n</table>'
-    return f'<div style="overflow-x: auto">\n{table}\n</div>{self._legend()}'
+    table = f'<table border="1" class="dataframe" style="margin-left: 0">\n<thead>{head}</thead>\n<tbody>\n{body}'
+    return f'<div style="overflow-x: auto">\n{table}\n</tbody>\n</table>\n</div>{self._legend()}'
 
 # %% ../nbs/06_show.ipynb #04a2429f
 @patch
@@ -141,7 +146,7 @@ class MarkedText:
 @patch
 def _repr_html_(self:MarkedText):
     before,marked,after = map(escape, self._parts())
-    style = 'background: #fde68a; color: #111; border-radius: 3px; padding: 0 2px'
+    style = f'background: #fde68a; color: #111; {_BOX}'
     return f'{before}<mark style="{style}">{marked}</mark>{after}' if marked else before + after
 
 # %% ../nbs/06_show.ipynb #9da0e376
@@ -186,14 +191,14 @@ _COLORS = ('#9fc8f7 #fecbab #65e287 #fda0e7 #e7f45f #90fff2 #b082f7 #f79807 #08b
 
 def _chip(html, place):
     "Return a word or a legend as HTML, with the color of the entity type at `place`"
-    style = f'background: {_COLORS[place % len(_COLORS)]}; color: #111; border-radius: 3px; padding: 0 3px'
+    style = f'background: {_COLORS[place % len(_COLORS)]}; color: #111; {_BOX}'
     return f'<span style="{style}">{html}</span>'
 
 # %% ../nbs/06_show.ipynb #3bceff41
 def _tag(word, label, place, wrong):
     "Return a word as HTML with its label; omit a correct label without an entity type"
     if place is None and not wrong: return escape(word)
-    html = f'{escape(word)}<sub style="white-space: nowrap; font-size: 75%">{escape(label)}</sub>'
+    html = f'{escape(word)}<small style="white-space: nowrap; margin-left: 3px">{escape(label)}</small>'
     cross = f'<b style="{_MARK}">✗</b>' if wrong else ''
     return cross + (html if place is None else _chip(html, place))
 

@@ -78,7 +78,7 @@ def test_any_cell_is_cut_formatted_and_escaped():
     span,words = MarkedText('<i> warm film', 4, 8),TaggedWords(['<u>', 'Oslo'], ['O', 'B-LOC'])
     table = SampleTable([dict(text='<b> film', span=span, words=words)], [True], mark='text', trunc_at=6)
     html = table._repr_html_()
-    assert '✗ &lt;b&gt;…' in html
+    assert '✗&nbsp;&lt;b&gt;…' in html
     assert re.search('<mark style=[^>]+>warm</mark>', html)
     assert '&lt;u&gt; …' in html
     assert all(o in repr(table) for o in ('✗ <b>…', '»warm«', '<u> …'))
@@ -432,7 +432,7 @@ def test_colors_follow_the_vocab_and_the_legend_names_them():
     legend = BeautifulSoup(table, 'html.parser')('div')[-1]
     assert [o.get_text() for o in legend('span')] == kinds
     colors = dict(zip(kinds, (o for o,_ in styles(str(legend))), strict=True))
-    for word in BeautifulSoup(table, 'html.parser')('sub'):
+    for word in BeautifulSoup(table, 'html.parser')('small'):
         assert colors[word.get_text().removeprefix('B-')] in word.parent['style']
         assert 'white-space: nowrap' in word['style']
 
