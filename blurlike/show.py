@@ -97,7 +97,7 @@ def _tr(tag, cells):
     "Return a row of HTML cells"
     def one(html):
         is_long = len(re.sub('<[^>]*>', '', html)) > 40
-        long = '; min-width: 14em; overflow-wrap: anywhere' if is_long else ''
+        long = '; min-width: 14em; line-height: 1.6; overflow-wrap: anywhere' if is_long else ''
         return f'<{tag} style="text-align: left; vertical-align: top{long}">{html}</{tag}>'
     return f"<tr>{''.join(map(one, cells))}</tr>"
 
