@@ -19,7 +19,6 @@ from transformers import GenerationConfig
 
 from .core.checks import check_options, whole_number
 from .core.compat import cache_of, place_columns, row_cache
-from .core.inputs import HFInputs
 from .core.objects import forward_args, has_prompts, position_limit
 from .core.precision import evaluating
 from .core.ranks import alone
@@ -210,6 +209,6 @@ def show_results(self:Learner,
         with alone(self): return self._orig_show_results(ds_idx, dl, max_n, shuffle, **kwargs)
     if dl is None: dl = self.dls[ds_idx].new(shuffle=shuffle)
     inputs,*targets = dl.one_batch()
-    rows = HFInputs({k: v[:max_n] for k,v in inputs.items()})
+    rows = inputs.like({k: v[:max_n] for k,v in inputs.items()})
     written = L(task.generated(get_model(self.model), rows, dl.hf_block))
     dl.show_results((rows, *(o[:max_n] for o in targets)), (written,), max_n=max_n, **kwargs)

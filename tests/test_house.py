@@ -222,6 +222,7 @@ def test_questions_about_tasks_are_found(code, asks):
 
 EXTENDED = [('fastai.data.core', 'DataLoaders', 'test_dl'), ('fastai.learner', 'Learner', 'show_results'),
             ('fastai.learner', 'Learner', 'all_batches'), ('fastai.learner', 'Learner', 'fit'),
+            ('fastai.interpret', 'Interpretation', '__getitem__'),
             ('fastai.interpret', 'ClassificationInterpretation', 'confusion_matrix'),
             ('fastai.interpret', 'ClassificationInterpretation', 'print_classification_report')]
 TABULAR = """

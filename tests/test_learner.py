@@ -108,7 +108,7 @@ def test_interpretation_ranks_rows_by_their_own_loss(trained, df, loss_func, cap
     interp.plot_top_losses(20)
     interp.show_results([0, 1])
     out = capsys.readouterr().out
-    assert f'{losses[0].item():.4f}' in out
+    assert f'{losses[0].item():.2f}' in out
     assert out.count('probability') == 1
 
 

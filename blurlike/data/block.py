@@ -20,7 +20,7 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from ..core.checks import brief, check_options, fast_tokenizer, one_of, print_once, whole_number
 from ..core.compat import undeclared_sharing
-from ..core.inputs import HFInputs, as_rows, decode_texts
+from ..core.inputs import HFInputs, HFRows, as_rows, decode_texts, same_tokens
 from ..core.objects import (forward_args, has_adapters, is_hf_model, model_skeleton, note_other_tokenizer,
                                    position_limit, set_pad_token, tokenizer_limit)
 from .loader import HFDataLoader
@@ -414,3 +414,45 @@ def decode(self:HFTextBlock,
     if read is not None: return [read(o, self) for o in as_rows(inputs, max_n)]
     if isinstance(inputs, dict): return decode_texts(inputs, self.hf_tokenizer, max_n)
     return [decode_texts({k: v[None] for k,v in o.items()}, self.hf_tokenizer)[0] for o in inputs[:max_n]]
+
+# %% ../../nbs/data/41_block.ipynb #e2b779e0
+def _kept(text, places, left):
+    "Return the part of a text, or of a list of words, that has tokens at `places`"
+    if isinstance(text, str):
+        if not len(places): return ''
+        return text[places[:,0].min():].lstrip() if left else text[:places[:,1].max()].rstrip()
+    return text[places.min():] if left else text[:places.max()+1]
+
+# %% ../../nbs/data/41_block.ipynb #49842050
+@patch
+def original(self:HFTextBlock,
+    x, # A text, a tuple of two texts, or a list of words
+    row:dict, # A row of a batch
+): # A string, or a tuple of two; None if it cannot be found
+    "Return the part of `x` that the model reads, if its tokens are those of `row`"
+    if self.text_problem(x): return None
+    joined = lambda o: o if isinstance(o, str) else ' '.join(o)
+    place = 'word_ids' if self.is_split_into_words else 'offsets'
+    try: table = self.tokenize([x], columns=(place, 'sequence_ids') if self.hf_tokenizer.is_fast else ())
+    except SampleProblems: return None
+    if not same_tokens(table.columns['input_ids'], row['input_ids'], self.hf_tokenizer.pad_token_id): return None
+    parts = x if isinstance(x, tuple) else (x,)
+    if (table.full_lengths > table.lengths).any():
+        if not self.hf_tokenizer.is_fast: return None
+        places,left = table.columns[place],self.hf_tokenizer.truncation_side=='left'
+        parts = [_kept(o, places[table.columns['sequence_ids']==i], left) for i,o in enumerate(parts)]
+    res = tuple(map(joined, parts))
+    return res if isinstance(x, tuple) else res[0]
+
+# %% ../../nbs/data/41_block.ipynb #483d437e
+@patch
+def texts(self:HFTextBlock,
+    inputs, # `HFInputs`, or `HFRows`
+    max_n:int=None, # Maximum number of rows; None for all
+) -> list: # For each row a text, or a tuple of two for a pair
+    "Return the texts of `inputs` as they were written, as far as the model reads them; decode those that are not known"
+    def one(row):
+        sample = row.raw_sample()
+        text = None if sample is None else self.task.original(sample[0], row, self)
+        return self.decode(HFRows([row]))[0] if text is None else text
+    return list(map(one, as_rows(inputs, max_n)))

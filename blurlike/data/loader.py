@@ -26,7 +26,7 @@ from fastai.torch_basics import L, Tensor, delegates, detuplify, noop, patch, to
 
 from ..core.checks import check_options, first_line, print_once, whole_number
 from ..core.compat import epoch_indices, set_input_count
-from ..core.inputs import HFInputs
+from ..core.inputs import HFInputs, RawSamples
 from ..core.ranks import share
 from ..tasks.corpus import Corpus
 from ..text.batching import bucketed_order, cut_batches
@@ -124,7 +124,7 @@ def _read_item(self:HFDataLoader):
 
 # %% ../../nbs/data/40_loader.ipynb #eac2f0a4
 @patch
-def _tables(self:HFDataLoader, rows):
+def _tables(self:HFDataLoader, rows, keep=False):
     "Yield tables of `rows`, a thousand rows in each; raise `WrongRows`"
     wrong,done = [],0
     for samples in read_rows(self.dataset, lambda o: self.task.problem(o, self.hf_block), rows, self._read_item()):
@@ -132,6 +132,7 @@ def _tables(self:HFDataLoader, rows):
         except SampleProblems as e: wrong += [(rows[done + i], why) for i,why in e.problems]
         else:
             if not self.fixed: table.rows['prints'] = np.array([_fingerprint(o) for o in samples])
+            if keep: table.rows['raw'] = samples
             if not wrong: yield table
         done += len(samples)
     if wrong: raise WrongRows(self.dataset, wrong, len(rows))
@@ -259,9 +260,11 @@ def __len__(self:HFDataLoader):
 
 # %% ../../nbs/data/40_loader.ipynb #9b32c66c
 @patch
-def _collate(self:HFDataLoader, table, rows):
+def _collate(self:HFDataLoader, table, rows, raw=None):
     "Return a batch of rows of `table`; random steps, such as masking, are random only if the loader shuffles"
-    return self.task.collate(table, rows, self.hf_block, self.epoch if self.shuffle else None)
+    batch = self.task.collate(table, rows, self.hf_block, self.epoch if self.shuffle else None)
+    batch[0].raw = raw
+    return batch
 
 # %% ../../nbs/data/40_loader.ipynb #c4bc7cbe
 @patch
@@ -269,7 +272,8 @@ def create_batch(self:HFDataLoader,
     samples:list, # Samples, as the dataset returns them
 ) -> tuple: # `(HFInputs, targets)`
     "Tokenize and collate `samples`"
-    return self._collate(self.task.tokenize(samples, self.hf_block), range(len(samples)))
+    table = self.task.tokenize(samples, self.hf_block)
+    return self._collate(table, range(len(samples)), RawSamples(samples))
 
 # %% ../../nbs/data/40_loader.ipynb #f80bc40c
 @patch
@@ -285,26 +289,27 @@ def _read_again(self:HFDataLoader, rows):
     prints = self.table.rows.get('prints') # None if the transform is newer than the table
     same = prints is not None and len(samples)==len(rows) and not self.before_batch.fs
     same = same and [_fingerprint(o) for o in samples]==prints[rows].tolist()
-    return self._collate(self.table, rows) if same else self.do_batch(samples)
+    return self._collate(self.table, rows, RawSamples(samples)) if same else self.do_batch(samples)
 
 # %% ../../nbs/data/40_loader.ipynb #03330b68
 @patch
 def _pool_batches(self:HFDataLoader, rows, number):
     "Yield the batches of a pool; in the order of `rows` without shuffling, or if `get_preds` replaced `get_idxs`"
     getattr(self.dataset, 'mark', noop)()
-    tables = list(self._tables(rows))
+    tables = list(self._tables(rows, keep=isinstance(self.dataset, StreamSamples) or not self.fixed))
     if not tables: return
     table,order = TokenTable.concat(tables),np.arange(len(rows))
+    raw = RawSamples(table.rows.get('raw'), rows)
     if self.shuffle and isinstance(self.get_idxs, MethodType):
         rng = np.random.default_rng([self.epoch, number])
         order = bucketed_order(table.lengths, self.bs, rng, self.pool, longest_first=False)
-    for i in range(0, len(order), self.bs): yield self._collate(table, order[i:i+self.bs])
+    for i in range(0, len(order), self.bs):
+        some = order[i:i+self.bs]
+        yield self._collate(table, some, raw.at(some))
 
 # %% ../../nbs/data/40_loader.ipynb #d2180910
 @patch
-def create_batches(self:HFDataLoader,
-    groups, # Lists of rows, from `sample`
-): # Yields `(HFInputs, targets)`
+def _batches_of(self:HFDataLoader, groups):
     "Yield the batches of each group of rows"
     if not self.indexed: yield from super(HFDataLoader, self).create_batches(groups)
     elif self.table is None:
@@ -313,15 +318,27 @@ def create_batches(self:HFDataLoader,
     else:
         fixed = self.fixed
         for rows in filter(len, groups):
-            batch = self._collate(self.table, rows) if fixed else self._read_again(rows)
+            batch = self._collate(self.table, rows, RawSamples(rows=rows)) if fixed else self._read_again(rows)
             if batch is not None: yield batch
+
+# %% ../../nbs/data/40_loader.ipynb #c17c4ad2
+@patch
+def create_batches(self:HFDataLoader,
+    groups, # Lists of rows, from `sample`
+): # Yields `(HFInputs, targets)`
+    "Yield the batches of each group of rows, with their `RawSamples` as an entry"
+    for batch in self._batches_of(groups):
+        raw = getattr(batch[0], 'raw', None)
+        if raw is not None and not self.after_batch.fs: batch[0]['raw'] = raw
+        yield batch
 
 # %% ../../nbs/data/40_loader.ipynb #e43650b3
 @patch
 def _as_inputs(self:HFDataLoader, b):
     "Return batch `b` with `HFInputs`"
     inputs = HFInputs(b[0])
-    inputs.hf_block = self.hf_block
+    raw,inputs.hf_block = inputs.pop('raw', None),self.hf_block
+    if raw is not None: inputs.raw = RawSamples(raw.samples, raw.rows, self.read)
     return (inputs, *b[1:])
 
 # %% ../../nbs/data/40_loader.ipynb #f906fe8c
@@ -469,12 +486,17 @@ def new(self:HFDataLoader,
 def _one_pass(self:HFDataLoader): set_input_count(self)
 
 # %% ../../nbs/data/40_loader.ipynb #4f65496e
+def _on_cpu(o):
+    "Return a part of a batch on the CPU"
+    if isinstance(o, L): return o
+    return o.like(to_cpu(o)) if isinstance(o, HFInputs) else to_cpu(o)
+
 @patch
 def decode(self:HFDataLoader,
     b, # A batch
 ):
     "Return batch `b` on the CPU"
-    return tuple(o if isinstance(o, L) else to_cpu(o) for o in b)
+    return tuple(map(_on_cpu, b))
 
 # %% ../../nbs/data/40_loader.ipynb #ba8282ce
 @patch
@@ -490,6 +512,14 @@ def _pre_show_batch(self:HFDataLoader, b, max_n=9):
     samples = self._decode_batch(b, max_n)
     x = self._as_inputs((b[0] if isinstance(b[0], dict) else {},))[0]
     return x, detuplify(b[self.n_inp:]), samples
+
+# %% ../../nbs/data/40_loader.ipynb #5ee16dec
+@patch
+def raw_samples(self:HFDataLoader,
+    rows, # Row numbers
+) -> RawSamples: # Of a table; the rows of a stream cannot be read again
+    "Return the samples of rows, without reading them"
+    return RawSamples(rows=rows, read=self._read_item())
 
 # %% ../../nbs/data/40_loader.ipynb #788decbc
 def _truncation_counts(dl):

@@ -16,7 +16,7 @@ from importlib import import_module
 
 import torch
 from fastai.losses import CrossEntropyLossFlat, LabelSmoothingCrossEntropy
-from fastai.torch_basics import GetAttr, L, batch_to_samples, find_bs, is_iter, is_listy, patch
+from fastai.torch_basics import GetAttr, batch_to_samples, find_bs, is_iter, is_listy, patch
 from torch import Tensor, nn
 
 from ..core.checks import check_options, preview, suggest
@@ -294,6 +294,16 @@ def example(self:Task,
     "Return an example for documentation"
     return 'This is an example sentence.'
 
+# %% ../../nbs/tasks/20_base.ipynb #76a910f0
+@patch
+def original(self:Task,
+    x, # What the dataset returns for a row
+    row:dict, # The row of a batch
+    block, # The `HFTextBlock`
+): # As in `decode_batch`; None to decode the tokens
+    "Return the part of `x` that the model reads, if its tokens are those of `row`"
+    return block.original(x, row)
+
 # %% ../../nbs/tasks/20_base.ipynb #a920cdd2
 @patch
 def decode_batch(self:Task,
@@ -302,7 +312,7 @@ def decode_batch(self:Task,
     max_n:int, # Maximum number of rows
 ) -> list[tuple]: # `(text, target)`, or `(text,)`
     "Return the decoded rows of `batch`"
-    texts = dl.hf_block.decode(batch[0], max_n)
+    texts = dl.hf_block.texts(batch[0], max_n)
     targets = batch_to_samples(batch[1:], max_n=max_n) if len(batch) > 1 else [()]*len(texts)
     return [dl.dataset.decode((t, *y), full=True) for t,y in zip(texts, targets, strict=True)]
 
@@ -460,8 +470,8 @@ class TokenCrossEntropy(CrossEntropyLossFlat):
         return loss_of_targets(super().__call__, pred, targ, self.func.ignore_index)
 
     # Rows of different lengths come as a list
-    def activation(self, x): return L(map(self.activation, x)) if is_listy(x) else super().activation(x)
-    def decodes(self, x): return L(map(self.decodes, x)) if is_listy(x) else super().decodes(x)
+    def activation(self, x): return type(x)(map(self.activation, x)) if is_listy(x) else super().activation(x)
+    def decodes(self, x): return type(x)(map(self.decodes, x)) if is_listy(x) else super().decodes(x)
 
 # %% ../../nbs/tasks/20_base.ipynb #b631fa01
 def inner_loss(

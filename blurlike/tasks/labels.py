@@ -268,4 +268,4 @@ def class_pairs(self:ClassNames, learn, dl):
 
 # %% ../../nbs/tasks/21_labels.ipynb #11947e2b
 @patch
-def confidence(self:ClassNames, raw): return dict(probability=f'{raw.max().item():.4f}')
+def confidence(self:ClassNames, raw): return dict(probability=raw.max().item())

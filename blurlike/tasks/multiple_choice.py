@@ -27,6 +27,7 @@ from ..core.checks import brief, preview
 from ..core.compat import model_classes
 from ..core.inputs import HFInputs, by_window, decode_texts
 from ..core.objects import is_hf_model
+from ..show import cut_text
 from .base import Task
 from .labels import ClassNames
 from ..text.rows import CellsReader, SampleProblems, as_list
@@ -279,7 +280,7 @@ def cut(self:ChoiceList,
 ):
     "Shorten each choice"
     n = max(1, n//len(self.choices))
-    return ChoiceList([o if len(o) <= n else o[:n].rstrip() + '…' for o in self.choices])
+    return ChoiceList([cut_text(o, n) for o in self.choices])
 
 # %% ../../nbs/tasks/33_multiple_choice.ipynb #e61f3ecb
 def _pair(o): return o if isinstance(o, tuple) else (o, '')
@@ -305,8 +306,17 @@ def read_row(self:MultipleChoice,
 
 # %% ../../nbs/tasks/33_multiple_choice.ipynb #1455c092
 @patch
+def original(self:MultipleChoice, x, row, block):
+    "Return the question and its choices; the longest part of the question that a choice leaves room for"
+    question,choices = x
+    if int(row['n_windows'])!=len(choices): return None
+    pairs = [block.original((question, o), dict(input_ids=row['input_ids'][i])) for i,o in enumerate(choices)]
+    return None if None in pairs else (max((q for q,_ in pairs), key=len), [o for _,o in pairs])
+
+# %% ../../nbs/tasks/33_multiple_choice.ipynb #34a5af55
+@patch
 def decode_batch(self:MultipleChoice, batch, dl, max_n):
-    texts = dl.hf_block.decode(batch[0], max_n)
+    texts = dl.hf_block.texts(batch[0], max_n)
     if len(batch)==1: return [(o,) for o in texts]
     return [(o, o[1][i]) for o,i in zip(texts, batch[1][:max_n].tolist(), strict=True)]
 

@@ -678,7 +678,7 @@ def is_right(self:QuestionAnswering, target, pred):
 @patch
 def confidence(self:QuestionAnswering, raw):
     # In the best window: the probability of the most likely start times that of the most likely end
-    return dict(probability=f'{raw.amax(1).prod(-1).max().item():.4f}')
+    return dict(probability=raw.amax(1).prod(-1).max().item())
 
 # %% ../../nbs/tasks/29_question_answering.ipynb #be9022e1
 @patch

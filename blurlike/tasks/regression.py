@@ -16,6 +16,7 @@ from scipy import stats
 from transformers import AutoModelForSequenceClassification
 
 from ..core.checks import brief
+from ..show import format_number
 from .base import Task
 from .labels import (check_outputs, check_problem_type, first_target, has_fractions, is_list_column,
                                    label_names)
@@ -126,7 +127,7 @@ def decode(self:Regression, logits, config, inputs=None, samples=None):
     return [dict(labels=names, scores=o) for o in logits.float().tolist()]
 
 # %% ../../nbs/tasks/27_regression.ipynb #f9656c36
-def _rounded(o): return ', '.join(f'{i:.3f}' for i in (o if is_listy(o) else [o]))
+def _rounded(o): return ', '.join(map(format_number, o if is_listy(o) else [o]))
 
 @patch
 def row(self:Regression, text, target=None, pred=None):

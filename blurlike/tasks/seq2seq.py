@@ -20,7 +20,7 @@ from fastai.torch_core import get_model
 from transformers import AutoModelForSeq2SeqLM, GenerationConfig
 
 from ..core.checks import brief, check_options, import_extra, preview, whole_number
-from ..core.inputs import HFInputs
+from ..core.inputs import HFInputs, as_rows
 from ..core.objects import model_skeleton, position_limit, tokenizer_limit
 from ..core.precision import evaluating
 from ..core.ranks import by_share
@@ -366,14 +366,31 @@ def generated(self:Seq2Seq, model, inputs, block):
 @patch
 def decode_generated(self:Seq2Seq, ids, inputs, block): return [{self.answer: o} for o in self.decode_ids(ids, block)]
 
-# %% ../../nbs/tasks/30_seq2seq.ipynb #27fe53f8
+# %% ../../nbs/tasks/30_seq2seq.ipynb #ca917121
+@patch
+def original(self:Seq2Seq, x, row, block): return block.original(self.with_prefix([x])[0], row)
+
+# %% ../../nbs/tasks/30_seq2seq.ipynb #21d798ca
+@patch
+def _original_target(self:Seq2Seq, row, ids, block):
+    "Return the target of a row of inputs as it was written, if its tokens are `ids` and were not truncated"
+    sample = row.raw_sample()
+    if sample is None or len(sample) < 2: return None
+    table = self.target_table([sample[1]], block)
+    is_whole = table.lengths[0]==table.full_lengths[0] and len(ids) >= table.lengths[0]
+    padded = [*table.columns['input_ids'].tolist(), *[-100]*(len(ids) - int(table.lengths[0]))]
+    return str(sample[1]) if is_whole and padded==ids.tolist() else None
+
+# %% ../../nbs/tasks/30_seq2seq.ipynb #7cc34db9
 @patch
 def decode_batch(self:Seq2Seq, batch, dl, max_n):
-    block = dl.hf_block
-    texts = block.decode(batch[0], max_n)
+    block,rows = dl.hf_block,as_rows(batch[0], max_n)
+    texts = block.texts(batch[0], max_n)
     if len(batch)==1: return [(o,) for o in texts]
-    targets = batch[1] if isinstance(batch[1], L) else self.decode_ids(batch[1][:max_n], block)
-    return list(zip(texts, targets, strict=False))
+    if isinstance(batch[1], L): return list(zip(texts, batch[1], strict=False))
+    decoded = self.decode_ids(batch[1][:max_n], block)
+    found = [self._original_target(*o, block) for o in zip(rows, batch[1], strict=False)]
+    return [(t, d if o is None else o) for t,d,o in zip(texts, decoded, found, strict=True)]
 
 # %% ../../nbs/tasks/30_seq2seq.ipynb #91d0808c
 @patch

@@ -23,7 +23,7 @@ from transformers import AutoModelForTokenClassification
 
 from ..core.checks import brief, fast_tokenizer, import_extra, one_of, preview, print_line, print_once
 from ..core.compat import entity_pipeline
-from ..core.inputs import as_rows
+from ..core.inputs import HFRows, as_rows, same_tokens
 from ..show import TaggedWords
 from .base import Task, TokenCrossEntropy, get_block
 from .labels import ClassNames, get_vocab, known_classes
@@ -150,6 +150,7 @@ class TensorWordLabels(TensorBase):
 class WordLabels(L):
     "The labels of a text's words"
     scheme = None # The `LabelScheme` of all labels
+    kinds = None # All entity types, in the order of the classes
 
 # %% ../../nbs/tasks/28_token_classification.ipynb #df9dce10
 def _say_odd_label(labels):
@@ -184,6 +185,7 @@ class WordLabelize(DisplayedTransform):
         vocab = CategoryMap(list(vocab), sort=False)
         self.scheme = find_scheme(vocab)
         parts = {self.scheme.parts(o): i for i,o in enumerate(vocab)}
+        self.kinds = list(dict.fromkeys(kind for _,kind in parts if kind))
         begins = lambda o: self.scheme.parts(o)[0]=='B'
         inside = {o: parts.get(('I', self.scheme.parts(o)[1])) for o in vocab if begins(o)}
         self.inside = torch.tensor([i if inside.get(o) is None else inside[o] for i,o in enumerate(vocab)])
@@ -204,7 +206,7 @@ class WordLabelize(DisplayedTransform):
 
     def decodes(self, o:TensorWordLabels):
         res = WordLabels(self.vocab[int(i)] for i in o)
-        res.scheme = self.scheme
+        res.scheme,res.kinds = self.scheme,self.kinds
         return res
 
 # %% ../../nbs/tasks/28_token_classification.ipynb #c842235d
@@ -606,16 +608,34 @@ def sample(self:TokenClassification, text, block):
     if problem := _words_problem(words, block): raise ValueError(problem)
     return words
 
-# %% ../../nbs/tasks/28_token_classification.ipynb #9b51d202
+# %% ../../nbs/tasks/28_token_classification.ipynb #f057c1d6
+@patch
+def original(self:TokenClassification, x, row, block):
+    "Return the words that the model reads, if their tokens are those of `row`"
+    if _words_problem(x, block): return None
+    tokens = self.text_table([x], block).columns['input_ids']
+    if not same_tokens(tokens, row['input_ids'], block.hf_tokenizer.pad_token_id): return None
+    *_,word,first = word_tokens(row['word_ids'][None], block)
+    return [x[i] for i in word[first]]
+
+# %% ../../nbs/tasks/28_token_classification.ipynb #ab8552a9
+@patch
+def read_row(self:TokenClassification,
+    row:dict, # A row of a batch
+    block, # The `HFTextBlock`
+) -> list[str]: # Words
+    "Decode a row, for `block.decode`"
+    _,window,pos,_,first = word_tokens(row['word_ids'][None], block)
+    tokens = row['input_ids'].reshape(-1, row['input_ids'].shape[-1])[window,pos].tolist()
+    return [block.hf_tokenizer.decode(o.tolist()).strip() for o in np.split(tokens, np.flatnonzero(first)[1:])]
+
+# %% ../../nbs/tasks/28_token_classification.ipynb #a43f6af8
 @patch
 def _decode_row(self:TokenClassification, row, y, dl):
     "Return the decoded sample of a row of inputs, with targets or predictions `y`, if there are any"
-    ids,tokens = row['word_ids'][None],row['input_ids'].reshape(-1, row['input_ids'].shape[-1])
-    _,window,pos,_,first = word_tokens(ids, dl.hf_block)
-    by_word = np.split(tokens[window,pos].tolist(), np.flatnonzero(first)[1:])
-    words = [dl.hf_block.hf_tokenizer.decode(o.tolist()).strip() for o in by_word]
+    words, = dl.hf_block.texts(HFRows([row]))
     if y is None: return dl.dataset.decode((words,), full=True)
-    values = word_values([y[None]], ids, dl.hf_block)[0][0]
+    values = word_values([y[None]], row['word_ids'][None], dl.hf_block)[0][0]
     return dl.dataset.decode((words, TensorWordLabels(torch.as_tensor(values))), full=True)
 
 # %% ../../nbs/tasks/28_token_classification.ipynb #1936eab4
@@ -630,7 +650,7 @@ def decode_batch(self:TokenClassification, batch, dl, max_n):
 def _tagged(words, labels, wrong=None):
     "Return a cell of labeled words, with a color for each entity type"
     scheme = getattr(labels, 'scheme', None) or find_scheme(labels)
-    return TaggedWords(words, labels, wrong, [scheme.parts(o)[1] for o in labels])
+    return TaggedWords(words, labels, wrong, [scheme.parts(o)[1] for o in labels], getattr(labels, 'kinds', None))
 
 # %% ../../nbs/tasks/28_token_classification.ipynb #3daffd70
 @patch

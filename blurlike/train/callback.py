@@ -177,6 +177,8 @@ def after_loss(self:HFCallback):
 # %% ../../nbs/train/62_callback.ipynb #6c5b8b30
 class RowPreds(L):
     "Predictions of different shapes, which a loss can treat as a tensor"
+    __array__ = HFRows.__array__ # so that fastai's `tuplify` keeps it whole
+
     def softmax(self, *args, **kwargs): return type(self)(o.softmax(*args, **kwargs) for o in self)
     def argmax(self, *args, **kwargs): return type(self)(o.argmax(*args, **kwargs) for o in self)
 
