@@ -24,6 +24,7 @@ import blurlike.ship.card # learn.model_card
 import blurlike.ship.save # learn.save_pretrained
 import blurlike.ship.hub # learn.push_to_hub
 import blurlike.ship.onnx # learn.export_onnx
+import blurlike.calibrate # learn.calibrate
 import blurlike.predict # learn.hf_predict
 import blurlike.generate # learn.hf_generate
 from blurlike.architectures import architecture_table, supported_tasks
@@ -35,7 +36,7 @@ from blurlike.core.inputs import HFInputs, padding_share
 from blurlike.clean import HFTextCleaner, find_label_issues
 from blurlike.train.cross_validation import CrossValPreds, cross_val_preds
 import blurlike.train.distributed # learn.distrib_ctx
-from blurlike.train.learner import HFMixedPrecision, build_model, hf_adamw, hf_learner
+from blurlike.train.learner import HFMixedPrecision, build_model, class_weights, hf_adamw, hf_learner
 from blurlike.ship.checkpoint import HFCheckpoint
 from blurlike.ship.load import load_hf_learner
 from blurlike.data.loader import HFDataLoader
@@ -71,7 +72,7 @@ from blurlike.tasks.masked_lm import (
     all_maskings,
     get_masking,
 )
-from blurlike.tasks.multi_label_classification import MultiLabelClassification
+from blurlike.tasks.multi_label_classification import LabelThresholds, MultiLabelClassification
 from blurlike.tasks.multiple_choice import ChoiceBlock, MultipleChoice
 from blurlike.tasks.question_answering import (
     NO_ANSWER,

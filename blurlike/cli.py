@@ -138,6 +138,7 @@ def train(
     max_length:int=None, # Maximum number of tokens per text; the model's limit by default
     precision:str=None, # "fp32", "bf16" or "fp16"; by default the fastest that is safe on this device
     lora:bool=False, # Train a LoRA adapter and the head only, and save them without the model
+    class_weight:str=None, # "balanced" gives all classes the same weight in the loss, however rare they are
     seed:int=42, # Seed of the split, the shuffling and new weights
     vocab:str=None, # The classes, separated by commas; those of the training rows by default
     encoding:str=None, # Encoding of the file; UTF-8 by default
@@ -159,7 +160,7 @@ def train(
     with redirect_stdout(sys.stderr): # fastai prints its table to standard output
         dls = HFTextDataLoaders.from_df(
             df, checkpoint, **cols, valid_col=valid_col, valid_pct=valid_pct, bs=bs, max_length=max_length, seed=seed)
-        learn = hf_learner(dls, precision=precision or best_precision(dls.device), lora=lora)
+        learn = hf_learner(dls, precision=precision or best_precision(dls.device), lora=lora, class_weight=class_weight)
         learn.fit_one_cycle(epochs, slice(lr/10, lr))
     print(f"Model saved to {learn.save_pretrained(out)}")
 

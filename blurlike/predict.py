@@ -17,6 +17,7 @@ from fastai.learner import Learner
 from fastai.torch_basics import master_bar, noop, patch, to_device
 from fastai.torch_core import get_model
 
+from .calibrate import scaled, temperature_of
 from .core.checks import brief, check_options, one_of, whole_number
 from .core.inputs import can_redraw, with_progress
 from .core.objects import forward_kwargs
@@ -126,7 +127,7 @@ def _one_behind(items):
     return (o for o,_ in pairwise(chain(items, [None])))
 
 # %% ../nbs/50_predict.ipynb #8a6fc891
-def _predict(task, block, model, samples, batches, precision, options, part=noop):
+def _predict(task, block, model, samples, batches, precision, options, part=noop, temperature=None):
     "Return the predictions for `samples`, in their order; `part` of the model computes them"
     device,preds = next(model.parameters()).device,[None]*len(samples)
     with evaluating(model, precision) as model, closing(batches):
@@ -136,7 +137,8 @@ def _predict(task, block, model, samples, batches, precision, options, part=noop
             inputs = task.collate(table, rows, block)[0]
             return idxs,task.pred(module(**kwargs, **to_device(inputs.for_model(), device)), inputs),inputs
         for idxs,pred,inputs in _one_behind(computed(*o) for o in batches):
-            decoded = task.decode(pred, model.config, inputs, [samples[i] for i in idxs], **options)
+            pred,some = scaled(pred, temperature),[samples[i] for i in idxs]
+            decoded = task.decode(pred, model.config, inputs, some, **options)
             for i,o in zip(idxs, decoded, strict=True): preds[i] = o
     return preds
 
@@ -188,5 +190,6 @@ def hf_predict(self:Learner,
     batches = text_batches(block, samples, batch_tokens, progress=hasattr(self, 'progress'), wrong=wrong,
                            **{k: v for k,v in options.items() if k in ours})
     options = task.decode_options(self) | {k: v for k,v in options.items() if k in theirs}
-    preds = with_errors(_predict(task, block, model, samples, batches, precision, options), wrong, errors)
+    preds = _predict(task, block, model, samples, batches, precision, options, temperature=temperature_of(self))
+    preds = with_errors(preds, wrong, errors)
     return preds[0] if one else preds

@@ -81,8 +81,8 @@ def exact_all(bs=3): return {o: exact(*o, bs=bs) for o in EXACT}
 
 
 def accumulated(bs=2, n_acc=8):
-    "The steps of accumulated gradients; batches have very different numbers of targets"
-    return exact('token-classification', bs=bs, cbs=[GradientAccumulation(n_acc)])
+    "The steps of accumulated gradients with class weights; batches have very different numbers of targets"
+    return exact('token-classification', bs=bs, cbs=[GradientAccumulation(n_acc)], class_weight='balanced')
 
 
 UNUSED = { # models with parameters that are never used, or not by each text

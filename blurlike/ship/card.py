@@ -21,9 +21,10 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
 import blurlike
+from ..calibrate import calibration_of
 from ..core.checks import preview
 from ..core.objects import has_adapters
-from ..tasks.base import get_block
+from ..tasks.base import get_block, loss_weights
 from ..tasks.generation import Generates
 from ..train.callback import HFCallback
 from ..train.tracking import training_setup
@@ -61,11 +62,17 @@ def _results_table(runs):
             for j,row in enumerate(run['rows'], 1 + run['epochs'] - len(run['rows']))]
     return _table(['run', 'epoch', *columns], rows)
 
+# %% ../../nbs/ship/70_card.ipynb #4572ff3b
+def _class_weights(loss_func):
+    "Return the class weights of a loss as text; empty if it has none"
+    weights = loss_weights(loss_func)
+    return f" with class weights {', '.join(f'{o:.3g}' for o in weights)}" if weights else ''
+
 # %% ../../nbs/ship/70_card.ipynb #2a97ffae
 def _training_setup(learn):
     "Return the names of the optimizer, the loss and the precision as text"
     setup = training_setup(learn)
-    suffix = f"; precision: {setup['precision']}" if 'precision' in setup else ''
+    suffix = _class_weights(learn.loss_func) + (f"; precision: {setup['precision']}" if 'precision' in setup else '')
     return f"Optimizer: `{setup['optimizer']}`; loss: `{setup['loss']}`{suffix}."
 
 # %% ../../nbs/ship/70_card.ipynb #2da7e369
@@ -79,6 +86,20 @@ def _training(learn, int8=False):
     steps = '\n'.join(f'{i}. {_settings(o)}' for i,o in enumerate(runs, 1))
     parts = ['Training runs:', steps, _training_setup(learn), _RESULTS, _results_table(runs)]
     return '\n\n'.join([*parts, _INT8] if int8 else parts)
+
+# %% ../../nbs/ship/70_card.ipynb #718bd6a4
+_CALIBRATED = """Logits are divided by a temperature of {temperature:.4g}, fitted on {targets} validation targets:
+
+{table}
+
+blurlike applies it. Other libraries, such as the `pipeline` of transformers, return probabilities without it."""
+
+def _calibration(learn):
+    "Return the section on calibration, as a list of its heading and its text; empty without calibration"
+    if (info := calibration_of(learn)) is None: return []
+    rows = [[k, *o] for k,o in (('expected calibration error, 15 bins', info['ece']),
+                                ('negative log-likelihood', info['nll']))]
+    return ['## Calibration', _CALIBRATED.format(**info, table=_table(['', 'before', 'after'], rows))]
 
 # %% ../../nbs/ship/70_card.ipynb #910eae80
 _TRANSFORMERS = """from transformers import pipeline
@@ -223,6 +244,6 @@ def model_card(self:Learner,
     meta = _metadata(self, facts, model_name, language=language, license=license, datasets=datasets, **data)
     versions = '\n'.join(f'- {o.__name__} {o.__version__}' for o in (blurlike, fastai, transformers, torch))
     body = [f'# {model_name}', GENERATED, _description(facts, datasets),
-            '## Usage', _usage(facts), '## Training', _training(self, facts.int8),
+            '## Usage', _usage(facts), '## Training', _training(self, facts.int8), *_calibration(self),
             '## Limitations', _limitations(facts.block), *([limits] if limits else []), '## Versions', versions]
     return ModelCard(f'---\n{meta.to_yaml()}\n---\n\n' + '\n\n'.join(body) + '\n')

@@ -38,7 +38,7 @@ from ..core.objects import has_adapters
 from ..core.precision import train_in_fp32
 from ..core.ranks import from_rank0, from_ranks, n_ranks, on_rank0
 from .save import atomic_folder, lock_file, write_model
-from ..tasks.base import get_block
+from ..tasks.base import get_block, loss_weights
 from ..tasks.labels import get_vocab
 from ..train.splitter import adapter_state
 
@@ -257,7 +257,8 @@ def run_settings(
                 n_epoch=n_epoch, lr=str(learn.lr if lr is None else lr), wd=learn.wd if wd is None else wd,
                 schedule=schedule, frozen_groups=getattr(learn.opt, 'frozen_idx', 0), accumulation=accumulation,
                 processes=n_ranks(), optimizer=getattr(optimizer, '__name__', type(optimizer).__name__),
-                loss=type(learn.loss_func).__name__) | _adapter_settings(get_model(learn.model))
+                loss=type(learn.loss_func).__name__, class_weights=loss_weights(learn.loss_func),
+                **_adapter_settings(get_model(learn.model)))
 
 # %% ../../nbs/ship/76_checkpoint.ipynb #8f86d30e
 def stored_weights(

@@ -20,6 +20,7 @@ from safetensors import safe_open
 from transformers import GenerationConfig
 
 import blurlike
+from ..calibrate import set_calibration
 from ..core.checks import first_line, preview, whole_number
 from ..core.objects import inner_model, load_hf_config, load_hf_model, load_hf_tokenizer
 from ..data.block import HFTextBlock
@@ -117,15 +118,16 @@ def _task_of(config, folder):
 
 # %% ../../nbs/ship/74_load.ipynb #f88e30cd
 def _settings(folder, config, task):
-    "Return the task, the options of the block, the columns, the names of the outputs, and the training runs"
+    "Return the task, the options of the block, the columns, the names of the outputs, the runs and the calibration"
     info,names = _read_preparation(folder),list(config.id2label.values())
     if info is None:
         task = get_task(_task_of(config, folder) if task is None else task)
-        return SimpleNamespace(task=task, block={}, columns={}, names=names, runs=[])
-    options = info['task_options'] if task in (None, info['task']) else {}
-    task = get_task(info['task'] if task is None else task, **options)
+        return SimpleNamespace(task=task, block={}, columns={}, names=names, runs=[], calibration=None)
+    same = task in (None, info['task'])
+    task = get_task(info['task'] if task is None else task, **info['task_options'] if same else {})
     return SimpleNamespace(task=task, block={k: info['tokenizer'][k] for k in BLOCK_OPTIONS}, columns=info['columns'],
-                           names=info['vocab'] or names, runs=list(info.get('runs', [])))
+                           names=info['vocab'] or names, runs=list(info.get('runs', [])),
+                           calibration=info.get('calibration') if same else None)
 
 # %% ../../nbs/ship/74_load.ipynb #41f85e68
 def _pipeline(*tfms):
@@ -218,7 +220,8 @@ def load_hf_learner(
     if onnx: model = OnnxModel(onnx, config)
     elif is_adapter(folder): model = _load_adapter(folder, saved.task.auto_model, config, token, **trust)
     else: model = load_hf_model(folder, saved.task.auto_model, config, dict(use_safetensors=True), whole=True, **trust)
-    if dls is None:
+    without_rows = dls is None
+    if without_rows:
         skeleton = None if onnx else inner_model(model)
         block = HFTextBlock(config.model_type, config, tokenizer, skeleton, task=saved.task, **saved.block)
         columns = {k: v for k,v in dict(text_col=text_col, label_col=label_col).items() if v is not None}
@@ -226,4 +229,6 @@ def load_hf_learner(
     elif saved.task.has_labels: _check_labels(config, dls)
     learn = hf_learner(dls if device is None else dls.to(device), model, **kwargs)
     learn.hf.runs = saved.runs
+    if without_rows: learn.hf.calibration = saved.calibration # a threshold was saved for these probabilities
+    elif saved.calibration: set_calibration(learn, saved.calibration)
     return learn

@@ -28,6 +28,7 @@ from huggingface_hub import ModelCard
 from safetensors import safe_open
 
 import blurlike
+from ..calibrate import calibration_of
 from ..core.objects import has_adapters, inner_model, merged_model, tokenizer_limit, weight_files
 from ..core.ranks import on_rank0
 from .card import is_generated, training_runs
@@ -258,6 +259,7 @@ def write_model(
         _tokenizer_to_save(block).save_pretrained(new)
         info = preparation(learn.dls) | dict(runs=training_runs(learn))
         info['task_options'] |= _learned_options(learn, info['task_options'])
+        if calibration := calibration_of(learn): info['calibration'] = calibration
         (new/'blurlike.json').write_text(json.dumps(info, indent=2, default=str) + '\n', encoding='utf-8')
         (new/'README.md').write_text(str(card or _own_card(path) or learn.model_card()), encoding='utf-8')
     return path

@@ -141,14 +141,18 @@ class ClassesPage(Page):
 @page_for(MultiLabelClassification)
 class LabelsPage(ClassesPage):
     "The labels above a threshold, and the probability of each label"
+    @property
+    def threshold(self): return self.block.task.decode_options(self.learn)['threshold']
+
     def inputs(self):
-        return [*super().inputs(), self.gr.Slider(0, 1, self.block.task.threshold, step=0.01, label='threshold')]
+        if is_listy(self.threshold): return super().inputs() # labels have their own
+        return [*super().inputs(), self.gr.Slider(0, 1, self.threshold, step=0.01, label='threshold')]
 
     def outputs(self): return [self.gr.Textbox(label='labels above the threshold'), self.bars(show_heading=False)]
 
     def answer(self, *values):
-        *texts,threshold = values
-        pred = self.predict(texts, threshold=threshold)
+        texts,options = (values, {}) if is_listy(self.threshold) else (values[:-1], dict(threshold=values[-1]))
+        pred = self.predict(texts, **options)
         return ', '.join(map(str, pred['labels'])) or '(none)',self.by_name(pred['probs'])
 
 # %% ../../nbs/ship/75_serve.ipynb #4efd2cff

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['Task', 'task_options', 'named_subclasses', 'all_tasks', 'task_class', 'get_task', 'infer_task', 'get_block',
            'mean_loss', 'loss_of_targets', 'losses_by_row', 'TokenCrossEntropy', 'inner_loss', 'loss_setting',
-           'ignored_target', 'TargetLoss', 'target_weight', 'has_two_terms', 'loss_terms', 'check_one_divisor',
-           'loss_to']
+           'loss_weights', 'ignored_target', 'TargetLoss', 'target_weight', 'has_two_terms', 'loss_terms',
+           'check_one_divisor', 'loss_to']
 
 # %% ../../nbs/tasks/20_base.ipynb #e2351198
 import inspect
@@ -286,6 +286,7 @@ def sample(self:Task,
 # %% ../../nbs/tasks/20_base.ipynb #8c8c922e
 Task.pipeline_tag = None # The Hub's name of the task; None for the task's own
 Task.has_labels = False # Whether the outputs are classes with names
+Task.can_calibrate = False # Whether predictions are probabilities of a few classes, which a temperature can calibrate
 
 @patch
 def example(self:Task,
@@ -346,6 +347,14 @@ def class_pairs(self:Task,
 # %% ../../nbs/tasks/20_base.ipynb #9f8084f4
 # A function of the learner and a loader, which returns predictions and targets by row; None if a row has several
 Task.row_preds = None
+
+# %% ../../nbs/tasks/20_base.ipynb #1de897a1
+@patch
+def scale_threshold(self:Task,
+    learn, # A `Learner`
+    factor:float, # What the logits are multiplied by
+):
+    "Change the threshold of `learn`, so that multiplied logits give the same labels"
 
 # %% ../../nbs/tasks/20_base.ipynb #13096d69
 def named_subclasses(
@@ -488,6 +497,14 @@ def loss_setting(
     "Return the value of an argument of a loss"
     inner = inner_loss(loss_func)
     return inner.keywords.get(name, default) if isinstance(inner, partial) else getattr(inner, name, default)
+
+# %% ../../nbs/tasks/20_base.ipynb #b7bfcfd9
+def loss_weights(
+    loss_func, # A loss
+) -> list[float]|None: # For several labels, the weights of the rows with a label; None without weights
+    "Return the class weights of a loss"
+    found = [loss_setting(loss_func, o) for o in ('weight', 'pos_weight')]
+    return next((o.tolist() for o in found if isinstance(o, Tensor)), None)
 
 # %% ../../nbs/tasks/20_base.ipynb #3d328d4f
 def ignored_target(

@@ -208,7 +208,7 @@ class ClassNames:
     "Mixin for tasks whose targets have a `vocab`: the model gets its names and must have as many outputs"
     block_hint = 'one class for each text, from a CategoryBlock' # Describes valid targets, in messages
     problem_type = None # As in the configuration of a sequence classification model
-    has_labels = True
+    has_labels = can_calibrate = True
 
     def metrics(self): return [accuracy]
 
@@ -269,3 +269,31 @@ def class_pairs(self:ClassNames, learn, dl):
 # %% ../../nbs/tasks/21_labels.ipynb #11947e2b
 @patch
 def confidence(self:ClassNames, raw): return dict(probability=raw.max().item())
+
+# %% ../../nbs/tasks/21_labels.ipynb #2b782189
+@patch
+def label_counts(self:ClassNames,
+    targets:list, # Targets, as a dataset returns them
+    n:int, # The number of classes
+) -> np.ndarray: # One for each class
+    "Count the targets of each class"
+    flat = np.concatenate([np.ravel(np.asarray(o)) for o in targets])
+    return np.bincount(flat[flat >= 0], minlength=n) # -100 marks a position without a target
+
+# %% ../../nbs/tasks/21_labels.ipynb #130c5c5e
+@patch
+def balanced_weights(self:ClassNames,
+    counts, # The number of training targets of each class
+    rows:int, # The number of training rows
+) -> np.ndarray: # 1 for a class without targets
+    "Return weights that give all classes the same influence"
+    counts = np.asarray(counts, dtype=float)
+    return np.where(counts > 0, counts.sum()/((counts > 0).sum()*np.maximum(counts, 1)), 1.)
+
+# %% ../../nbs/tasks/21_labels.ipynb #c1b09945
+@patch
+def weighted_loss(self:ClassNames,
+    weights:torch.Tensor, # One for each class
+): # A loss
+    "Return the task's loss with class weights"
+    return self.loss_func(weight=weights)

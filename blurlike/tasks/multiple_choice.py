@@ -135,6 +135,7 @@ class MultipleChoice(Task):
     text_col = ('question', 'choices')
     truncation = 'only_first'
     confidence = ClassNames.confidence
+    can_calibrate = True
     export_problem = 'a row has several inputs, one for each choice, and an ONNX file accepts one' # Why ONNX fails
 
     def metrics(self): return [accuracy]

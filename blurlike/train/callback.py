@@ -32,6 +32,7 @@ from fastai.torch_basics import GetAttr, L, find_bs, getcallable, patch
 from fastai.torch_core import get_model
 from transformers.utils import ModelOutput
 
+from ..calibrate import drop_calibration, scaled, temperature_of
 from ..core.checks import preview, print_once
 from ..core.compat import (autocast_depth, end_cleanup, epoch_loop, has_pre_hook, remove_capture_hooks,
                                   run_epochs, take_step)
@@ -100,6 +101,7 @@ def inputs_by_name(
 class HFCallback(Callback):
     "Pass a batch to the model by name, and its logits to the learner"
     order = 9
+    calibration = None # Set by `learn.calibrate`
     def __init__(self,
         **kwargs # Passed to the model at each call, such as `output_hidden_states=True`
     ):
@@ -166,6 +168,9 @@ def after_pred(self:HFCallback):
     self.learn.hf_outputs = outputs = self.pred
     if isinstance(self.loss_func, HFLoss): self.loss_func.model_loss = outputs.get('loss')
     self.learn.pred = self.task.pred(outputs, self.xb[0]) if self.task else outputs.logits
+    if self.training or (temperature := temperature_of(self.learn)) is None: return
+    self.learn.pred = scaled(self.pred, temperature)
+    if isinstance(self.loss_func, HFLoss): self.loss_func.model_loss = None # it is not that of these logits
 
 # %% ../../nbs/train/62_callback.ipynb #414219e8
 @patch
@@ -235,11 +240,12 @@ def _to_fp32(self:HFCallback):
 # %% ../../nbs/train/62_callback.ipynb #347f1b7a
 @patch
 def before_train(self:HFCallback):
-    "Raise `ValueError` if there are no rows to train on, and convert 16-bit weights to float32"
+    "Raise `ValueError` if there are no rows to train on; convert 16-bit weights, and remove a temperature"
     if getattr(self.dl, 'n', None)==0:
         raise ValueError("There are no rows to train on: use load_hf_learner(..., dls=...) or set learn.dls.")
     self._take_dicts(with_labels=True)
     self._to_fp32()
+    if not hasattr(self.learn, 'lr_finder'): drop_calibration(self.learn) # a search restores the weights
 
 @patch
 def before_validate(self:HFCallback):
