@@ -18,8 +18,9 @@ def main(rows=4000):
     with learn.no_bar(): learn.fit_one_cycle(2, 1e-4, cbs=checkpoint)
     took = time.perf_counter() - started
     size = sum(o.stat().st_size for o in Path(checkpoint.kept[-1]).iterdir())
-    print(f'{took:.0f} s, of which {checkpoint.spent:.2f} s ({checkpoint.spent/took:.1%}) for {checkpoint.written} '
-          f'checkpoints of {size/1e6:.0f} MB; the last took {checkpoint.last:.2f} s')
+    print(f'{took:.0f} s, of which {checkpoint.spent:.2f} s ({checkpoint.spent/took:.1%}) for '
+          f'checkpoints of {size/1e6:.0f} MB, of which {len(checkpoint.kept)} are kept; the last took '
+          f'{checkpoint.last:.2f} s')
 
 
 if __name__=='__main__': main(*map(int, sys.argv[1:]))

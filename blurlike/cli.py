@@ -116,11 +116,11 @@ def _check_training(
     whole_number('--epochs', epochs)
     if not 0 < lr < float('inf'): raise ValueError(f"--lr={lr} must be a number above 0.")
     from blurlike.core.checks import import_extra
-    from blurlike.ship.save import folder_to_replace, keep_weights
+    from blurlike.ship.save import folder_to_replace, keep_weights, names_in
     old = folder_to_replace(out) # fail now rather than after training
     if not lora: return
     import_extra('peft', 'peft')
-    if not (Path(out).expanduser()/'adapter_config.json').is_file(): keep_weights(old)
+    keep_weights(f"--out={out}", names_in(old), ['adapter_model.safetensors'])
 
 # %% ../nbs/80_cli.ipynb #357137c9
 def train(

@@ -25,7 +25,7 @@ from transformers.utils import cached_file
 from .core.checks import brief, one_of, preview, whole_number
 from .core.compat import has_model_class, model_classes
 from .core.inputs import by_window
-from .core.objects import (has_prompts, inner_model, is_hf_model, load_hf_config, load_hf_model,
+from .core.objects import (prompt_length, inner_model, is_hf_model, load_hf_config, load_hf_model,
                                    load_hf_tokenizer)
 from .data.block import HFTextBlock
 from .predict import _default_batch_tokens, _predict, as_samples, as_several, text_batches
@@ -57,7 +57,7 @@ def text_body(
     if not is_hf_model(inner):
         raise ValueError(f"{name} returns no states of tokens, as an ONNX file does not: use the transformers model "
                          "with the weights.")
-    if has_prompts(model): raise ValueError(f"{name} has learned prompts, which are not part of its body: use LoRA.")
+    if prompt_length(model): raise ValueError(f"{name} has learned prompts, which are not part of its body: use LoRA.")
     body = inner.base_model
     return body.get_encoder() if inner.config.is_encoder_decoder else body
 

@@ -19,7 +19,7 @@ from transformers import GenerationConfig
 
 from .core.checks import check_options, whole_number
 from .core.compat import cache_of, place_columns, row_cache
-from .core.objects import forward_args, has_prompts, position_limit
+from .core.objects import forward_args, position_limit, prompt_length
 from .core.precision import evaluating
 from .core.ranks import alone
 from .predict import as_samples, as_several, check_errors, text_batches, with_errors
@@ -143,7 +143,7 @@ def _tokens_left(model, inputs):
 def _written(model, inputs, kwargs, read):
     "Return the ids that `generate` generates for a batch; `read` keeps what its prompts begin with for the next batch"
     asked = _greedy_settings(model, kwargs)
-    plain = not model.config.is_encoder_decoder and not has_prompts(model)
+    plain = not model.config.is_encoder_decoder and not prompt_length(model)
     if asked is not None and plain and set(inputs)=={'input_ids', 'attention_mask'}:
         tokens = _tokens_left(model, inputs).clamp(max=asked['max_new_tokens'])
         ends = asked.get('eos_token_id')

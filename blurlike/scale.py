@@ -26,9 +26,10 @@ from xxhash import xxh3_128
 import blurlike.generate # noqa: F401 - learn.hf_predict and learn.hf_generate
 from .core.checks import (as_names, brief, check_header, columns, import_extra, one_of, preview, print_once,
                                   whole_number)
+from .core.objects import weight_files
 from .ship.hub import find_model
-from .ship.load import load_hf_learner
-from .ship.save import is_model_file, lock_file, preparation
+from .ship.load import is_adapter, load_hf_learner
+from .ship.save import ADAPTER_CONFIG, is_model_file, lock_file, preparation
 from .tasks.base import get_block
 from .tasks.labels import get_vocab
 from .text.files import json_line, naming, read_list
@@ -303,12 +304,19 @@ _ENGINES = dict(local=_locally, ray=_on_ray)
 # %% ../nbs/82_scale.ipynb #80e239f0
 MANIFEST = '_scores.json'
 
+def _base_files(folder):
+    "Return the weights of the base, if `folder` contains an adapter"
+    if not is_adapter(folder): return []
+    info = json.loads((folder/ADAPTER_CONFIG).read_text(encoding='utf-8'))
+    return weight_files(info['base_model_name_or_path'], info.get('revision'))
+
+# %% ../nbs/82_scale.ipynb #b10d52ea
 def _model_hash(folder):
-    "Return a hash of the files of a saved model"
-    res = xxh3_128()
-    for o in sorted(Path(folder).rglob('*')):
-        if o.name=='README.md' or not (is_model_file(o.name) or '.onnx' in o.name) or not o.is_file(): continue
-        res.update(o.relative_to(folder).as_posix().encode())
+    "Return a hash of the files of a saved model, and of the base of an adapter"
+    res,own = xxh3_128(),lambda o: o.name!='README.md' and (is_model_file(o.name) or '.onnx' in o.name)
+    files = [o for o in sorted(folder.rglob('*')) if o.is_file() and own(o)]
+    for o in [*files, *_base_files(folder)]:
+        res.update((o.relative_to(folder).as_posix() if o in files else o.name).encode())
         with open(o, 'rb') as f:
             while block := f.read(1<<20): res.update(block)
     return res.hexdigest()

@@ -1,6 +1,7 @@
 "Adapters of peft: the base stays as it is, and what was trained is what is saved."
 import json
 import os
+import re
 import shutil
 import sys
 import time
@@ -13,22 +14,34 @@ from fastai.callback.core import Callback
 from fastai.learner import Learner
 from fastai.losses import CrossEntropyLossFlat
 from hub_server import serving
-from peft import IA3Config, LoraConfig, PeftModel, PromptTuningConfig, get_peft_model
+from peft import (
+    IA3Config,
+    LoraConfig,
+    PeftModel,
+    PrefixTuningConfig,
+    PromptEncoderConfig,
+    PromptTuningConfig,
+    get_peft_model,
+)
 from test_hub import Process
-from test_matrix import ASKS, CELLS, CONFIGS, LIMITS, ROWS, Gradients, assert_same, make_dls
+from test_matrix import ASKS, CELLS, CONFIGS, LIMITS, ROWS, WRITING, Gradients, assert_same, make_dls
 from torch import nn
 from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, pipeline
+from transformers.quantizers import HfQuantizer, register_quantization_config, register_quantizer
+from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from blurlike.all import (
     HFCallback,
     HFCheckpoint,
     HFObjects,
     HFTextDataLoaders,
+    find_batch_size,
     hf_learner,
     hf_splitter,
     load_hf_learner,
 )
 from blurlike.core.objects import inner_model
+from blurlike.scale import score
 from blurlike.ship import hub
 
 TEXTS = ['the film warm', 'the plot dull the cast sour']
@@ -47,7 +60,9 @@ def base(hf, tmp_path):
 
 
 @pytest.fixture
-def dls(df, base): return HFTextDataLoaders.from_df(df, base, valid_col='is_valid', bs=8, seed=0, device='cpu')
+def dls(df, base):
+    "Rows that leave room for learned tokens"
+    return HFTextDataLoaders.from_df(df, base, valid_col='is_valid', bs=8, seed=0, device='cpu', max_length=61)
 
 
 def lora(**kwargs): return LoraConfig(**dict(r=4, target_modules=['query', 'value']) | kwargs)
@@ -120,16 +135,17 @@ def assert_close(a, b):
 ARCHS = 'bert', 't5', 'gpt2', 'modernbert'
 
 
-def adapted_learner(arch, task, folder):
-    "A learner with a LoRA adapter on a base in `folder`"
+def adapted_learner(arch, task, folder, dtype=torch.float32, **kwargs):
+    "A learner with an adapter on a base in `folder`, a LoRA adapter by default"
     config,tokenizer = make_config(arch, **CONFIGS.get((arch, task), CONFIGS.get(task, {})))
-    tokenizer.model_max_length = 64
+    tokenizer.model_max_length = 61 # leaves room for learned tokens
     dls = make_dls(task, HFObjects(arch, config, tokenizer, None))
     for k,v in dls.hf_block.task.config_kwargs(dls).items(): setattr(config, k, v)
     torch.manual_seed(0)
     auto_model = dls.hf_block.task.auto_model
     save_base(folder, auto_model.from_config(config), tokenizer)
-    return hf_learner(dls, auto_model.from_pretrained(folder), metrics=[], lora=True)
+    model = auto_model.from_pretrained(folder, dtype=dtype)
+    return hf_learner(dls, model, metrics=[], **kwargs or dict(lora=True))
 
 
 @pytest.mark.parametrize(('arch', 'task'), [o for o in CELLS if o[0] in ARCHS and o not in LIMITS])
@@ -224,16 +240,71 @@ def test_an_adapter_with_a_name_of_its_own_is_saved_as_others_are(dls, base, tmp
     assert_same(probs(learn), probs(again))
 
 
+DTYPES = torch.float32, torch.bfloat16
+
+
+@pytest.mark.parametrize('dtype', DTYPES)
 @pytest.mark.parametrize('precision', ['int8', 'bf16'])
-def test_predictions_in_other_precisions(dls, precision):
-    learn = tune(hf_learner(dls, lora=True))
+def test_predictions_in_other_precisions(df, body, precision, dtype):
+    dls = HFTextDataLoaders.from_df(df, body, valid_col='is_valid', bs=8, seed=0, device='cpu') # trains a pooler too
+    learn = tune(hf_learner(dls, lora=True, model_kwargs=dict(dtype=dtype)))
     for a,b in zip(learn.hf_predict(TEXTS, precision=precision), probs(learn), strict=True):
         assert a['probs']==pytest.approx(b, abs=.02)
 
 
-def test_an_onnx_file_has_the_adapter_in_it(dls, tmp_path):
-    learn = tune(hf_learner(dls, lora=True))
-    assert_same(probs(load_hf_learner(learn.export_onnx(tmp_path/'onnx'))), probs(learn))
+@pytest.mark.parametrize('dtype', DTYPES)
+def test_an_onnx_file_has_the_adapter_in_it(df, body, dtype, tmp_path):
+    dls = HFTextDataLoaders.from_df(df, body, valid_col='is_valid', bs=8, seed=0, device='cpu')
+    learn = tune(hf_learner(dls, lora=True, model_kwargs=dict(dtype=dtype)))
+    exported = probs(load_hf_learner(learn.export_onnx(tmp_path/'onnx')))
+    for a,b in zip(exported, probs(learn), strict=True):
+        assert a==pytest.approx(b, abs=1e-5 if dtype is torch.float32 else .02)
+
+
+# ---- embeddings that are also the weights of the output layer
+
+def predicted(learn, task):
+    return learn.hf_predict(ASKS.get(task, lambda xs, _: xs)(ROWS[task][0], learn.dls.hf_block.hf_tokenizer), many=True)
+
+
+TIED = [dict(target_modules=['wte', 'c_attn']), dict(target_modules=['wte'], ensure_weight_tying=True),
+        dict(target_modules=['wte', 'lm_head']), dict(target_modules=['lm_head']), dict(target_modules=['c_attn']),
+        dict(target_modules=['c_attn'], modules_to_save=['wte']),
+        dict(target_modules=['c_attn'], modules_to_save=['wte'], ensure_weight_tying=True),
+        dict(target_modules=['c_attn'], trainable_token_indices=[3, 4])]
+
+
+@pytest.mark.filterwarnings('ignore:Model has')
+@pytest.mark.parametrize('config', TIED, ids=str)
+def test_a_merged_model_with_tied_embeddings_predicts_the_same(config, tmp_path):
+    learn = tune(adapted_learner('gpt2', 'causal-lm', tmp_path/'base', peft_config=LoraConfig(r=4, **config)))
+    folder = learn.save_pretrained(tmp_path/'whole', merge=True)
+    assert_close(predicted(load_hf_learner(folder, device='cpu'), 'causal-lm'), predicted(learn, 'causal-lm'))
+
+
+@pytest.mark.filterwarnings('ignore:Model has')
+@pytest.mark.parametrize(('arch', 'task', 'target'), [('t5', 'translation', 'embed_tokens'),
+                                                      ('bert', 'masked-lm', 'word_embeddings')])
+def test_tied_embeddings_that_cannot_be_saved_apart_are_refused(arch, task, target, tmp_path):
+    config = LoraConfig(r=4, target_modules=[target])
+    learn = tune(adapted_learner(arch, task, tmp_path/'base', peft_config=config))
+    with pytest.raises(ValueError, match=r'merge=True.*(embed_tokens|word_embeddings|shared)'):
+        learn.save_pretrained(tmp_path/'whole', merge=True)
+    again = load_hf_learner(learn.save_pretrained(tmp_path/'adapter'), device='cpu')
+    assert_close(predicted(again, task), predicted(learn, task))
+
+
+@pytest.mark.filterwarnings('ignore:Model has')
+@pytest.mark.parametrize('tying', [False, True])
+def test_tied_embeddings_in_16_bits_train(tying, tmp_path):
+    config = LoraConfig(r=4, target_modules=['c_attn'], modules_to_save=['wte'], ensure_weight_tying=tying)
+    learn = adapted_learner('gpt2', 'causal-lm', tmp_path/'base', torch.bfloat16, peft_config=config)
+    names,before = trainable(learn.model),state(learn.model)
+    assert moved(before, tune(learn).model)==names
+    assert {before[o].dtype for o in names}=={torch.float32}
+    assert {before[o].dtype for o in before.keys() - names}=={torch.bfloat16}
+    again = load_hf_learner(learn.save_pretrained(tmp_path/'adapter'), device='cpu')
+    assert_close(predicted(again, 'causal-lm'), predicted(learn, 'causal-lm'))
 
 
 # ---- modules that the checkpoint lacks
@@ -264,6 +335,52 @@ def test_an_adapter_without_the_pooler_is_refused(df, body, tmp_path):
     model = get_peft_model(model_of(body), lora(task_type='SEQ_CLS'))
     folder = hf_learner(dls, model).save_pretrained(tmp_path/'adapter')
     with pytest.raises(ValueError, match=mentions('pooler')): load_hf_learner(folder)
+
+
+# ---- learned tokens
+
+PROMPTS = {'prompts': PromptTuningConfig(num_virtual_tokens=3), 'p-tuning': PromptEncoderConfig(num_virtual_tokens=3),
+           'prefix': PrefixTuningConfig(num_virtual_tokens=3)}
+
+
+def reads_prompts(arch, task, kind):
+    "Whether learned tokens work, which other cells refuse: encoders have no cache, and decoders need tokens"
+    if task in ('masked-lm', 'multiple-choice'): return False
+    if task in (*WRITING, 'causal-lm'): return True
+    return kind!='prefix' and (arch!='t5' or task=='token-classification')
+
+
+KINDS = [(a, t, k) for a,t in CELLS if a in ARCHS and (a, t) not in LIMITS for k in PROMPTS]
+
+
+@pytest.mark.parametrize(('arch', 'task', 'kind'), [o for o in KINDS if reads_prompts(*o)][::2])
+def test_learned_tokens_train_and_load(arch, task, kind, tmp_path):
+    learn = adapted_learner(arch, task, tmp_path/'base', peft_config=PROMPTS[kind])
+    names,before = trainable(learn.model),state(learn.model)
+    assert moved(before, tune(learn).model)==names
+    again = load_hf_learner(learn.save_pretrained(tmp_path/'adapter'), device='cpu')
+    assert_close(predicted(again, task), predicted(learn, task))
+
+
+@pytest.mark.parametrize(('arch', 'task', 'kind'), [o for o in KINDS if not reads_prompts(*o)][::2])
+def test_learned_tokens_that_do_not_work_are_refused(arch, task, kind, tmp_path):
+    config = PROMPTS[kind]
+    with pytest.raises(ValueError, match=mentions(f'peft_config={type(config).__name__}', 'LoraConfig')):
+        adapted_learner(arch, task, tmp_path/'base', peft_config=config)
+
+
+def test_learned_tokens_need_positions(df, base):
+    dls = HFTextDataLoaders.from_df(df, base, valid_col='is_valid', bs=8, device='cpu', max_length=62)
+    with pytest.raises(ValueError, match=mentions('max_length=62', 'num_virtual_tokens=3', 'max_length=61')):
+        hf_learner(dls, peft_config=PROMPTS['prompts'])
+
+
+def test_a_prefix_does_not_work_with_gradient_checkpointing(tmp_path):
+    options = dict(peft_config=PROMPTS['prefix'], gradient_checkpointing=True)
+    with pytest.raises(ValueError, match=mentions('gradient_checkpointing=True', 'PrefixTuningConfig', 'LoraConfig')):
+        adapted_learner('gpt2', 'causal-lm', tmp_path/'base', **options)
+    options['peft_config'] = PROMPTS['prompts']
+    tune(adapted_learner('gpt2', 'causal-lm', tmp_path/'base', **options))
 
 
 # ---- question answering
@@ -429,25 +546,84 @@ def test_a_merged_model_replaces_an_adapter_and_keeps_other_files(dls, tmp_path)
     assert_same(probs(load_hf_learner(folder, device='cpu')), probs(learn))
 
 
-def test_adapters_are_pushed_to_the_hub_and_pulled_from_it(dls, base, tmp_path):
+@pytest.fixture(scope='module')
+def on_hub(tmp_path_factory):
+    "A Hub, a process of a user with a token, and one without"
+    with serving() as server:
+        both = [Process(server, tmp_path_factory.mktemp('home'), o) for o in ('hf_ada', None)]
+        try: yield server,*both
+        finally:
+            for o in both: o.close()
+
+
+ON_BASE = """
+import pandas as pd
+dls = HFTextDataLoaders.from_df(pd.DataFrame(rows), 'ada/base', valid_col='is_valid', bs=8, seed=0, device='cpu')
+{}
+with learn.no_bar(), learn.no_logging(): learn.fit(1, 1e-2)
+learn.push_to_hub('ada/adapter')
+config = learn.model.peft_config['default']
+res = learn.hf_predict(texts),config.base_model_name_or_path,config.revision,str(learn.model_card())
+"""
+WAYS = {"learn = load_hf_learner('ada/base', dls=dls, lora=True, revision='v1')": 'v1',
+        'learn = hf_learner(dls, lora=True)': None}
+
+
+def test_adapters_are_pushed_to_the_hub_and_pulled_from_it(df, dls, on_hub, tmp_path):
+    server,process,reader = on_hub
+    folder = str(hf_learner(dls).save_pretrained(tmp_path/'base'))
+    rows = df[:16].assign(is_valid=[False]*8 + [True]*8).to_dict('list')
+    process("load_hf_learner(folder, device='cpu').push_to_hub('ada/base')", folder=folder)
+    refs = server.repos['model', 'ada/base'].refs
+    refs['v1'] = refs['main']
+    for way,revision in WAYS.items():
+        expected,name,rev,card = process(ON_BASE.format(way), rows=rows, texts=TEXTS)
+        assert (name, rev)==('ada/base', revision)
+        assert 'base_model: ada/base' in card
+        code = 'res = load_hf_learner("ada/adapter", device="cpu").hf_predict(texts)'
+        assert_same(reader(code, texts=TEXTS), expected)
+    with pytest.raises(RuntimeError, match=mentions('FileExistsError', "repo_id='ada/base'", 'merge=True')):
+        process("learn.push_to_hub('ada/base')")
+
+
+@pytest.mark.parametrize('options', [{}, dict(lora=True)])
+def test_the_card_names_the_base_of_the_model(dls, base, options):
+    "The tokenizer may be that of another checkpoint"
+    model = model_of(base)
+    model.name_or_path = model.config.name_or_path = 'ada/base'
+    dls.hf_block.hf_config.name_or_path = 'ada/tokenizer'
+    assert hf_learner(dls, model, **options).model_card().data.base_model=='ada/base'
+
+
+def test_an_adapter_whose_base_is_a_folder_is_pushed_merged(dls, base, on_hub, tmp_path):
+    server,process,_ = on_hub
     learn = tune(hf_learner(dls, lora=True))
     folder = str(learn.save_pretrained(tmp_path/'adapter'))
-    with serving() as hub:
-        process = Process(hub, tmp_path/'home')
-        try:
-            push = "load_hf_learner(folder, device='cpu').push_to_hub(name, merge=merge)"
-            process(push, folder=folder, name='ada/adapter', merge=False)
-            process(push, folder=folder, name='ada/whole', merge=True)
-            for name in ('ada/adapter', 'ada/whole'):
-                code = 'res = load_hf_learner(name, device="cpu").hf_predict(texts)'
-                assert_same(process(code, name=name, texts=TEXTS), learn.hf_predict(TEXTS))
-            with pytest.raises(RuntimeError, match=mentions('FileExistsError', "repo_id='ada/whole'", 'merge=True')):
-                process(push, folder=folder, name='ada/whole', merge=False)
-            file = tmp_path/'adapter'/'adapter_config.json'
-            file.write_text(json.dumps(json.loads(file.read_text()) | dict(base_model_name_or_path='ada/whole')))
-            assert process('res = str(load_hf_learner(folder).model.get_base_model().config.name_or_path)',
-                           folder=folder)=='ada/whole'
-        finally: process.close()
+    push = "load_hf_learner(folder, device='cpu').push_to_hub('ada/whole', merge=merge)"
+    with pytest.raises(RuntimeError, match=mentions('ValueError', "repo_id='ada/whole'", base, 'merge=True')):
+        process(push, folder=folder, merge=False)
+    assert ('model', 'ada/whole') not in server.repos
+    process(push, folder=folder, merge=True)
+    code = 'res = load_hf_learner("ada/whole", device="cpu").hf_predict(texts)'
+    assert_same(process(code, texts=TEXTS), learn.hf_predict(TEXTS))
+
+
+def test_the_configuration_of_the_base_is_loaded_with_its_revision_and_token(dls, on_hub, tmp_path):
+    "An adapter that another program saved has no configuration of its own"
+    server,process,reader = on_hub
+    learn = tune(hf_learner(dls, lora=True))
+    folder,whole = learn.save_pretrained(tmp_path/'adapter'),str(hf_learner(dls).save_pretrained(tmp_path/'whole'))
+    shutil.rmtree(folder/'base')
+    file,own = folder/'adapter_config.json',dict(base_model_name_or_path='ada/secret', revision='v1')
+    file.write_text(json.dumps(json.loads(file.read_text()) | own))
+    process("load_hf_learner(folder, device='cpu').push_to_hub('ada/secret', private=True)", folder=whole)
+    repo = server.repos['model', 'ada/secret']
+    repo.refs |= dict(v1=repo.refs['main'], main=next(iter(repo.commits))) # the main branch is empty
+    code = 'res = load_hf_learner(folder, device="cpu"{}).hf_predict(texts)'
+    with pytest.raises(RuntimeError, match=mentions('OSError', "base_model_name_or_path='ada/secret'")):
+        reader(code.format(''), folder=str(folder), texts=TEXTS)
+    answer = reader(code.format(', token="hf_ada"'), folder=str(folder), texts=TEXTS)
+    assert_same(answer, learn.hf_predict(TEXTS))
 
 
 # ---- precision
@@ -462,6 +638,15 @@ def test_a_base_in_16_bits_stays_so_while_its_adapter_trains(dls, tmp_path):
     again = load_hf_learner(learn.save_pretrained(tmp_path/'adapter'), device='cpu')
     assert {p.dtype for n,p in again.model.named_parameters() if 'base_layer' in n}=={torch.bfloat16}
     assert_same(probs(again), probs(learn))
+
+
+@pytest.mark.parametrize('arch', ['gpt2', 'llama'])
+def test_a_language_model_in_16_bits_trains(arch, tmp_path):
+    "Its output layer has no adapter, and its logits have 16 bits"
+    learn = adapted_learner(arch, 'causal-lm', tmp_path/'base', torch.bfloat16)
+    names,before = trainable(learn.model),state(learn.model)
+    assert moved(before, tune(learn).model)==names
+    assert learn.recorder.losses[-1].dtype==torch.float32
 
 
 def test_a_model_of_the_user_with_a_base_in_16_bits_trains(dls, base):
@@ -497,6 +682,42 @@ def test_a_base_in_8_bits_stays_as_it_is(dls, base):
     names,before = trainable(learn.model),state(learn.model)
     assert torch.int8 in {o.dtype for o in before.values()}
     assert moved(before, tune(learn).model)==names
+
+
+# transformers' own way to a quantized model, with a quantizer that needs no GPU
+
+@register_quantization_config('eight')
+class Eight(QuantizationConfigMixin):
+    def __init__(self, **kwargs): self.quant_method = 'eight'
+
+
+@register_quantizer('eight')
+class EightQuantizer(HfQuantizer):
+    is_serializable = is_trainable = True
+
+    def _process_model_after_weight_loading(self, model, **kwargs):
+        assert not self.pre_quantized # the files have float32 weights
+        for m in [o for o in model.bert.modules() if not isinstance(o, nn.Linear)]:
+            for n,o in m.named_children():
+                if isinstance(o, nn.Linear): setattr(m, n, Linear8.of(o))
+        return model
+
+
+def test_an_adapter_of_a_quantized_base_trains_loads_and_merges_elsewhere(dls, base, tmp_path):
+    learn = hf_learner(dls, lora=True, model_kwargs=dict(quantization_config=Eight()))
+    names,before = trainable(learn.model),state(learn.model)
+    assert inner_model(learn.model).is_quantized
+    assert torch.int8 in {o.dtype for o in before.values()}
+    assert moved(before, tune(learn).model)==names
+    with pytest.raises(ValueError, match=mentions('merge=True', 'PeftModel.from_pretrained')):
+        learn.save_pretrained(tmp_path/'whole', merge=True)
+    folder = learn.save_pretrained(tmp_path/'adapter')
+    again = load_hf_learner(folder, device='cpu')
+    assert inner_model(again.model).is_quantized
+    assert_same(probs(again), probs(learn))
+    model = PeftModel.from_pretrained(model_of(base), folder, is_trainable=True)
+    whole = load_hf_learner(hf_learner(dls, model).save_pretrained(tmp_path/'whole', merge=True), device='cpu')
+    for a,b in zip(probs(whole), probs(learn), strict=True): assert a==pytest.approx(b, abs=.02)
 
 
 # ---- gradient checkpointing
@@ -566,11 +787,14 @@ def test_the_splitter_of_adapters_is_one_group_that_holds_what_is_saved(dls):
     assert {n for n,p in learn.model.named_parameters() if any(p is o for o in group)}==names
 
 
-def test_find_batch_size_and_lr_find_leave_the_base_alone(dls):
+@pytest.mark.parametrize('find', [lambda o: o.lr_find(show_plot=False, num_it=5),
+                                  lambda o: find_batch_size(o, max_bs=4, show=False)], ids=['rate', 'batch size'])
+def test_searching_leaves_the_model_as_it_is(dls, find):
     learn = hf_learner(dls, lora=True)
     names,before = trainable(learn.model),state(learn.model)
-    run(learn, lambda o: o.lr_find(show_plot=False, num_it=5))
+    run(learn, find)
     assert not moved(before, learn.model)
+    assert all(p.grad is None for p in learn.model.parameters())
     assert trainable(learn.model)==names
 
 
@@ -588,8 +812,12 @@ def test_the_command_line_trains_an_adapter(df, base, tmp_path, capsys):
     assert cli([*args, '--out', str(tmp_path/'adapter')])==0
     assert (tmp_path/'adapter'/'adapter_config.json').exists()
     assert len(load_hf_learner(tmp_path/'adapter', device='cpu').hf_predict(TEXTS))==2
-    assert cli([*args, '--out', str(base)])==1
-    assert str(base) in capsys.readouterr().err
+    shutil.copytree(base, tmp_path/'both')
+    (tmp_path/'both'/'adapter_config.json').write_text('{}')
+    (tmp_path/'both'/'adapter_model.safetensors').touch()
+    for out in (base, tmp_path/'both'): # before training
+        assert cli([*args, '--out', str(out)])==1
+        assert re.search(mentions('--out=', out, 'merge=True'), capsys.readouterr().err)
 
 
 # ---- what is neither trained nor saved is refused
@@ -606,9 +834,17 @@ class Api:
                                   'pytorch_model-00001-of-00002.bin', 'pytorch_model.safetensors'])
 def test_an_adapter_does_not_replace_a_whole_model_on_the_hub(tmp_path, monkeypatch, name):
     (tmp_path/'adapter_config.json').write_text('{}')
-    monkeypatch.setattr(hub, 'HfApi', lambda **_: Api(['config.json', name]))
-    with pytest.raises(FileExistsError, match=mentions("repo_id='ada/whole'", 'merge=True')):
-        hub.push_folder(tmp_path, 'ada/whole')
+    (tmp_path/'adapter_model.safetensors').touch()
+    for there in (['config.json', name], ['config.json', name, 'adapter_model.safetensors']):
+        monkeypatch.setattr(hub, 'HfApi', lambda there=there, **_: Api(there))
+        with pytest.raises(FileExistsError, match=mentions("repo_id='ada/whole'", 'merge=True')):
+            hub.push_folder(tmp_path, 'ada/whole')
+
+
+def test_an_onnx_export_does_not_replace_a_model_on_the_hub(tmp_path, monkeypatch):
+    (tmp_path/'config.json').write_text('{}')
+    monkeypatch.setattr(hub, 'HfApi', lambda **_: Api(['config.json', 'model.safetensors']))
+    with pytest.raises(FileExistsError, match=mentions("repo_id='ada/whole'")): hub.push_folder(tmp_path, 'ada/whole')
 
 
 def two_groups(model):
@@ -674,6 +910,30 @@ def test_a_run_does_not_continue_with_another_adapter(dls, base, tmp_path, capsy
     with pytest.raises(ValueError, match=mentions(*change, 'resume=False')):
         run(learner(HFCheckpoint(tmp_path/'run', every=2), Count, **change), fit)
     assert not seen
+
+
+def change_base(base):
+    model = model_of(base)
+    with torch.no_grad(): model.bert.encoder.layer[0].attention.self.query.weight.add_(.1)
+    model.save_pretrained(base)
+
+
+def test_a_run_does_not_continue_on_another_base(dls, base, tmp_path):
+    def learner(): return hf_learner(dls, lora=True, cbs=[HFCheckpoint(tmp_path/'run', every=2), Stop])
+    def fit(o): o.fit_one_cycle(1, 1e-2)
+    with pytest.raises(KeyboardInterrupt): run(learner(), fit)
+    with pytest.raises(KeyboardInterrupt): run(learner(), fit)
+    change_base(base)
+    with pytest.raises(ValueError, match=mentions('base_weights', 'resume=False')): run(learner(), fit)
+
+
+def test_scores_of_another_base_are_not_continued(dls, df, base, tmp_path):
+    folder = hf_learner(dls, lora=True).save_pretrained(tmp_path/'adapter')
+    df[:8].to_csv(tmp_path/'rows.csv', index=False)
+    def run_scores(): score(tmp_path/'rows.csv', folder, tmp_path/'scores', prefix='pred_')
+    for _ in range(2): run_scores()
+    change_base(base)
+    with pytest.raises(ValueError, match=mentions('model')): run_scores()
 
 
 def test_the_time_of_a_checkpoint_is_estimated_from_what_is_saved(dls):

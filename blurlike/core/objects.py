@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['load_hf_config', 'set_pad_token', 'load_hf_tokenizer', 'note_other_tokenizer', 'in_body', 'load_hf_model',
            'replace_head', 'HFObjects', 'get_hf_objects', 'runs_own_code', 'model_skeleton', 'is_hf_model',
-           'has_adapters', 'inner_model', 'has_prompts', 'weight_files', 'merged_model', 'forward_args',
-           'forward_kwargs', 'position_limit', 'tokenizer_limit']
+           'has_adapters', 'inner_model', 'prompt_length', 'weight_files', 'untie', 'tie_again', 'merged_model',
+           'forward_args', 'forward_kwargs', 'position_limit', 'tokenizer_limit']
 
 # %% ../../nbs/core/02_objects.ipynb #46135eba
-import inspect, json, re, sys
+import inspect, json, re, sys, warnings
 from contextlib import contextmanager, nullcontext
 from copy import deepcopy
 from itertools import accumulate
@@ -240,7 +240,7 @@ def load_hf_model(
     _check_body(model, mismatched)
     missing = {*info['missing_keys']} - {*elsewhere}
     new,unused = _new_modules(missing, mismatched),_unused_modules(info['unexpected_keys'], model)
-    model.random_modules = _random_modules(model, missing, mismatched)
+    model.random_modules,model.revision = _random_modules(model, missing, mismatched),kwargs.get('revision')
     if elsewhere: new,unused = model.random_modules,[]
     if body: unused = []
     if new and whole:
@@ -260,6 +260,7 @@ def replace_head(
     new.base_model.load_state_dict(model.base_model.state_dict())
     weights = [o for o in new.state_dict() if not in_body(o, new)]
     new.random_modules = [*getattr(model, 'random_modules', []), *_random_modules(new, weights, [])]
+    new.revision = getattr(model, 'revision', None)
     print_once(_weights_line(new, _new_modules(weights, []), [], []), model.config.name_or_path, 'new_head')
     return new.eval()
 
@@ -331,11 +332,12 @@ def inner_model(
     return model.get_base_model() if hasattr(model, 'get_base_model') else model
 
 # %% ../../nbs/core/02_objects.ipynb #321f1850
-def has_prompts(
+def prompt_length(
     model:nn.Module, # Any module
-) -> bool:
-    "Return whether peft adds learned tokens to the inputs of `model`"
-    return any(o.is_prompt_learning for o in (getattr(model, 'peft_config', None) or {}).values())
+) -> int: # Tokens; 0 if there are none
+    "Return how many learned tokens peft puts before the inputs of `model`"
+    config = getattr(model, 'active_peft_config', None)
+    return config.num_virtual_tokens if config is not None and config.is_prompt_learning else 0
 
 # %% ../../nbs/core/02_objects.ipynb #98299e20
 def weight_files(
@@ -352,16 +354,63 @@ def weight_files(
     files = [index.parent/o for o in sorted({*names})]
     return files if all(o.is_file() for o in files) else []
 
+# %% ../../nbs/core/02_objects.ipynb #30569b20
+def _set_weight(model, name, p):
+    "Set the parameter called `name`"
+    parent,_,attr = name.rpartition('.')
+    setattr(model.get_submodule(parent), attr, p)
+
+# %% ../../nbs/core/02_objects.ipynb #1c7ecbf8
+def untie(
+    model:nn.Module, # A model with adapters, changed in place
+):
+    "Give each module its own copy of the weights that it shares with a layer that has an adapter"
+    names = {}
+    for n,p in model.named_parameters(remove_duplicate=False): names.setdefault(id(p), []).append(n)
+    for shared in names.values():
+        if len(shared)==1 or not any('.base_layer.' in o for o in shared): continue
+        for n in shared[1:]: _set_weight(model, n, nn.Parameter(model.get_parameter(n).detach().clone(), False))
+
+# %% ../../nbs/core/02_objects.ipynb #760baa35
+def tie_again(
+    model, # A Hugging Face model, changed in place
+    asked:str, # The argument that needs it, with which the message begins
+):
+    "Share the weights that the class of `model` ties, if they are equal; raise `ValueError` if it could not be loaded"
+    ties = {k: (model.get_parameter(k), model.get_parameter(o)) for k,o in model.all_tied_weights_keys.items()}
+    lost = [k for k,(a, b) in ties.items() if not torch.allclose(a.float(), b.float())]
+    if lost and len(ties) > 1:
+        raise ValueError(f"{asked} is not possible: the adapter changes {model.all_tied_weights_keys[lost[0]]}, which "
+                         f"{type(model).__name__} shares with {lost[0]}: leave this module out of the adapter's.")
+    if ties: model.config.tie_word_embeddings = not lost
+    if lost: model.all_tied_weights_keys = {}
+    else:
+        for k,(_,source) in ties.items(): _set_weight(model, k, source)
+
 # %% ../../nbs/core/02_objects.ipynb #18446e0f
+def _check_merge(model, asked):
+    "Raise `ValueError` if adapters of `model` cannot be merged"
+    if not hasattr(model, 'merge_and_unload'):
+        raise ValueError(f"{asked} is not possible: the adapters of {type(model).__name__} are not part of weights.")
+    if getattr(inner_model(model), 'is_quantized', False):
+        raise ValueError(f"{asked} is not possible: the base is quantized, and merging would round the adapters. Save "
+                         "them, load them with PeftModel.from_pretrained on the base in 16 bits, and merge there.")
+
+# %% ../../nbs/core/02_objects.ipynb #3af13ce4
 def merged_model(
     model, # A model, or one with adapters
+    asked:str='merge=True', # The argument that needs it, with which messages begin
 ) -> nn.Module: # `model` itself if it has no adapters
     "Return a copy of a model with its adapters merged into the weights; raise `ValueError` if that is not possible"
     if not has_adapters(model): return model
-    if not hasattr(model, 'merge_and_unload'):
-        raise ValueError(f"merge=True is not possible: the adapters of {type(model).__name__} are not part of weights.")
-    res = deepcopy(model).merge_and_unload()
+    _check_merge(model, asked)
+    res = deepcopy(model)
+    untie(res)
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore', UserWarning) # peft warns of shared weights
+        res = res.merge_and_unload()
     vars(res).pop('peft_config', None)
+    if is_hf_model(res): tie_again(res, asked)
     return res
 
 # %% ../../nbs/core/02_objects.ipynb #33355edd

@@ -8,6 +8,7 @@ __all__ = ['DTYPES', 'check_precision', 'best_precision', 'train_in_fp32', 'shar
 
 # %% ../../nbs/core/04_precision.ipynb #a81b1555
 import warnings
+from copy import deepcopy
 from contextlib import ExitStack, contextmanager
 from threading import Lock
 from weakref import WeakKeyDictionary
@@ -113,7 +114,8 @@ def _quantized(model):
     "Return a copy of `model` with int8 linear layers; raise `ValueError` if torch cannot make one"
     from torch.ao.quantization import per_channel_dynamic_qconfig, quantize_dynamic # slow to import, rarely needed
     scheme,layers = {nn.Linear: per_channel_dynamic_qconfig},{nn.Linear: int8_linear()}
-    model = merged_model(model)
+    if any(o.dtype in DTYPES.values() for o in model.parameters()): model = deepcopy(model).float()
+    model = merged_model(model, "precision='int8'")
     with _evaluation_mode(model), warnings.catch_warnings():
         warnings.simplefilter('ignore') # torch announces that these functions will move to another package
         try: return quantize_dynamic(model, scheme, mapping=layers)

@@ -176,9 +176,10 @@ def _limitations(block):
     return f'Texts longer than {limit} tokens are split into windows of {limit} tokens{overlap}.'
 
 # %% ../../nbs/ship/70_card.ipynb #568d8446
-def _base_model(config):
+def _base_model(model):
     "Return the name on the Hub of the base model; None for a local folder"
-    name = str(getattr(config, 'name_or_path', '') or '')
+    adapter = next(iter(model.peft_config.values())) if has_adapters(model) else None
+    name = str(model.config.name_or_path if adapter is None else adapter.base_model_name_or_path or '')
     if not name or Path(name).exists(): return None
     try: validate_repo_id(name)
     except HFValidationError: return None
@@ -193,7 +194,7 @@ def _facts(learn):
         block=block, task=task.name, tag=task.pipeline_tag or task.name, auto_model=task.auto_model.__name__,
         generates=isinstance(task, Generates), example=task.example(block),
         labels=list(model.config.id2label.values()) if task.has_labels else [],
-        base=_base_model(block.hf_config), arch=model.config.model_type,
+        base=_base_model(model), arch=model.config.model_type,
         library='peft' if has_adapters(model) else getattr(model, 'library_name', 'transformers'),
         int8=getattr(model, 'precision', None)=='int8')
 

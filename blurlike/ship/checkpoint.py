@@ -40,7 +40,7 @@ from ..core.ranks import from_rank0, from_ranks, n_ranks, on_rank0
 from .save import atomic_folder, lock_file, write_model
 from ..tasks.base import get_block, loss_weights
 from ..tasks.labels import get_vocab
-from ..train.splitter import adapter_state
+from ..train.splitter import adapter_params, adapter_state
 
 # %% ../../nbs/ship/76_checkpoint.ipynb #9331e330
 _JSON = type(None), bool, int, float, str
@@ -230,11 +230,19 @@ def _plain(o):
     return o if type(o) in _JSON else str(o)
 
 # %% ../../nbs/ship/76_checkpoint.ipynb #7934f3b7
+def _base_fingerprint(model):
+    "Return a fingerprint of the first rows of each weight of the base of the adapters in `model`"
+    own = {id(p) for p in adapter_params(model)}
+    rows = [(p[:8] if p.ndim else p).detach().flatten().cpu() for p in model.parameters() if id(p) not in own]
+    return _fingerprint([o.view(torch.uint8) for o in rows if len(o)])
+
+# %% ../../nbs/ship/76_checkpoint.ipynb #eb3b351e
 def _adapter_settings(model):
-    "Return the options of the adapters in `model`; empty without adapters"
+    "Return the options of the adapters in `model`, and a fingerprint of their base; empty without adapters"
     if not has_adapters(model): return {}
-    return {f'adapters[{name!r}].{k}': _plain(v) for name,o in model.peft_config.items()
-            for k,v in o.to_dict().items() if k!='peft_version'}
+    options = {f'adapters[{name!r}].{k}': _plain(v) for name,o in model.peft_config.items()
+               for k,v in o.to_dict().items() if k!='peft_version'}
+    return options | dict(base_weights=_base_fingerprint(model))
 
 # %% ../../nbs/ship/76_checkpoint.ipynb #5895fc2a
 def run_settings(
@@ -402,7 +410,7 @@ def begin(self:HFCheckpoint):
     if len(set(from_ranks(self.found and self.found[0].name))) > 1:
         raise ValueError(f"path={str(self.path)!r} must be a folder that all processes share.")
     self.kept,self.base,self.stages = [o for o,_ in complete[self.keep-1::-1]],0,[]
-    self.began,self.spent,self.last,self.written = time.perf_counter(),0.,None,0
+    self.began,self.spent,self.last = time.perf_counter(),0.,None
 
 # %% ../../nbs/ship/76_checkpoint.ipynb #dfdcd510
 _DISK = [getattr(errno, o) for o in ('ENOSPC', 'EDQUOT', 'EFBIG', 'EIO', 'EROFS', 'ESTALE') if hasattr(errno, o)]
@@ -429,7 +437,6 @@ def write(self:HFCheckpoint, learn, cbs, epoch, batch=0, done=False):
     set_random_states(**state['ranks'][rank_distrib()]['random'])
     self.last = time.perf_counter() - started
     self.spent += self.last
-    self.written += 1
 
 # %% ../../nbs/ship/76_checkpoint.ipynb #4259dccb
 _SHARE = 0.015 # Of the time, for checkpoints during a fit

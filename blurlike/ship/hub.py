@@ -6,6 +6,7 @@
 __all__ = ['reaching_hub', 'check_repo_id', 'find_model', 'push_folder']
 
 # %% ../../nbs/ship/72_hub.ipynb #b7d0fbaa
+import json
 import tempfile
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,7 +28,7 @@ from huggingface_hub.utils import validate_repo_id
 from ..core.checks import first_line
 from ..core.ranks import on_rank0
 from .card import is_generated
-from .save import ADAPTER_CONFIG, is_model_file, kinds_of_weights, write_to_share
+from .save import ADAPTER_CONFIG, is_local, is_model_file, keep_weights, names_in, write_to_share
 
 # %% ../../nbs/ship/72_hub.ipynb #405c7037
 _STATUS = {401: 'it does not exist, or it is private and the token gives no access', 404: 'it does not exist',
@@ -101,11 +102,13 @@ def _has_own_card(api, repo_id, repo_type, files):
         return not is_generated(card.read_text(encoding='utf-8'))
 
 # %% ../../nbs/ship/72_hub.ipynb #19ffe165
-def _keep_whole_model(repo_id, folder, there):
-    "Raise `FileExistsError` if `folder` contains an adapter, and the repository the weights of a whole model"
-    if not (folder/ADAPTER_CONFIG).is_file() or 'model' not in kinds_of_weights(there): return
-    raise FileExistsError(f"repo_id={repo_id!r} contains a model's weights, which would be lost. Choose another name, "
-                          "or pass merge=True to push a whole model.")
+def _check_base_is_public(repo_id, folder):
+    "Raise `ValueError` if `folder` contains an adapter whose base is a local folder"
+    for file in folder.rglob(ADAPTER_CONFIG):
+        base = json.loads(file.read_text(encoding='utf-8')).get('base_model_name_or_path') or ''
+        if not is_local(base): continue
+        raise ValueError(f"repo_id={repo_id!r}: the base of the adapter is the folder {base!r}, which is not on the "
+                         "Hub. Pass merge=True to push a whole model, or push the base first and train with its name.")
 
 # %% ../../nbs/ship/72_hub.ipynb #db2b698b
 def _in_model(name): return '/' not in name and is_model_file(name)
@@ -125,10 +128,11 @@ def push_folder(
 ) -> CommitInfo: # With `commit_url` and `pr_url`
     "Push a folder in one commit; raise `OSError` and leave the repository unchanged if that fails"
     api = HfApi(token=token)
+    _check_base_is_public(repo_id, folder)
     with reaching_hub(f'repo_id={repo_id!r}'):
         repo_id = api.create_repo(repo_id, private=private, repo_type=repo_type, exist_ok=True, **kwargs).repo_id
         there = api.list_repo_files(repo_id, revision=revision, repo_type=repo_type)
-        _keep_whole_model(repo_id, folder, there)
+        keep_weights(f'repo_id={repo_id!r}', there, names_in(folder))
         keep = ['README.md'] if not replace_card and _has_own_card(api, repo_id, repo_type, there) else []
         return api.create_commit(repo_id, _operations(folder, there, keep, is_ours), repo_type=repo_type,
                                  commit_message=commit_message, revision=revision, create_pr=create_pr)

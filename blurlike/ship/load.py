@@ -162,13 +162,14 @@ def _needing_base(folder, base):
                       f"{first_line(e)}") from e
 
 # %% ../../nbs/ship/74_load.ipynb #c519cf47
-def _config_of(folder, **kwargs):
+def _config_of(folder, token=None, **kwargs):
     "Load the configuration of the model in `folder`; raise `OSError` if the base of an adapter is missing"
     if not is_adapter(folder): return load_hf_config(folder, **kwargs)
-    base = _read_json(folder/ADAPTER_CONFIG, 'base_model_name_or_path')['base_model_name_or_path']
+    info = _read_json(folder/ADAPTER_CONFIG, 'base_model_name_or_path')
+    base,own = info['base_model_name_or_path'],(folder/BASE_CONFIG).parent
     if not base: raise ValueError(f"{folder/ADAPTER_CONFIG} does not name its base: base_model_name_or_path={base!r}.")
-    own = (folder/BASE_CONFIG).parent
-    with _needing_base(folder, base): config = load_hf_config(own if own.is_dir() else base, **kwargs)
+    where = {} if own.is_dir() else dict(config_kwargs=dict(revision=info.get('revision'), token=token))
+    with _needing_base(folder, base): config = load_hf_config(own if own.is_dir() else base, **where, **kwargs)
     config.name_or_path = base
     return config
 
@@ -179,6 +180,7 @@ def _load_adapter(folder, auto_model, config, token, **kwargs):
     with safe_open(folder/'adapter_model.safetensors', 'pt') as f:
         saved = {o.removeprefix('base_model.model.') for o in f.keys()} # noqa: SIM118  it is no dict
     options = dict(dtype=config.dtype or torch.float32, revision=info.get('revision'), token=token)
+    if how := (_read_preparation(folder) or {}).get('quantization'): options['quantization_config'] = how
     with _needing_base(folder, base):
         model = load_hf_model(base, auto_model, config, options, whole=True, elsewhere=saved, **kwargs)
     if (folder/'generation_config.json').is_file() and model.can_generate():
@@ -193,6 +195,13 @@ def _check_labels(config, dls):
     if output_order(names, [*map(str, vocab)]) is not None: return
     raise ValueError(f"The model's labels are {preview(names)}, but the labels of dls are {preview(vocab)}. "
                      "Rename the labels, or train a new model with HFTextDataLoaders and hf_learner.")
+
+# %% ../../nbs/ship/74_load.ipynb #68465948
+def _load_whole(folder, path, revision, auto_model, config, **kwargs):
+    "Load the model in `folder`, and note the name and the revision on the Hub that it was downloaded from"
+    model = load_hf_model(folder, auto_model, config, dict(use_safetensors=True), whole=True, **kwargs)
+    if not Path(path).expanduser().is_dir(): model.name_or_path,model.revision = str(path),revision
+    return model
 
 # %% ../../nbs/ship/74_load.ipynb #f062fb8d
 @delegates(hf_learner, but=['model', 'config_kwargs', 'model_kwargs', 'new_head'])
@@ -213,13 +222,13 @@ def load_hf_learner(
     folder,onnx = _find_files(path, revision, token, onnx)
     _check_files(folder, onnx)
     trust = dict(trust_remote_code=trust_remote_code)
-    config = _config_of(folder, **trust)
+    config = _config_of(folder, token, **trust)
     saved = _settings(folder, config, task)
     tokenizer = load_hf_tokenizer(folder, config, **trust)
     _check_vocabulary(folder, tokenizer)
     if onnx: model = OnnxModel(onnx, config)
     elif is_adapter(folder): model = _load_adapter(folder, saved.task.auto_model, config, token, **trust)
-    else: model = load_hf_model(folder, saved.task.auto_model, config, dict(use_safetensors=True), whole=True, **trust)
+    else: model = _load_whole(folder, path, revision, saved.task.auto_model, config, **trust)
     without_rows = dls is None
     if without_rows:
         skeleton = None if onnx else inner_model(model)

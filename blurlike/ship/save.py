@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['ADAPTER_CONFIG', 'BASE_CONFIG', 'MODEL_FILES', 'SCHEMA', 'BLOCK_OPTIONS', 'folder_to_replace', 'kinds_of_weights',
-           'keep_weights', 'is_model_file', 'atomic_folder', 'lock_file', 'preparation', 'changed_weight', 'check_base',
-           'write_model', 'write_to_share']
+           'names_in', 'keep_weights', 'is_model_file', 'atomic_folder', 'lock_file', 'preparation', 'quantization',
+           'changed_weight', 'is_local', 'check_base', 'write_model', 'write_to_share']
 
 # %% ../../nbs/ship/71_save.ipynb #fc7654ac
 import json
@@ -61,18 +61,24 @@ def kinds_of_weights(
     def is_weights(o): return any(Path(o).match(p) for p in ('*.safetensors', 'pytorch_model*.bin'))
     return {'adapter' if o.startswith('adapter_') else 'model' for o in names if '/' not in o and is_weights(o)}
 
-def _weights(folder): return kinds_of_weights(o.name for o in folder.iterdir()) if folder else set()
+# %% ../../nbs/ship/71_save.ipynb #35bfc544
+def names_in(
+    folder:Path|None, # A folder, which may not exist
+) -> list[str]:
+    "Return the names of the files in a folder"
+    return [o.name for o in folder.iterdir()] if folder and folder.is_dir() else []
 
+# %% ../../nbs/ship/71_save.ipynb #3146a527
 def keep_weights(
-    old:Path|None, # The folder to replace
-    new:Path=None, # The folder that replaces it; None for one without weights
+    where:str, # The argument that tells what is replaced, with which the message begins
+    there:list, # The names of the files to replace
+    written:list, # The names of the files that replace them
 ):
-    "Raise `FileExistsError` if replacing `old` by `new` would delete the weights of a model"
-    there,written = _weights(old),_weights(new)
-    if there <= written or 'model' in written: return
-    hint = ', or pass merge=True to save a whole model' if 'adapter' in written else ''
-    raise FileExistsError(f"path={str(old)!r} contains a model's weights, which would be lost. Choose another "
-                          f"folder{hint}.")
+    "Raise `FileExistsError` if the weights of a model would be deleted"
+    had,new = kinds_of_weights(there),kinds_of_weights(written)
+    if had <= new or 'model' in new: return
+    hint = ', or pass merge=True to write a whole model' if 'adapter' in new else ''
+    raise FileExistsError(f"{where} contains a model's weights, which would be lost. Choose another place{hint}.")
 
 # %% ../../nbs/ship/71_save.ipynb #18c2c013
 MODEL_FILES = ('config.json', 'generation_config.json', '*.safetensors', '*.safetensors.index.json', 'pytorch_model*',
@@ -183,6 +189,14 @@ def _own_card(path):
     return text if text and not is_generated(text) else None
 
 # %% ../../nbs/ship/71_save.ipynb #fc3f36ce
+def quantization(
+    model, # A model, or one with adapters
+) -> dict|None: # None if nothing is quantized, or the files of the checkpoint are
+    "Return the options with which the base was quantized while it was loaded"
+    quantizer = getattr(inner_model(model), 'hf_quantizer', None)
+    return None if quantizer is None or quantizer.pre_quantized else quantizer.quantization_config.to_dict()
+
+# %% ../../nbs/ship/71_save.ipynb #0147db16
 def _write_adapter(model, folder):
     "Write the active adapter of `model`, and the configuration of the model around it"
     inner,(name,) = inner_model(model),list(model.active_adapters)[:1]
@@ -197,6 +211,7 @@ def _write_adapter(model, folder):
     (folder/ADAPTER_CONFIG).write_text(json.dumps(info, indent=2) + '\n', encoding='utf-8')
     config = deepcopy(inner.config)
     config.architectures = [type(inner).__name__]
+    if quantization(model): del config.quantization_config # others would take the files of the base for quantized ones
     (folder/BASE_CONFIG).parent.mkdir()
     config.to_json_file(folder/BASE_CONFIG)
     if inner.can_generate(): inner.generation_config.save_pretrained(folder)
@@ -221,6 +236,13 @@ def changed_weight(
                 if not torch.equal(p[:8].cpu(), theirs[:8].to(p.dtype)): return k
 
 # %% ../../nbs/ship/71_save.ipynb #3f1b5e89
+def is_local(
+    base:str, # The name of a checkpoint
+) -> bool:
+    "Return whether `base` is a folder, rather than a name on the Hub"
+    return bool(base) and (Path(base).is_absolute() or Path(base).is_dir())
+
+# %% ../../nbs/ship/71_save.ipynb #89343a7d
 def check_base(
     model, # A model, or one with adapters
 ):
@@ -228,7 +250,7 @@ def check_base(
     if not has_adapters(model): return
     config = next(iter(model.peft_config.values()))
     name = config.base_model_name_or_path
-    missing = not name or (Path(name).is_dir() and not (Path(name)/'config.json').is_file())
+    missing = not name or (is_local(name) and not (Path(name)/'config.json').is_file())
     changed = None if missing else changed_weight(model, name, config.revision)
     if not missing and changed is None: return
     where = f'the folder {name!r}, which has no config.json' if name else 'not from a checkpoint'
@@ -255,9 +277,10 @@ def write_model(
             drop_idle_settings(inner_model(model))
             if has_adapters(model): _write_adapter(model, new)
             else: model.save_pretrained(new, **kwargs)
-        keep_weights(folder_to_replace(path), new)
+        keep_weights(f"path={str(path)!r}", names_in(path), names_in(new))
         _tokenizer_to_save(block).save_pretrained(new)
         info = preparation(learn.dls) | dict(runs=training_runs(learn))
+        if options := quantization(model): info['quantization'] = options
         info['task_options'] |= _learned_options(learn, info['task_options'])
         if calibration := calibration_of(learn): info['calibration'] = calibration
         (new/'blurlike.json').write_text(json.dumps(info, indent=2, default=str) + '\n', encoding='utf-8')

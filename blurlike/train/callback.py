@@ -28,7 +28,7 @@ from fastai.callback.core import (
 from fastai.callback.mixup import MixHandler
 from fastai.callback.training import GradientAccumulation
 from fastai.learner import Learner, Recorder
-from fastai.torch_basics import GetAttr, L, find_bs, getcallable, patch
+from fastai.torch_basics import GetAttr, L, apply, find_bs, getcallable, patch
 from fastai.torch_core import get_model
 from transformers.utils import ModelOutput
 
@@ -38,7 +38,7 @@ from ..core.compat import (autocast_depth, end_cleanup, epoch_loop, has_pre_hook
                                   run_epochs, take_step)
 from ..core.inputs import HFInputs, HFRows, can_redraw
 from ..core.objects import forward_kwargs, has_adapters, inner_model
-from ..core.precision import train_in_fp32, without_cudnn_attention
+from ..core.precision import DTYPES, train_in_fp32, without_cudnn_attention
 from ..tasks.base import (TargetLoss, TokenCrossEntropy, check_one_divisor, loss_terms, loss_to,
                                  target_weight)
 from ..tasks.generation import Generates
@@ -167,7 +167,8 @@ def after_pred(self:HFCallback):
     if not isinstance(self.pred, ModelOutput): return
     self.learn.hf_outputs = outputs = self.pred
     if isinstance(self.loss_func, HFLoss): self.loss_func.model_loss = outputs.get('loss')
-    self.learn.pred = self.task.pred(outputs, self.xb[0]) if self.task else outputs.logits
+    pred = self.task.pred(outputs, self.xb[0]) if self.task else outputs.logits
+    self.learn.pred = apply(lambda o: o.float() if o.dtype in DTYPES.values() else o, pred)
     if self.training or (temperature := temperature_of(self.learn)) is None: return
     self.learn.pred = scaled(self.pred, temperature)
     if isinstance(self.loss_func, HFLoss): self.loss_func.model_loss = None # it is not that of these logits

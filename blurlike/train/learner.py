@@ -26,7 +26,7 @@ from ..core.precision import DTYPES, check_precision
 from ..tasks.base import get_block
 from ..tasks.labels import check_problem_type, get_vocab
 from ..text.rows import StreamSamples, read_targets
-from .adapters import add_adapters, check_adapted, check_adapters, checkpoint_gradients
+from .adapters import add_adapters, check_adapted, check_adapters, checkpoint_gradients, fit_prompts
 from .callback import HFCallback
 from .optimizer import hf_adamw
 from .splitter import adapter_groups, hf_splitter
@@ -75,10 +75,11 @@ def _model_for(dls, model, config_kwargs, model_kwargs, new_head):
     return model
 
 # %% ../../nbs/train/63_learner.ipynb #c67879a1
-def _prepared(model, peft_config, lora, gradient_checkpointing, auto_model, revision=None):
+def _prepared(model, peft_config, lora, gradient_checkpointing, block):
     "Add adapters to `model` and turn on gradient checkpointing, if wanted"
-    if lora or peft_config is not None: model = add_adapters(model, peft_config, auto_model, revision)
-    else: check_adapted(model)
+    if lora or peft_config is not None: model = add_adapters(model, peft_config, block.task.auto_model)
+    check_adapted(model)
+    fit_prompts(model, block)
     if gradient_checkpointing: checkpoint_gradients(model)
     return model
 
@@ -173,12 +174,12 @@ def hf_learner(
 ) -> Learner:
     "Return a `Learner` for `dls`; raise `ValueError` if the model does not fit the data"
     check_options(kwargs, inspect.signature(hf_learner).parameters)
-    task,loss_func = get_block(dls).task,_loss_for(dls, loss_func, class_weight)
+    block = get_block(dls)
+    task,loss_func = block.task,_loss_for(dls, loss_func, class_weight)
     check_precision(precision, torch.device(dls.device))
     check_adapters(peft_config, lora, model)
     model = _model_for(dls, model, config_kwargs, model_kwargs, new_head)
-    revision = (model_kwargs or {}).get('revision')
-    model = _prepared(model, peft_config, lora, gradient_checkpointing, task.auto_model, revision).to(dls.device)
+    model = _prepared(model, peft_config, lora, gradient_checkpointing, block).to(dls.device)
     if lr is None: lr = 1e-3 if has_adapters(model) else 5e-5
     if has_adapters(model) and splitter is not hf_splitter: splitter = partial(adapter_groups, splitter)
     if metrics is None: metrics = task.metrics()
