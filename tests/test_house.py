@@ -15,8 +15,8 @@ from blurlike.all import Task, all_tasks
 
 ROOT = Path(blurlike.__file__).parent
 # From top to bottom: folders, and modules that are in no folder
-STOREYS = ['__init__ __main__ _modidx all cli demo scale', 'ship', 'train', 'predict generate architectures', 'data',
-           'tasks', 'text', 'show', 'core']
+STOREYS = ['__init__ __main__ _modidx all cli demo scale', 'ship', 'train', 'predict generate explain architectures',
+           'data', 'tasks', 'text', 'show', 'core']
 LEVELS = {room: i for i,rooms in enumerate(reversed(STOREYS)) for room in rooms.split()}
 LIBRARIES = {'fastai', 'transformers', 'torch', 'tokenizers', 'huggingface_hub', 'datasets'}
 COMPAT = 'core.compat'
