@@ -544,6 +544,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'blurlike.explain._warn_incomplete': ('explain.html#_warn_incomplete', 'blurlike/explain.py'),
                                   'blurlike.explain._word_html': ('explain.html#_word_html', 'blurlike/explain.py'),
                                   'blurlike.explain.can_explain': ('explain.html#can_explain', 'blurlike/explain.py'),
+                                  'blurlike.explain.check_gradients': ('explain.html#check_gradients', 'blurlike/explain.py'),
                                   'blurlike.explain.embedding_call': ('explain.html#embedding_call', 'blurlike/explain.py'),
                                   'blurlike.explain.first_column': ('explain.html#first_column', 'blurlike/explain.py'),
                                   'blurlike.explain.innermost': ('explain.html#innermost', 'blurlike/explain.py'),

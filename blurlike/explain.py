@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['TOLERANCE', 'shared_copy', 'first_column', 'vectors_of', 'EmbeddingCall', 'embedding_call', 'innermost',
            'TokenEmbeddings', 'with_positions', 'unique_tokens', 'join_words', 'Piece', 'TextTokens', 'ExplainedOutput',
-           'Explanation', 'shade', 'Explainer', 'can_explain']
+           'Explanation', 'shade', 'check_gradients', 'Explainer', 'can_explain']
 
-# %% ../nbs/54_explain.ipynb #4ce23672
+# %% ../nbs/54_explain.ipynb #36e18a12
 from collections import Counter
 from contextlib import contextmanager
 from copy import copy, deepcopy
@@ -78,13 +78,14 @@ class EmbeddingCall(NamedTuple):
     transposed:bool # Whether it contains them as sequence x rows
     shift:int # The column of the first token
 
-# %% ../nbs/54_explain.ipynb #a2bc2c2e
+# %% ../nbs/54_explain.ipynb #15861e57
 @patch
 def embeddings(self:EmbeddingCall) -> Tensor: # Rows x sequence x dimensions
     "Return the embeddings that the layer returned"
     vectors = vectors_of(self.output)
     return vectors.transpose(0, 1) if self.transposed else vectors
 
+# %% ../nbs/54_explain.ipynb #e480d32a
 @patch
 def of_ids(self:EmbeddingCall,
     ids:Tensor, # Token ids, rows x sequence
@@ -97,7 +98,7 @@ def of_ids(self:EmbeddingCall,
     rows[:,self.shift:self.shift+n] = ids[:,:n]
     return self._replace(output=self.layer.forward(*args.values(), **kwargs)).embeddings()
 
-# %% ../nbs/54_explain.ipynb #63f40d49
+# %% ../nbs/54_explain.ipynb #e9b3f76b
 def embedding_call(
     layer:nn.Module, # Any module
     args:tuple, # The positional arguments of a call
@@ -113,7 +114,7 @@ def embedding_call(
         place = first_column(o, ids)
         if place and o.shape==vectors.shape[:2]: return EmbeddingCall(layer, args, kwargs, output, key, *place)
 
-# %% ../nbs/54_explain.ipynb #ee454758
+# %% ../nbs/54_explain.ipynb #2e7bd069
 def innermost(
     layers:dict, # Names and modules
 ) -> list[str]:
@@ -122,7 +123,7 @@ def innermost(
     names = [o for o in layers if not o.startswith(peft)]
     return [o for o in names if not any(p.startswith(f'{o}.') for p in names)]
 
-# %% ../nbs/54_explain.ipynb #483b7ca1
+# %% ../nbs/54_explain.ipynb #ac58f513
 class TokenEmbeddings:
     "Hooks that record the embeddings of tokens in one call of a model, and replace them in others"
     def __init__(self,
@@ -140,7 +141,7 @@ class TokenEmbeddings:
         call = embedding_call(layer, args, kwargs, output, self.ids, max(self.baseline_id, int(self.ids.max())))
         if call or self.found: self.calls.append((name, call))
 
-# %% ../nbs/54_explain.ipynb #a01c44db
+# %% ../nbs/54_explain.ipynb #495a0722
 @patch
 def _find(self:TokenEmbeddings):
     "Keep only the hooks of the layers that look up embeddings; raise `ValueError` if there are none"
@@ -152,6 +153,7 @@ def _find(self:TokenEmbeddings):
     raise ValueError(f"{type(self.model).__name__} cannot be explained: none of its layers takes the token ids and "
                      "returns a vector for each.")
 
+# %% ../nbs/54_explain.ipynb #07305d63
 @patch
 def record(self:TokenEmbeddings,
     ids:Tensor, # The token ids of the model's inputs, rows x sequence
@@ -164,7 +166,7 @@ def record(self:TokenEmbeddings,
     if self.found is None: self._find()
     return res
 
-# %% ../nbs/54_explain.ipynb #bea194b1
+# %% ../nbs/54_explain.ipynb #1eaadfb4
 @patch
 def _replaced(self:TokenEmbeddings, output):
     "Return the next of the values in the form of the output, or None to leave it"
@@ -173,6 +175,7 @@ def _replaced(self:TokenEmbeddings, output):
     value = value.to(vectors_of(output).dtype)
     return (value, *output[1:]) if isinstance(output, tuple) else value
 
+# %% ../nbs/54_explain.ipynb #69c181d3
 @patch
 @contextmanager
 def replaced(self:TokenEmbeddings,
@@ -180,12 +183,14 @@ def replaced(self:TokenEmbeddings,
 ):
     "Replace the embeddings of tokens while the model runs"
     values = iter(values)
-    turned = lambda call: (lambda o: o.transpose(0, 1) if call.transposed else o)(next(values))
-    self.values = iter([None if call is None else turned(call) for _,call in self.calls])
+    def value(call):
+        if call is None: return None
+        return next(values).transpose(0, 1) if call.transposed else next(values)
+    self.values = iter([value(call) for _,call in self.calls])
     try: yield
     finally: self.values = None
 
-# %% ../nbs/54_explain.ipynb #43ab591e
+# %% ../nbs/54_explain.ipynb #50056314
 def with_positions(
     block, # An `HFTextBlock`
 ): # A copy
@@ -195,7 +200,7 @@ def with_positions(
     res.task.columns = ('sequence_ids', 'word_ids', 'offsets')
     return res
 
-# %% ../nbs/54_explain.ipynb #f70fd6ec
+# %% ../nbs/54_explain.ipynb #1e1b995b
 def unique_tokens(
     parts:np.ndarray, # The text of each token, windows x sequence, -1 for none
     words:np.ndarray, # The word of each token, windows x sequence
@@ -215,7 +220,7 @@ def unique_tokens(
     index = np.append(np.argsort(order), -1)[index]
     return [keys[i][:4] for i in order],[places[i] for i in order],index.astype(int)
 
-# %% ../nbs/54_explain.ipynb #cc715e21
+# %% ../nbs/54_explain.ipynb #713af5cb
 def _begins_word(last, word, a, b, text):
     "Return whether the token `text[a:b]` begins a word after the word `last`"
     if last is None: return True
@@ -223,6 +228,7 @@ def _begins_word(last, word, a, b, text):
     if start==end or a==b or a < end: return False
     return word!=before or any(map(str.isspace, text[end:a])) or not _joined(text, a)
 
+# %% ../nbs/54_explain.ipynb #91d25f65
 def join_words(
     tokens:list, # The word, the start and the end of each token of a text
     text:str, # The text
@@ -234,11 +240,11 @@ def join_words(
         a,last = min(a, b),res[-1] if res else None
         if _begins_word(last, word, a, b, text): res.append([word, a, b])
         elif last[1]==last[2]: last[:] = word,a,b
-        else: last[2] = max(last[2], b)
+        elif a < b: last[2] = max(last[2], b)
         of.append(len(res) - 1)
     return [tuple(o[1:]) for o in res],of
 
-# %% ../nbs/54_explain.ipynb #ae41c16f
+# %% ../nbs/54_explain.ipynb #42ba2dcd
 class Piece(NamedTuple):
     "A word or a token, and its attribution"
     text:str # The characters of a word, or a token of the tokenizer
@@ -247,7 +253,7 @@ class Piece(NamedTuple):
     end:int # Index after its last character
     part:int=0 # The text that it belongs to, such as 1 for the second text of a pair
 
-# %% ../nbs/54_explain.ipynb #5336fd3b
+# %% ../nbs/54_explain.ipynb #ad95e2eb
 class TextTokens:
     "The tokens and words of a sample's texts, and the positions of the tokens in the model's inputs"
     def __init__(self,
@@ -265,7 +271,7 @@ class TextTokens:
         self.strings = tokenizer.convert_ids_to_tokens([int(ids[o]) for o in self.places])
         self.words,self.word_of = self._of_list(texts[0]) if self.listed else self._of_strings()
 
-# %% ../nbs/54_explain.ipynb #a4d4ae88
+# %% ../nbs/54_explain.ipynb #314ce7f1
 @patch
 def _without_positions(self:TextTokens, texts, parts):
     "Return texts joined from tokens, with the words and the positions of the tokens"
@@ -278,6 +284,7 @@ def _without_positions(self:TextTokens, texts, parts):
         res.append(''.join(tokens))
     return res,np.zeros(parts.shape, dtype=int),offsets
 
+# %% ../nbs/54_explain.ipynb #d76619b9
 @patch
 def _of_strings(self:TextTokens):
     "Return the words of strings, as part, start and end, and the word of each token"
@@ -288,6 +295,7 @@ def _of_strings(self:TextTokens):
         words += [(i, *o) for o in spans]
     return words,of
 
+# %% ../nbs/54_explain.ipynb #757022e3
 @patch
 def _of_list(self:TextTokens, words):
     "Return the words of a list of words, and put the tokens in the joined text"
@@ -297,7 +305,7 @@ def _of_list(self:TextTokens, words):
     found = list(dict.fromkeys(o['word'] for o in tokens))
     return [(0, int(starts[o]), int(starts[o]) + len(words[o])) for o in found],[found.index(o['word']) for o in tokens]
 
-# %% ../nbs/54_explain.ipynb #891a4a0f
+# %% ../nbs/54_explain.ipynb #941ae467
 @patch
 def pieces(self:TextTokens,
     values:np.ndarray, # The attribution of each position, windows x sequence
@@ -310,7 +318,7 @@ def pieces(self:TextTokens,
     tokens = zip(self.strings, sums, self.keys, strict=True)
     return words,[Piece(s, float(v), a, b, i) for s,v,(i,_,a,b) in tokens]
 
-# %% ../nbs/54_explain.ipynb #5c250754
+# %% ../nbs/54_explain.ipynb #1f206f6c
 TOLERANCE = .05
 
 class ExplainedOutput(NamedTuple):
@@ -328,9 +336,9 @@ class ExplainedOutput(NamedTuple):
     @property
     def largest(self): return max((abs(o.attribution) for o in self.words), default=0.)
     @property
-    def is_complete(self): return abs(self.error) <= TOLERANCE*max(abs(self.difference), self.largest, 1e-6)
+    def is_complete(self): return abs(self.error) <= TOLERANCE*max(abs(self.difference), self.largest, 1e-3)
 
-# %% ../nbs/54_explain.ipynb #86e09694
+# %% ../nbs/54_explain.ipynb #4f1c4b6c
 class Explanation(GetAttr):
     "What the outputs for a text depend on; `words`, `tokens` and so on are those of the first output"
     _default = 'first'
@@ -344,7 +352,7 @@ class Explanation(GetAttr):
     @property
     def first(self): return self.outputs[0] if self.outputs else ExplainedOutput('', 0., 0., [], [])
 
-# %% ../nbs/54_explain.ipynb #dec21b9a
+# %% ../nbs/54_explain.ipynb #42d131e8
 @patch
 def title(self:Explanation,
     output:ExplainedOutput, # One of the outputs
@@ -355,7 +363,7 @@ def title(self:Explanation,
     return (f"{output.name}: {output.difference:+.2f} {what[0]}".rstrip() +
             f" ({what[1]}from {number(output.baseline)} to {number(output.value)})")
 
-# %% ../nbs/54_explain.ipynb #e55aac80
+# %% ../nbs/54_explain.ipynb #98279627
 @patch
 def segments(self:Explanation,
     output:ExplainedOutput, # One of the outputs
@@ -370,7 +378,7 @@ def segments(self:Explanation,
         end = o.end
     return res + ([(' …', None)] if text[end:].strip() else [])
 
-# %% ../nbs/54_explain.ipynb #6d7128b3
+# %% ../nbs/54_explain.ipynb #53b867cd
 _SHADES = ((0xdb, 0xea, 0xfe), (0x60, 0xa5, 0xfa)),((0xff, 0xed, 0xd5), (0xfb, 0x92, 0x3c)) # for, and against
 
 def shade(
@@ -383,7 +391,7 @@ def shade(
     light,strong = _SHADES[attribution < 0]
     return '#' + ''.join(f'{round(a + (b - a)*share):02x}' for a,b in zip(light, strong, strict=True))
 
-# %% ../nbs/54_explain.ipynb #4b2dc43d
+# %% ../nbs/54_explain.ipynb #8b62099c
 def _word_html(text, word, largest):
     "Return a word as HTML"
     color = word and shade(word.attribution, largest)
@@ -392,6 +400,7 @@ def _word_html(text, word, largest):
     style = f'background: {color}; color: #111; border-radius: 3px; padding: 0 2px{line}'
     return f'<span title="{word.attribution:+.2f}" style="{style}">{escape(text)}</span>'
 
+# %% ../nbs/54_explain.ipynb #d810be90
 @patch
 def _repr_html_(self:Explanation):
     def texts(o):
@@ -401,7 +410,7 @@ def _repr_html_(self:Explanation):
     style = 'line-height: 1.8; white-space: pre-wrap; overflow-wrap: anywhere; text-align: left'
     return f'<div style="{style}">{"".join(blocks)}</div>'
 
-# %% ../nbs/54_explain.ipynb #3998477e
+# %% ../nbs/54_explain.ipynb #61273daa
 @patch
 def __rich__(self:Explanation):
     res = Text()
@@ -418,6 +427,7 @@ def __rich__(self:Explanation):
 @patch
 def __repr__(self:Explanation): return self.__rich__().plain.rstrip('\n')
 
+# %% ../nbs/54_explain.ipynb #15593cb5
 @patch
 def show(self:Explanation):
     "Display the explanation in a notebook, or print it"
@@ -425,7 +435,7 @@ def show(self:Explanation):
     from IPython.display import display
     display(self)
 
-# %% ../nbs/54_explain.ipynb #7f1614e0
+# %% ../nbs/54_explain.ipynb #a24e67f7
 @patch
 def to_df(self:Explanation) -> pd.DataFrame:
     "Return a table of the words, with a column of attributions for each output"
@@ -433,6 +443,7 @@ def to_df(self:Explanation) -> pd.DataFrame:
     columns = dict(word=[o.text for o in words], part=[o.part for o in words], start=[o.start for o in words])
     return pd.DataFrame(columns | {o.name: [p.attribution for p in o.words] for o in self.outputs})
 
+# %% ../nbs/54_explain.ipynb #75220b5d
 @patch
 def to_dict(self:Explanation) -> dict: # JSON-compatible values
     "Return the prediction and the attributions of the words"
@@ -440,7 +451,18 @@ def to_dict(self:Explanation) -> dict: # JSON-compatible values
                     words=[[p.text, p.attribution] for p in o.words]) for o in self.outputs]
     return dict(prediction=self.prediction, explanation=outputs)
 
-# %% ../nbs/54_explain.ipynb #400214ca
+# %% ../nbs/54_explain.ipynb #29b6d284
+def check_gradients(
+    model:nn.Module, # Any model
+):
+    "Raise `ValueError` for a model without gradients: an ONNX file, or int8 layers of PyTorch"
+    why = getattr(model, 'explain_problem', None)
+    quantized = {type(o).__name__ for o in model.modules()
+                 if any(c.__module__.startswith('torch.ao.nn.quantized') for c in type(o).__mro__)}
+    if quantized and not why: why = 'its int8 layers have no gradients; use the model in fp32 or bf16'
+    if why: raise ValueError(f"{type(model).__name__} cannot be explained: {why}.")
+
+# %% ../nbs/54_explain.ipynb #3cf74e25
 class Explainer:
     "Integrated gradients for the batches of a learner"
     def __init__(self,
@@ -458,7 +480,7 @@ class Explainer:
         self.model,self.gradients = shared_copy(model),captum.IntegratedGradients(self.value)
         self.embeddings = TokenEmbeddings(self.model, self.tokenizer.pad_token_id)
 
-# %% ../nbs/54_explain.ipynb #35613f22
+# %% ../nbs/54_explain.ipynb #7acc114c
 @patch
 def logits(self:Explainer,
     inputs:HFInputs, # A batch, on the CPU
@@ -466,6 +488,7 @@ def logits(self:Explainer,
     "Return the prediction of the model for each row"
     return self.task.pred(self.model(**self.kwargs, **to_device(inputs.for_model(), self.device)), inputs)
 
+# %% ../nbs/54_explain.ipynb #101d3883
 @patch
 def value(self:Explainer,
     *args # Embeddings of each recorded call, then rows of the batch and indices of outputs
@@ -476,12 +499,9 @@ def value(self:Explainer,
     mask = inputs.window_mask
     with self.embeddings.replaced([o if mask is None else o[mask.to(o.device)] for o in embeds]):
         logits = self.logits(inputs)
-    res = self.task.explained_output(logits, inputs, idxs.to(logits.device))
-    if res.requires_grad or not torch.is_grad_enabled(): return res
-    raise ValueError(f"{type(self.model).__name__} cannot be explained: its outputs have no gradients, as those of a "
-                     "model with int8 layers.")
+    return self.task.explained_output(logits, inputs, idxs.to(logits.device))
 
-# %% ../nbs/54_explain.ipynb #6bc215a6
+# %% ../nbs/54_explain.ipynb #acf34f8b
 @patch
 def read(self:Explainer,
     table, # A `TokenTable`
@@ -501,7 +521,7 @@ def read(self:Explainer,
     by_row = lambda o: o.float() if mask is None else by_window(o.float(), mask.to(o.device))
     return logits, [by_row(o) for o,_ in pairs], [by_row(o) for _,o in pairs]
 
-# %% ../nbs/54_explain.ipynb #e9e1830b
+# %% ../nbs/54_explain.ipynb #80c513ed
 @patch
 def by_token(self:Explainer,
     attributions:tuple, # A tensor for each recorded call, rows x sequence x dimensions or rows x windows x ...
@@ -514,6 +534,7 @@ def by_token(self:Explainer,
     total = total.detach().cpu().double().numpy()
     return total[:,None] if total.ndim==2 else total
 
+# %% ../nbs/54_explain.ipynb #012a28d3
 @patch
 def attribute(self:Explainer,
     units:list, # Tuples of a row, a name and an index
@@ -532,7 +553,17 @@ def attribute(self:Explainer,
         with torch.no_grad(): values = [self.value(*o, rows, idxs).tolist() for o in (to, of)]
         yield from zip(*values, self.by_token(found), strict=True)
 
-# %% ../nbs/54_explain.ipynb #3acc141e
+# %% ../nbs/54_explain.ipynb #aad3efcf
+@patch
+def _tokens(self:Explainer, i, sample):
+    "Return the tokens and the words of row `i`"
+    notes = {k: v[i].numpy() for k,v in self.notes.items() if k!='n_windows'}
+    if self.notes.window_mask is None: notes = {k: v[None] for k,v in notes.items()}
+    parts = self.task.explained_parts(notes['sequence_ids'])
+    return TextTokens(self.task.explained_texts(sample), self.tokenizer, notes['input_ids'], parts,
+                      notes.get('word_ids'), notes.get('offsets'))
+
+# %% ../nbs/54_explain.ipynb #466543ed
 @patch
 def explanations(self:Explainer,
     table, # A `TokenTable`
@@ -554,16 +585,7 @@ def explanations(self:Explainer,
         res.append(Explanation(tokens.texts, pred, mine, self.task.explained_unit))
     return res
 
-@patch
-def _tokens(self:Explainer, i, sample):
-    "Return the tokens and the words of row `i`"
-    notes = {k: v[i].numpy() for k,v in self.notes.items() if k!='n_windows'}
-    if self.notes.window_mask is None: notes = {k: v[None] for k,v in notes.items()}
-    parts = self.task.explained_parts(notes['sequence_ids'])
-    return TextTokens(self.task.explained_texts(sample), self.tokenizer, notes['input_ids'], parts,
-                      notes.get('word_ids'), notes.get('offsets'))
-
-# %% ../nbs/54_explain.ipynb #d012c296
+# %% ../nbs/54_explain.ipynb #d6917ce0
 def can_explain(
     learn:Learner, # Any learner
 ) -> bool:
@@ -571,13 +593,14 @@ def can_explain(
     task,model = get_block(learn.dls).task,get_model(learn.model)
     return bool(task.explained_unit and not getattr(model, 'explain_problem', None) and find_spec('captum'))
 
-# %% ../nbs/54_explain.ipynb #208c6a64
+# %% ../nbs/54_explain.ipynb #7c86ea01
 def _warn_incomplete(explanations, n_steps):
     "Print a line about explanations whose attributions do not add up"
     n = sum(not all(p.is_complete for p in o.outputs) for o in explanations)
     if n: print_once(f"The attributions of {n} of {len(explanations)} texts differ from the output by more than "
                      f"{TOLERANCE:.0%}: pass n_steps={2*n_steps}.")
 
+# %% ../nbs/54_explain.ipynb #35ea506c
 @patch
 def explain(self:Learner,
     texts, # A text, or a list or column of texts, as for `hf_predict`
@@ -592,7 +615,7 @@ def explain(self:Learner,
     whole_number('n_steps', n_steps)
     block,model = get_block(self.dls),get_model(self.model)
     block.task.check_explained()
-    if why := getattr(model, 'explain_problem', None): raise ValueError(f"The model cannot be explained: {why}.")
+    check_gradients(model)
     texts,one = as_several(block.task, texts, block, many)
     quiet = copy(self)
     vars(quiet).pop('progress', None)

@@ -44,7 +44,7 @@ def check_explained(self:Task):
     names = ', '.join(k for k,o in all_tasks().items() if o.explained_unit)
     raise ValueError(f"task={self.name!r} cannot be explained; these tasks can: {names}.")
 
-# %% ../../nbs/tasks/34_explained.ipynb #243d62d3
+# %% ../../nbs/tasks/34_explained.ipynb #4acd6c2d
 @patch
 def explained_output(self:Task,
     logits:Tensor, # The prediction for a batch, from `pred`
@@ -54,11 +54,12 @@ def explained_output(self:Task,
     "Return the value of an output for each row: by default, the log odds of a class"
     return log_odds(logits.float(), idxs[:,0])
 
+# %% ../../nbs/tasks/34_explained.ipynb #419a3fbc
 @patch
 def explained_output(self:(MultiLabelClassification, Regression), logits, inputs, idxs):
     return logits.float().gather(1, idxs)[:,0]
 
-# %% ../../nbs/tasks/34_explained.ipynb #e2b48ae0
+# %% ../../nbs/tasks/34_explained.ipynb #a5359ee5
 @patch
 def predicted_outputs(self:Task,
     pred:dict, # A prediction of `hf_predict`
@@ -71,7 +72,7 @@ def predicted_outputs(self:MultiLabelClassification, pred): return pred['indices
 @patch
 def predicted_outputs(self:Regression, pred): return range(len(pred['scores']) if 'scores' in pred else 1)
 
-# %% ../../nbs/tasks/34_explained.ipynb #5029a02d
+# %% ../../nbs/tasks/34_explained.ipynb #e2ed1a3c
 @patch
 def explained(self:Task,
     target, # The argument of `explain`; None for what was predicted
@@ -86,7 +87,7 @@ def explained(self:Task,
     given = [names.index(o) for o in as_names(target)]
     return [[(names[i], (i,)) for i in given or self.predicted_outputs(o)] for o in preds]
 
-# %% ../../nbs/tasks/34_explained.ipynb #e385199f
+# %% ../../nbs/tasks/34_explained.ipynb #03ecfa53
 @patch
 def explained_texts(self:Task,
     sample, # The `x` of a sample
@@ -94,10 +95,11 @@ def explained_texts(self:Task,
     "Return the texts of a sample"
     return sample if isinstance(sample, tuple) else (sample,)
 
+# %% ../../nbs/tasks/34_explained.ipynb #d57f5dbc
 @patch
 def explained_texts(self:MultipleChoice, sample): return sample[0],*sample[1]
 
-# %% ../../nbs/tasks/34_explained.ipynb #90bfc89b
+# %% ../../nbs/tasks/34_explained.ipynb #3772f6d1
 @patch
 def explained_parts(self:Task,
     sequence_ids:np.ndarray, # The text of each token in an input, 0 or 1, or -1 for none; windows x sequence
@@ -105,19 +107,21 @@ def explained_parts(self:Task,
     "Return the text that each token of a row belongs to"
     return sequence_ids
 
+# %% ../../nbs/tasks/34_explained.ipynb #9a7ac888
 @patch
 def explained_parts(self:MultipleChoice, sequence_ids):
     "Each window has the question and one choice"
     choices = 1 + np.arange(len(sequence_ids))[:,None]
     return np.where(sequence_ids==1, choices, sequence_ids)
 
-# %% ../../nbs/tasks/34_explained.ipynb #7d0d51ad
+# %% ../../nbs/tasks/34_explained.ipynb #fb4fdbb2
 def _choice(target, choices):
     "Return the index of the choice `target`; raise `ValueError` if there is no such choice"
     found = choice_index(target, choices)
     if found is not None: return found
     raise ValueError(f"target={brief(target)} must be one of the choices {brief(choices)}, or its index.")
 
+# %% ../../nbs/tasks/34_explained.ipynb #c7d24c16
 @patch
 def explained(self:MultipleChoice, target, names, preds, logits, inputs, samples):
     def one(i):
@@ -126,7 +130,7 @@ def explained(self:MultipleChoice, target, names, preds, logits, inputs, samples
         return [(choices[o], (o,)) for o in found]
     return [one(i) for i in range(len(preds))]
 
-# %% ../../nbs/tasks/34_explained.ipynb #5e98e750
+# %% ../../nbs/tasks/34_explained.ipynb #4fd453e3
 def _word_target(target, names):
     "Return the index of a word and of a label, each None if `target` does not contain it"
     word,label = target if isinstance(target, tuple) and len(target)==2 else \
@@ -136,7 +140,7 @@ def _word_target(target, names):
         raise ValueError(f"target={brief(target)}: {brief(word)} must be the index of a word, from 0 on.")
     return word, None if label is None else names.index(label)
 
-# %% ../../nbs/tasks/34_explained.ipynb #ee6de321
+# %% ../../nbs/tasks/34_explained.ipynb #1d953dbd
 def _chosen_words(
     logits:np.ndarray, # The logits of a text, words x labels
     word:int, # The index of a word, or None
@@ -152,7 +156,7 @@ def _chosen_words(
     odds[:,[i for i in range(odds.shape[1]) if (i in outside if label is None else i!=label)]] = -np.inf
     return [tuple(map(int, np.unravel_index(odds.argmax(), odds.shape)))]
 
-# %% ../../nbs/tasks/34_explained.ipynb #d2cc15af
+# %% ../../nbs/tasks/34_explained.ipynb #875e2c1d
 def _word_text(sample, word, row, window, pos, inputs):
     "Return a word of a text: of a list, or of a string by the positions of its tokens"
     if not isinstance(sample, str): return sample[word]
@@ -161,6 +165,7 @@ def _word_text(sample, word, row, window, pos, inputs):
     mine = offsets[at][ids[at]==word]
     return sample[mine[:,0].min():mine[:,1].max()].strip()
 
+# %% ../../nbs/tasks/34_explained.ipynb #5dc56d36
 @patch
 def explained(self:TokenClassification, target, names, preds, logits, inputs, samples):
     (word,label),scheme = _word_target(target, names),find_scheme(names)
@@ -179,26 +184,27 @@ def explained(self:TokenClassification, target, names, preds, logits, inputs, sa
                      (int(window[o]), int(pos[o]), k)) for o,k in chosen])
     return res
 
-# %% ../../nbs/tasks/34_explained.ipynb #f037b939
+# %% ../../nbs/tasks/34_explained.ipynb #b3bcbaed
 @patch
 def explained_output(self:TokenClassification, logits, inputs, idxs):
     "Return the log odds of a label at a token"
     rows,(window,pos,label) = torch.arange(len(logits), device=logits.device),idxs.T
     return log_odds((logits[:,None] if logits.ndim==3 else logits)[rows,window,pos].float(), label)
 
-# %% ../../nbs/tasks/34_explained.ipynb #9acd9821
+# %% ../../nbs/tasks/34_explained.ipynb #ecf6f592
 def _answer_logits(logits, inputs):
     "Return logits of shape batch x windows x sequence x 2, with minus infinity where no answer can be"
     places = torch.arange(logits.shape[2])==inputs['null_at'][...,None]
     possible = (inputs['sequence_ids']==1) | places
     return logits.float().masked_fill(~possible.to(logits.device)[...,None], float('-inf'))
 
+# %% ../../nbs/tasks/34_explained.ipynb #73de5bc2
 @patch
 def explained_output(self:QuestionAnswering, logits, inputs, idxs):
     rows,(window,pos,end) = torch.arange(len(logits), device=logits.device),idxs.T
     return log_odds(_answer_logits(logits, inputs)[rows,window,:,end], pos)
 
-# %% ../../nbs/tasks/34_explained.ipynb #13c32a6a
+# %% ../../nbs/tasks/34_explained.ipynb #e50daa2b
 @patch
 def explained(self:QuestionAnswering, target, names, preds, logits, inputs, samples):
     for o in as_names(target): one_of('target', o, ['start', 'end'])
