@@ -6,6 +6,7 @@ Masks the five words of each review with the most attribution, and five other wo
 probability of the predicted class falls.
 """
 import random
+import re
 import sys
 import time
 
@@ -25,7 +26,7 @@ def masked_pairs(explanations, token, k=5, seed=0):
     "Return texts without the `k` words with the most attribution, and without `k` others"
     rng,best,others = random.Random(seed),[],[]
     for e in explanations:
-        words = sorted([o for o in e.words if any(map(str.isalnum, o.text))], key=lambda o: -o.attribution)
+        words = sorted([o for o in e.words if re.search(r'\w', o.text)], key=lambda o: -o.attribution)
         best.append(mask(e.texts[0], words[:k], token))
         others.append(mask(e.texts[0], rng.sample(words[k:], k), token))
     return best,others
@@ -38,13 +39,13 @@ def falls(learn, explanations, masked):
                      for e,o in zip(explanations, preds, strict=True)])
 
 
-def main(n=200, n_steps=50):
+def main(n=200, n_steps=20):
     set_seed(0)
     df = load_movie_reviews(4000)
     dls = HFTextDataLoaders.from_df(df, minilm_checkpoint(), valid_col='is_valid', max_length=128, bs=16, seed=0)
     learn = hf_learner(dls)
     with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(1, slice(2e-5, 2e-4))
-    texts = [o for o in df[df.is_valid].text if len(o.split()) >= 12][:n]
+    texts = [o for o in df[df.is_valid].text if len(re.findall(r'\w+', o)) >= 12][:n]
     started = time.perf_counter()
     explanations = learn.explain(texts, n_steps=n_steps)
     took = time.perf_counter() - started

@@ -462,7 +462,7 @@ def check_gradients(
     if quantized and not why: why = 'its int8 layers have no gradients; use the model in fp32 or bf16'
     if why: raise ValueError(f"{type(model).__name__} cannot be explained: {why}.")
 
-# %% ../nbs/54_explain.ipynb #3cf74e25
+# %% ../nbs/54_explain.ipynb #a370ef92
 class Explainer:
     "Integrated gradients for the batches of a learner"
     def __init__(self,
@@ -470,14 +470,14 @@ class Explainer:
         n_steps:int, # Points between the baseline and the text
         batch_tokens:int, # Maximum number of tokens in a call of the model
     ):
-        captum,model = import_extra('explain', 'captum.attr'),get_model(learn.model)
+        self.captum,model = import_extra('explain', 'captum.attr'),get_model(learn.model)
         self.block,self.n_steps,self.batch_tokens = with_positions(get_block(learn.dls)),n_steps,batch_tokens
         self.task,self.tokenizer = self.block.task,self.block.hf_tokenizer
         if self.block.windows: fast_tokenizer(self.tokenizer, 'explain with windows=True')
         self.kwargs,self.device = forward_kwargs(model),next(model.parameters()).device
         names = self.task.decode_options(learn).get('names') or get_vocab(learn.dls)
         self.names = names or list(model.config.id2label.values())
-        self.model,self.gradients = shared_copy(model),captum.IntegratedGradients(self.value)
+        self.model = shared_copy(model)
         self.embeddings = TokenEmbeddings(self.model, self.tokenizer.pad_token_id)
 
 # %% ../nbs/54_explain.ipynb #7acc114c
@@ -534,22 +534,22 @@ def by_token(self:Explainer,
     total = total.detach().cpu().double().numpy()
     return total[:,None] if total.ndim==2 else total
 
-# %% ../nbs/54_explain.ipynb #012a28d3
+# %% ../nbs/54_explain.ipynb #d3400fe5
 @patch
 def attribute(self:Explainer,
     units:list, # Tuples of a row, a name and an index
     logits:Tensor, # From `read`
     ends:list, # From `read`
     starts:list, # From `read`
-): # Yields the value, the baseline and the attributions of each unit
+): # Yields for each unit the value, the baseline, and attributions of shape windows x sequence
     "Yield integrated gradients of outputs of the batch"
-    most = max(1, self.batch_tokens//ends[0][0,...,0].numel())
+    most,gradients = max(1, self.batch_tokens//ends[0][0,...,0].numel()),self.captum.IntegratedGradients(self.value)
     for i in range(0, len(units), most):
         rows,_,idxs = zip(*units[i:i+most], strict=True)
         rows,idxs = torch.tensor(rows),torch.tensor(idxs)
         to,of = (tuple(e[rows.to(e.device)] for e in o) for o in (ends, starts))
-        found = self.gradients.attribute(to, of, additional_forward_args=(rows, idxs), n_steps=self.n_steps,
-                                         internal_batch_size=max(most, len(rows)))
+        found = gradients.attribute(to, of, additional_forward_args=(rows, idxs), n_steps=self.n_steps,
+                                    internal_batch_size=max(most, len(rows)))
         with torch.no_grad(): values = [self.value(*o, rows, idxs).tolist() for o in (to, of)]
         yield from zip(*values, self.by_token(found), strict=True)
 
