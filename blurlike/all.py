@@ -27,6 +27,7 @@ import blurlike.ship.onnx # learn.export_onnx
 import blurlike.calibrate # learn.calibrate
 import blurlike.predict # learn.hf_predict
 import blurlike.generate # learn.hf_generate
+import blurlike.explain # learn.explain
 from blurlike.architectures import architecture_table, supported_tasks
 from blurlike.data.block import HFTextBlock
 from blurlike.train.callback import HFCallback, HFLoss

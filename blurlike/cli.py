@@ -230,15 +230,31 @@ def _print_json(
     print(line)
 
 # %% ../nbs/80_cli.ipynb #07552a0f
-def _score(input, output, model, file, jsonl, **kwargs):
+def _score(input, output, model, file, jsonl, explain=False, **kwargs):
     "Score the rows of `input`; raise `ValueError` for arguments of lines"
     if not (input and output):
         raise ValueError("--input and --output must be passed together, such as --input data.parquet --output scores. "
                          "For lines of text, use --file.")
-    if file or jsonl: raise ValueError(f"{'--file' if file else '--jsonl'} is for lines of text: omit it with --input.")
+    for name,o in dict(file=file, jsonl=jsonl, explain=explain).items():
+        if o: raise ValueError(f"--{name} is for lines of text: omit it with --input.")
     from blurlike.scale import score
     with redirect_stdout(sys.stderr): out = score(input, model, output, **kwargs)
     print(f"Scores saved to {out}")
+
+# %% ../nbs/80_cli.ipynb #ac644779
+def _method(learn, generate, explain):
+    "Return the method that answers, and its default options"
+    if generate and explain: raise ValueError("--explain and --generate cannot be used together.")
+    if explain: return learn.explain,dict(many=True)
+    writes = generate or getattr(learn.dls.hf_block.task, 'writes_answers', False)
+    return (learn.hf_generate, {}) if writes else (learn.hf_predict, dict(many=True))
+
+def _print(
+    result, # A prediction or an `Explanation`
+):
+    "Print a result as JSON; print an `Explanation` in color if standard output is a terminal"
+    if hasattr(result, 'to_dict') and sys.stdout.isatty(): result.show()
+    else: _print_json(result.to_dict() if hasattr(result, 'to_dict') else result)
 
 # %% ../nbs/80_cli.ipynb #852da5d1
 def predict(
@@ -246,6 +262,7 @@ def predict(
     file:str=None, # A file with one text per line; standard input by default
     jsonl:bool=False, # Parse each line as JSON
     generate:bool=False, # Generate text instead of scoring
+    explain:bool=False, # Print the words that each prediction depends on; in color in a terminal, otherwise as JSON
     option:str=None, # Prediction options, separated by commas, such as precision=int8 or (for some tasks) top_k=3
     chunk:int=512, # Lines to predict at a time
     encoding:str=None, # Encoding of the input; UTF-8 by default
@@ -259,7 +276,7 @@ def predict(
     whole_number('chunk', chunk)
     _check_encoding(encoding)
     if input or output:
-        return _score(input, output, model, file, jsonl, encoding=encoding, engine=engine, prefix=prefix,
+        return _score(input, output, model, file, jsonl, explain, encoding=encoding, engine=engine, prefix=prefix,
                       text_col=_columns(text_col), generate=generate, **_options(option))
     if file: _check_file('file', file)
     options = _options(option)
@@ -268,16 +285,14 @@ def predict(
     from blurlike.all import get_block, load_hf_learner
     from blurlike.predict import WrongTexts
     with redirect_stdout(sys.stderr): learn = load_hf_learner(model) # standard output is for the predictions
-    task = get_block(learn.dls).task
-    generate = generate or getattr(task, 'writes_answers', False)
-    answer,kwargs = (learn.hf_generate, options) if generate else (learn.hf_predict, options | dict(many=True))
+    task,(answer,kwargs) = get_block(learn.dls).task,_method(learn, generate, explain)
     with closing(_lines(file, encoding)) as lines, tqdm(unit=' texts', file=sys.stderr, disable=None) as bar:
         for n,texts in _chunks(lines, chunk):
             items = [_parse(o, i, task) for i,o in enumerate(texts, n)] if jsonl else texts
             try:
-                with redirect_stdout(sys.stderr): preds = answer(items, **kwargs)
+                with redirect_stdout(sys.stderr): preds = answer(items, **options | kwargs)
             except WrongTexts as e: raise ValueError(e.message(f"lines {n} to {n+len(texts)-1}", 'line {}', n)) from e
-            for o in preds: _print_json(o)
+            for o in preds: _print(o)
             sys.stdout.flush()
             bar.update(len(texts))
 
@@ -370,6 +385,7 @@ _EXAMPLES = dict(
           '  blurlike train reviews.csv --checkpoint distilbert-base-uncased --lora --out my_adapter',
     predict='blurlike predict my_model < texts.txt > out.jsonl\n'
             '  blurlike predict my_model --file questions.jsonl --jsonl --option top_k=3\n'
+            '  blurlike predict my_model --file texts.txt --explain\n'
             '  blurlike predict my_model --input data.parquet --output scores --engine ray',
     embed='blurlike embed sentence-transformers/all-MiniLM-L6-v2 --file texts.txt --out vectors.npy',
     evaluate='blurlike evaluate my_model more_reviews.csv',

@@ -90,6 +90,7 @@ def text_batches(
     room:int=0, # Tokens to reserve per row, such as those to generate
     pool:int=10_000, # Samples that are tokenized and sorted together
     progress:bool=True, # Whether to show a progress bar if there are many batches
+    at_least:int=10, # How many batches are many
     wrong:dict=None, # Positions to leave out, with reasons; gets those that cannot be tokenized; None to raise instead
     **options # Options of the task's `tokenize`
 ): # Yields positions of samples, the `TokenTable` they are in, and their rows there
@@ -100,7 +101,7 @@ def text_batches(
     for start in starts if bar is None else bar:
         idxs,table = _tokenized(block, samples, good[start:start+pool], wrong, options)
         batches = token_batches(table.lengths + room, batch_tokens, equal) if len(idxs) else []
-        for rows in with_progress(batches, 10, bar) if progress else batches: yield idxs[rows],table,rows
+        for rows in with_progress(batches, at_least, bar) if progress else batches: yield idxs[rows],table,rows
 
 # %% ../nbs/50_predict.ipynb #66aa6132
 def as_several(

@@ -16,7 +16,7 @@ from blurlike.all import Task, all_tasks
 ROOT = Path(blurlike.__file__).parent
 # From top to bottom: folders, and modules that are in no folder
 STOREYS = ['__init__ __main__ _modidx all cli demo scale clean', 'ship', 'train',
-           'predict generate embed calibrate architectures',
+           'predict generate embed explain calibrate architectures',
            'data', 'tasks', 'text', 'show', 'core']
 LEVELS = {room: i for i,rooms in enumerate(reversed(STOREYS)) for room in rooms.split()}
 LIBRARIES = {'fastai', 'transformers', 'torch', 'tokenizers', 'huggingface_hub', 'datasets'}

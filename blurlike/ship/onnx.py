@@ -37,6 +37,7 @@ ONNX_FILES = ('onnx/model.onnx', 'onnx/model_quantized.onnx') # With fp32 weight
 class OnnxModel(nn.Module):
     "A model that onnxruntime runs; it can predict, but cannot be trained"
     library_name = 'onnx' # The Hub's name for the library that runs it
+    explain_problem = 'an ONNX file has no gradients; use the PyTorch model that it was exported from'
 
     def __init__(self,
         file:str|Path, # An `.onnx` file

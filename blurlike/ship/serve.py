@@ -26,6 +26,7 @@ from transformers import TextIteratorStreamer
 import blurlike
 from ..core.checks import check_options, first_line, import_extra, whole_number
 from ..core.ranks import on_rank0
+from ..explain import can_explain
 from ..generate import stop_when
 from .card import GENERATED
 from .hub import check_repo_id, push_folder
@@ -367,6 +368,27 @@ def _description(
     return f"A {page.config.model_type} model{classes}."
 
 # %% ../../nbs/ship/75_serve.ipynb #2a286c58
+@patch
+def explain(self:Page,
+    *values # The values of the input components
+) -> str: # HTML
+    "Return an explanation of the prediction for the texts in `values`"
+    texts = tuple(o for o in values if isinstance(o, str))
+    return self.learn.explain([texts[0] if len(texts)==1 else texts], many=True)[0]._repr_html_()
+
+# %% ../../nbs/ship/75_serve.ipynb #4f250373
+def _add_explanation(page, app):
+    "Add a button to the page that explains its prediction"
+    gr = page.gr
+    def explain(*values):
+        with _refusing(page):
+            page.check(values)
+            return page.explain(*values)
+    with app:
+        button,html = gr.Button('Explain'),gr.HTML(label='explanation')
+        button.click(explain, app.input_components, html, api_name='explain')
+    return app
+
 def gradio_page(
     learn:Learner, # The `Learner` that answers
     title:str=None, # The page's title; None for the task
@@ -378,10 +400,11 @@ def gradio_page(
     task = get_block(learn.dls).task
     page = page_class(task)(learn, max_chars)
     inputs = page.inputs()
-    return page.gr.Interface(
+    app = page.gr.Interface(
         _handler(page, [o.label for o in inputs]), inputs, page.outputs(), title=title or _title(task),
         description=_description(page) if description is None else description, examples=examples, cache_examples=False,
         submit_btn=page.button, flagging_mode='never', analytics_enabled=False, api_name='predict')
+    return _add_explanation(page, app) if can_explain(learn) else app
 
 # %% ../../nbs/ship/75_serve.ipynb #b94c8517
 def _check_address(
@@ -464,14 +487,14 @@ serve('model', host='0.0.0.0', port=7860, title={title!r})
 
 def _space_files(
     title:str, # The page's title
-    onnx:bool, # Whether the model is an ONNX file
+    extras:list, # Further extras of blurlike that the page needs, such as "onnx"
 ) -> dict: # Names and contents
     "Return the files of a Space, without the model"
     version = import_extra('serve', 'gradio').__version__
     meta = SpaceCardData(title=title, sdk='gradio', sdk_version=version, app_file='app.py', tags=['blurlike', 'fastai'])
     about = f'{GENERATED}\n\n`blurlike/` makes the page of the model in `model/`.'
     return {'app.py': _APP.format(title=title),
-            'requirements.txt': _requirements('serve', *(['onnx'] if onnx else [])),
+            'requirements.txt': _requirements('serve', *extras),
             'README.md': f'---\n{meta.to_yaml()}\n---\n\n# {title}\n\n{about}\n'}
 
 # %% ../../nbs/ship/75_serve.ipynb #5dd2c446
@@ -480,7 +503,8 @@ def _write_and_push(learn, repo_id, title, kwargs, **push_kwargs):
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
         write_to_share(learn, folder/'model', **dict(merge=True) | kwargs) # a Space needs no second repository
-        files = _space_files(title, (folder/'model'/'onnx').exists())
+        extras = dict(onnx=(folder/'model'/'onnx').exists(), explain=can_explain(learn))
+        files = _space_files(title, [k for k,v in extras.items() if v])
         for name,text in (files | _sources()).items():
             (folder/name).parent.mkdir(parents=True, exist_ok=True)
             (folder/name).write_text(text, encoding='utf-8')
