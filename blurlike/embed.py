@@ -28,7 +28,7 @@ from .core.inputs import by_window
 from .core.objects import (prompt_length, inner_model, is_hf_model, load_hf_config, load_hf_model,
                                    load_hf_tokenizer)
 from .data.block import HFTextBlock
-from .predict import _default_batch_tokens, _predict, as_samples, as_several, text_batches
+from .predict import default_batch_tokens, predict_samples, as_samples, as_several, text_batches
 from .tasks.base import Task, get_block
 
 # %% ../nbs/53_embed.ipynb #5a382044
@@ -123,9 +123,9 @@ def embed_texts(
     texts,one = as_several(block.task, texts, block)
     samples = as_samples(block, texts)
     if not samples: return embed_texts(['a'], model, block)[:0]
-    batch_tokens = batch_tokens or _default_batch_tokens(next(model.parameters()).device)
+    batch_tokens = batch_tokens or default_batch_tokens(model)
     batches = text_batches(block, samples, batch_tokens, progress=progress)
-    res = np.stack(_predict(block.task, block, model, samples, batches, precision, {}, text_body))
+    res = np.stack(predict_samples(block.task, block, model, samples, batches, precision, {}, text_body))
     if normalize: res = unit_vectors(res)
     return res[0] if one else res
 

@@ -31,12 +31,12 @@ from .core.checks import fast_tokenizer, import_extra, print_once, whole_number
 from .core.inputs import HFInputs, by_window
 from .core.objects import forward_kwargs
 from .core.precision import without_cudnn_attention
-from .predict import _default_batch_tokens, as_samples, as_several, text_batches
+from .predict import default_batch_tokens, as_samples, as_several, text_batches
 from .tasks.base import get_block
 from .tasks.labels import get_vocab
 import blurlike.tasks.explained # noqa: F401  the outputs of each task
-from .tasks.question_answering import _joined, _trimmed
-from .tasks.token_classification import _in_text, runs_together
+from .tasks.question_answering import inside_word, trimmed_span
+from .tasks.token_classification import words_in_text, runs_together
 
 # %% ../nbs/54_explain.ipynb #eb732ee2
 def shared_copy(
@@ -226,7 +226,7 @@ def _begins_word(last, word, a, b, text):
     if last is None: return True
     before,start,end = last
     if start==end or a==b or a < end: return False
-    return word!=before or any(map(str.isspace, text[end:a])) or not _joined(text, a)
+    return word!=before or any(map(str.isspace, text[end:a])) or not inside_word(text, a)
 
 # %% ../nbs/54_explain.ipynb #91d25f65
 def join_words(
@@ -236,7 +236,7 @@ def join_words(
     "Join tokens to words"
     res,of = [],[]
     for word,a,b in tokens:
-        a,b = _trimmed(a, b, text)
+        a,b = trimmed_span(a, b, text)
         a,last = min(a, b),res[-1] if res else None
         if _begins_word(last, word, a, b, text): res.append([word, a, b])
         elif last[1]==last[2]: last[:] = word,a,b
@@ -300,7 +300,7 @@ def _of_strings(self:TextTokens):
 def _of_list(self:TextTokens, words):
     "Return the words of a list of words, and put the tokens in the joined text"
     tokens = [dict(word=word, offsets=(a, b)) for _,word,a,b in self.keys]
-    tokens,starts = _in_text(tokens, words, runs_together(self.tokenizer))
+    tokens,starts = words_in_text(tokens, words, runs_together(self.tokenizer))
     self.keys = [(0, o['word'], *map(int, o['offsets'])) for o in tokens]
     found = list(dict.fromkeys(o['word'] for o in tokens))
     return [(0, int(starts[o]), int(starts[o]) + len(words[o])) for o in found],[found.index(o['word']) for o in tokens]
@@ -622,7 +622,7 @@ def explain(self:Learner,
     preds = quiet.hf_predict(texts, many=True, batch_tokens=batch_tokens)
     samples,res = as_samples(block, texts),[None]*len(preds)
     with torch.inference_mode(False), torch.enable_grad(), without_cudnn_attention():
-        explainer = Explainer(self, n_steps, batch_tokens or _default_batch_tokens(next(model.parameters()).device))
+        explainer = Explainer(self, n_steps, batch_tokens or default_batch_tokens(model))
         batches = text_batches(explainer.block, samples, explainer.batch_tokens, at_least=2,
                                progress=progress and hasattr(self, 'progress'))
         for idxs,table,rows in batches:

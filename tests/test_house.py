@@ -156,6 +156,12 @@ def test_private_names_of_other_libraries_are_used_in_compat_alone():
     assert not found, '\n'.join(found)
 
 
+def test_modules_import_public_names_of_each_other():
+    found = [f'{name}:{n.lineno} {o.name}' for name,tree in MODULES.items() for n in ast.walk(tree)
+             if isinstance(n, ast.ImportFrom) and n.level for o in n.names if is_private(o.name)]
+    assert not found, '\n'.join(found)
+
+
 def test_private_names_are_found():
     code = '''
 from transformers.utils._hidden import f

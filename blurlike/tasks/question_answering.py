@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['NO_ANSWER', 'Answer', 'Answers', 'right_answers', 'as_answer', 'ReadAnswer', 'AnswerBlock', 'answer_problem',
            'as_characters', 'from_characters', 'null_places', 'answer_positions', 'AnswerLoss', 'best_spans',
-           'read_answers', 'normalize_answer', 'answer_words', 'answer_exact', 'answer_f1', 'row_answers',
-           'AnswerMetric', 'exact_match', 'squad_f1', 'QuestionAnswering', 'question_problem']
+           'inside_word', 'trimmed_span', 'read_answers', 'normalize_answer', 'answer_words', 'answer_exact',
+           'answer_f1', 'row_answers', 'AnswerMetric', 'exact_match', 'squad_f1', 'QuestionAnswering',
+           'question_problem']
 
 # %% ../../nbs/tasks/29_question_answering.ipynb #8fdd3a00
 import re
@@ -237,15 +238,18 @@ def _word(place, words, offsets, context):
 _UNSPACED = re.compile('[\u0e00-\u109f\u1780-\u17ff\u2e80-\u312f\u31a0-\u9fff\uf900-\ufaff\uff00-\uff9f'
                        '\U00020000-\U0003ffff]')
 
-def _joined(text, i):
+def inside_word(
+    text:str,
+    i:int, # A position in `text`
+) -> bool:
     "Return whether the characters before and after position `i` of `text` may belong to the same word"
     return not _UNSPACED.search(text[i-1:i+1])
 
 # %% ../../nbs/tasks/29_question_answering.ipynb #b6c6f71b
 def _widened(a, b, text, least, most):
     "Return the start and end of `text[a:b]` after widening it to whole words, within `text[least:most]`"
-    while a > least and _joined(text, a): a -= 1
-    while b < most and _joined(text, b): b += 1
+    while a > least and inside_word(text, a): a -= 1
+    while b < most and inside_word(text, b): b += 1
     return a,b
 
 # %% ../../nbs/tasks/29_question_answering.ipynb #40082cb4
@@ -256,7 +260,11 @@ def _characters(start, end, words, offsets, context, align, text):
     return (a, b) if first is None or last is None else _widened(a, b, text, first[0], last[1])
 
 # %% ../../nbs/tasks/29_question_answering.ipynb #3f0a0e21
-def _trimmed(a, b, text):
+def trimmed_span(
+    a:int, # Index of the first character of the span
+    b:int, # Index after its last character
+    text:str,
+) -> tuple[int, int]:
     "Return the start and end of `text[a:b]` without spaces at its ends, and with the accents of its last letter"
     found = text[a:b]
     a,b = a + len(found) - len(found.lstrip()), b - len(found) + len(found.rstrip())
@@ -269,7 +277,7 @@ def _window_answers(text, spans, notes, align):
     found = {}
     for score,start,end in zip(*spans, strict=True):
         if score < 0: break
-        a,b = _trimmed(*_characters(start, end, *notes, align, text), text)
+        a,b = trimmed_span(*_characters(start, end, *notes, align, text), text)
         answer = dict(score=0., start=a, end=b, answer=text[a:b])
         if a < b: found.setdefault(text[a:b].lower(), answer)['score'] += score
     return found

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['split_label', 'LabelScheme', 'find_scheme', 'label_order', 'TensorWordLabels', 'WordLabels', 'WordLabelize',
            'WordLabelsBlock', 'word_tokens', 'word_values', 'TokenClassification', 'runs_together', 'WordMetric',
-           'word_accuracy', 'EntityMetric', 'entity_precision', 'entity_recall', 'entity_f1']
+           'word_accuracy', 'EntityMetric', 'entity_precision', 'entity_recall', 'entity_f1', 'words_in_text']
 
 # %% ../../nbs/tasks/28_token_classification.ipynb #b9b55d5b
 import re
@@ -27,7 +27,7 @@ from ..core.inputs import HFRows, as_rows, same_tokens
 from ..show import TaggedWords
 from .base import Task, TokenCrossEntropy, get_block
 from .labels import ClassNames, get_vocab, known_classes
-from .windows import Windowed, _changes, token_order
+from .windows import Windowed, changes, token_order
 from ..text.rows import ListReader, SampleProblems, as_list
 from ..text.tokens import TokenTable
 
@@ -226,7 +226,7 @@ def word_tokens(
     if ids.ndim==2: ids = ids[:,None]
     row,window,pos = token_order(ids >= 0, block.stride, block.hf_tokenizer.truncation_side=='left')
     word = ids[row,window,pos]
-    return row,window,pos,word,_changes(row, word)
+    return row,window,pos,word,changes(row, word)
 
 # %% ../../nbs/tasks/28_token_classification.ipynb #6ea7d75f
 def word_values(
@@ -524,7 +524,11 @@ def _text_tokens(inputs, scores):
         yield [dict(id=i, word=o, offsets=tuple(c), scores=scores[b,x,y]) for i,o,c,x,y in columns],lead
 
 # %% ../../nbs/tasks/28_token_classification.ipynb #5519d948
-def _in_text(tokens, words, spaced):
+def words_in_text(
+    tokens:list, # Dicts with a `word`, its index, and `offsets` in that word; they get offsets in the text
+    words:list[str], # The words of a sample
+    spaced:bool, # Whether offsets count a space before each word but the first
+) -> tuple: # The tokens, and the starts
     "Return tokens of `words` with their character positions in `' '.join(words)`, and the start of each word"
     starts = np.cumsum([0, *(len(o)+1 for o in words)])
     for o in tokens:
@@ -582,7 +586,7 @@ def decode(self:TokenClassification, logits, config, inputs=None, samples=None,
     strategy = AggregationStrategy(aggregation_strategy or ('first' if of_words or scheme.has_ends else 'simple'))
     reader,spaced,res = entity_pipeline(block.hf_tokenizer, config),of_words and runs_together(block.hf_tokenizer),[]
     for text,(tokens,lead) in zip(samples, _text_tokens(inputs, scores), strict=True):
-        if of_words: tokens,starts = _in_text(tokens, text, spaced)
+        if of_words: tokens,starts = words_in_text(tokens, text, spaced)
         if not text: tokens = [] # some tokenizers encode an empty text as a token, which is not part of it
         sentence = ' '.join(text) if of_words else text
         found = _entities(reader, tokens, sentence, strategy, ignore_labels, lead, of_words, scheme)

@@ -27,7 +27,7 @@ from ..core.checks import whole_number
 from ..core.inputs import HFInputs
 from ..core.objects import inner_model
 from ..core.ranks import alone
-from ..show import SampleTable, _with_predictions
+from ..show import SampleTable, prediction_rows
 from ..tasks.base import get_block
 
 # %% ../../nbs/train/67_tracking.ipynb #5d0cb92e
@@ -107,7 +107,7 @@ def results_frame(
     task, # The task
 ) -> pd.DataFrame: # The cells are strings, except for `correct`
     "Return the table of `show_results` as a DataFrame"
-    rows,wrong = _with_predictions(task, samples, outs)
+    rows,wrong = prediction_rows(task, samples, outs)
     return SampleTable(rows).df.astype(str).assign(correct=[not o for o in wrong])
 
 # %% ../../nbs/train/67_tracking.ipynb #474c2a6f
