@@ -27,16 +27,17 @@ from rich.console import Console
 from rich.text import Text
 from torch import nn
 
+from .calibrate import scaled, temperature_of
 from .core.checks import fast_tokenizer, import_extra, print_once, whole_number
 from .core.inputs import HFInputs, by_window
 from .core.objects import forward_kwargs
 from .core.precision import without_cudnn_attention
-from .predict import default_batch_tokens, as_samples, as_several, text_batches
+from .predict import as_samples, as_several, default_batch_tokens, text_batches
 from .tasks.base import get_block
 from .tasks.labels import get_vocab
 import blurlike.tasks.explained # noqa: F401  the outputs of each task
 from .tasks.question_answering import inside_word, trimmed_span
-from .tasks.token_classification import words_in_text, runs_together
+from .tasks.token_classification import runs_together, words_in_text
 
 # %% ../nbs/54_explain.ipynb #eb732ee2
 def shared_copy(
@@ -475,6 +476,7 @@ class Explainer:
         self.task,self.tokenizer = self.block.task,self.block.hf_tokenizer
         if self.block.windows: fast_tokenizer(self.tokenizer, 'explain with windows=True')
         self.kwargs,self.device = forward_kwargs(model),next(model.parameters()).device
+        self.temperature = temperature_of(learn)
         names = self.task.decode_options(learn).get('names') or get_vocab(learn.dls)
         self.names = names or list(model.config.id2label.values())
         self.model = shared_copy(model)
@@ -486,7 +488,8 @@ def logits(self:Explainer,
     inputs:HFInputs, # A batch, on the CPU
 ) -> Tensor:
     "Return the prediction of the model for each row"
-    return self.task.pred(self.model(**self.kwargs, **to_device(inputs.for_model(), self.device)), inputs)
+    outputs = self.model(**self.kwargs, **to_device(inputs.for_model(), self.device))
+    return scaled(self.task.pred(outputs, inputs), self.temperature)
 
 # %% ../nbs/54_explain.ipynb #101d3883
 @patch

@@ -11,6 +11,7 @@ from fastai.losses import BCEWithLogitsLossFlat
 from fastai.metrics import F1ScoreMulti, accuracy_multi
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.special import expit
 from sklearn.metrics import f1_score
 from test_losses import TASKS, TEXTS, loaders, make_model
 from torch import nn
@@ -155,6 +156,9 @@ def test_every_way_to_predict_has_the_temperature_and_the_same_labels(task, loss
         for text,o in zip(texts[:2], after, strict=False):
             n = len(o['probs'])
             assert learn.predict(text)[2][:n].tolist() == pytest.approx(o['probs'], abs=1e-5)
+    if loss_func is None and task=='sequence-classification':
+        found = learn.explain(texts[:2])
+        assert [expit(o.value) for o in found] == pytest.approx([o['score'] for o in after[:2]], abs=1e-5)
     # kept in files, and in pickles
     folder = learn.save_pretrained(tmp_path/'model')
     info = json.loads((folder/'blurlike.json').read_text())['calibration']
