@@ -159,7 +159,7 @@ def test_adapters_are_part_of_the_body(df):
 def test_learned_prompts_are_refused(df):
     peft = pytest.importorskip('peft')
     hf = make_objects()
-    dls = HFTextDataLoaders.from_df(df, hf, valid_col='is_valid', bs=8, seed=0, device='cpu')
+    dls = HFTextDataLoaders.from_df(df, hf, valid_col='is_valid', bs=8, seed=0, max_length=60, device='cpu')
     learn = hf_learner(dls, hf.model, peft_config=peft.PromptTuningConfig(num_virtual_tokens=2, task_type='SEQ_CLS'))
     with pytest.raises(ValueError, match=mentions('model=')): learn.hf_embed(TEXTS)
 

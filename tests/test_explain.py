@@ -318,7 +318,8 @@ def test_frozen_and_trained_models_have_the_same_attributions(trained):
                                     LoraConfig(target_modules=['query'], modules_to_save=['word_embeddings']),
                                     PromptTuningConfig(task_type='SEQ_CLS', num_virtual_tokens=3)],
                          ids=['embeddings', 'whole embeddings', 'prompts'])
-def test_adapters(dls, hf, config):
+def test_adapters(df, hf, config):
+    dls = HFTextDataLoaders.from_df(df, hf, valid_col='is_valid', bs=8, seed=0, max_length=60, device='cpu')
     learn = quiet(hf_learner(dls, hf.model, peft_config=config))
     check(learn.explain('the film warm the plot dull'))
 

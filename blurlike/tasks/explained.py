@@ -56,7 +56,7 @@ def explained_output(self:Task,
 
 # %% ../../nbs/tasks/34_explained.ipynb #419a3fbc
 @patch
-def explained_output(self:(MultiLabelClassification, Regression), logits, inputs, idxs):
+def explained_output(self:MultiLabelClassification|Regression, logits, inputs, idxs):
     return logits.float().gather(1, idxs)[:,0]
 
 # %% ../../nbs/tasks/34_explained.ipynb #a5359ee5
