@@ -587,6 +587,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'blurlike.embed.HFIndex.most_similar': ('embed.html#hfindex.most_similar', 'blurlike/embed.py'),
                                 'blurlike.embed.Learner.hf_embed': ('embed.html#learner.hf_embed', 'blurlike/embed.py'),
                                 'blurlike.embed._at': ('embed.html#_at', 'blurlike/embed.py'),
+                                'blurlike.embed._config_of': ('embed.html#_config_of', 'blurlike/embed.py'),
                                 'blurlike.embed._first': ('embed.html#_first', 'blurlike/embed.py'),
                                 'blurlike.embed._json_of': ('embed.html#_json_of', 'blurlike/embed.py'),
                                 'blurlike.embed._last': ('embed.html#_last', 'blurlike/embed.py'),

@@ -156,13 +156,15 @@ def stored_pooling(
     checkpoint:str|Path, # A model name on the Hub or a local folder
 ) -> str: # "mean" if it has no files of sentence-transformers
     "Return the pooling of `checkpoint`; raise `ValueError` if it is not one of ours"
+    layers = [o['type'].split('.')[-1] for o in _json_of(checkpoint, 'modules.json')]
     info = _json_of(checkpoint, '1_Pooling/config.json')
     old = [k.removeprefix('pooling_mode_').removesuffix('_tokens').removesuffix('_token') for k,v in info.items()
            if k.startswith('pooling_mode_') and v is True]
     modes = info.get('pooling_mode') or old or ['mean']
     modes = [_THEIRS.get(o, o) for o in ([modes] if isinstance(modes, str) else modes)]
-    if len(modes)==1 and modes[0] in POOLINGS: return modes[0]
-    raise ValueError(f"checkpoint={str(checkpoint)!r} combines states with {preview(modes)}, which needs "
+    theirs = [o for o in layers if o not in ('Transformer', 'Pooling', 'Normalize')]
+    if len(modes)==1 and modes[0] in POOLINGS and not theirs: return modes[0]
+    raise ValueError(f"checkpoint={str(checkpoint)!r} combines states with {preview([*modes, *theirs])}, which needs "
                      f"sentence-transformers: pass pooling= with one of {', '.join(map(repr, POOLINGS))}.")
 
 # %% ../nbs/53_embed.ipynb #731846cc
@@ -179,6 +181,14 @@ def load_body(
     return load_hf_model(checkpoint, cls, config, kwargs, whole=True, trust_remote_code=trust_remote_code, body=True)
 
 # %% ../nbs/53_embed.ipynb #bc4c824b
+def _config_of(checkpoint, trust):
+    "Return the configuration of `checkpoint`; raise `ValueError` for adapters without a model"
+    try: return load_hf_config(checkpoint, **trust)
+    except OSError as e:
+        if not _json_of(checkpoint, 'adapter_config.json'): raise
+        raise ValueError(f"checkpoint={str(checkpoint)!r} has adapters and no model: use "
+                         "load_hf_learner(checkpoint).hf_embed, or save with merge=True.") from e
+
 class HFEmbedder:
     "A function of texts that returns vectors, computed with a checkpoint"
     def __init__(self,
@@ -192,7 +202,7 @@ class HFEmbedder:
     ):
         trust = dict(trust_remote_code=trust_remote_code)
         task = Embedding(stored_pooling(checkpoint) if pooling is None else pooling)
-        config = load_hf_config(checkpoint, **trust)
+        config = _config_of(checkpoint, trust)
         tokenizer = load_hf_tokenizer(checkpoint, config, **trust)
         self.model = load_body(checkpoint, config, model_kwargs, **trust).to(device or default_device()).eval()
         if max_length is None: max_length = _json_of(checkpoint, 'sentence_bert_config.json').get('max_seq_length')

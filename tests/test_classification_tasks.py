@@ -24,6 +24,8 @@ from fastai.text.all import (
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
+from torch.nn.functional import binary_cross_entropy_with_logits
 from transformers import pipeline
 
 from blurlike.all import (
@@ -176,6 +178,20 @@ def test_the_chosen_threshold_is_the_learners(topics):
     assert best == learn.loss_func.thresh
     assert learn.dls.hf_block.task.threshold == 0.5
     assert all(s > best for s in learn.hf_predict(TEXTS[0])['scores'])
+
+
+def test_a_loss_of_torch_gets_the_chosen_threshold(topics):
+    hf = make_objects(num_labels=3)
+    learn = hf_learner(from_df(topics, hf), hf.model, loss_func=nn.BCEWithLogitsLoss())
+    with learn.no_bar(): assert learn.choose_threshold(grid=(0.01,), plot=False) == 0.01
+    assert [len(o['labels']) for o in learn.hf_predict(TEXTS)] == [3]*len(TEXTS)
+
+
+def test_a_function_cannot_keep_a_threshold(topics):
+    hf = make_objects(num_labels=3)
+    learn = hf_learner(from_df(topics, hf), hf.model, loss_func=binary_cross_entropy_with_logits)
+    match = mentions('loss_func=binary_cross_entropy_with_logits')
+    with pytest.raises(ValueError, match=match): learn.choose_threshold(plot=False)
 
 
 def two_thresholds(topics):

@@ -253,6 +253,20 @@ def test_the_files_of_sentence_transformers_are_followed(folder):
     with pytest.raises(ValueError, match=mentions('checkpoint=', "'mean'", "'max'")): HFEmbedder(path)
 
 
+def test_more_layers_of_sentence_transformers_are_named(folder):
+    path = folder('bert')
+    types = [f'sentence_transformers.models.{o}' for o in ('Transformer', 'Pooling', 'Dense', 'Normalize')]
+    (path/'modules.json').write_text(json.dumps([dict(idx=i, type=o) for i,o in enumerate(types)]))
+    with pytest.raises(ValueError, match=mentions('checkpoint=', "'Dense'")): HFEmbedder(path)
+    assert HFEmbedder(path, 'mean', device='cpu')(TEXTS).shape == (len(TEXTS), 32)
+
+
+def test_adapters_without_a_model_are_named(tmp_path):
+    (tmp_path/'adapter_config.json').write_text('{"peft_type": "LORA"}')
+    with pytest.raises(ValueError, match=mentions('checkpoint=', str(tmp_path), 'load_hf_learner')):
+        HFEmbedder(tmp_path)
+
+
 def test_minilm_is_what_sentence_transformers_computes():
     st = pytest.importorskip('sentence_transformers')
     texts = [*TEXTS[:5], ' '.join(TEXTS), '', 'Zoë 🎬']

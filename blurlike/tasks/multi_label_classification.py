@@ -7,6 +7,7 @@ __all__ = ['LabelThresholds', 'as_threshold', 'MultiLabelClassification', 'OnesR
 
 # %% ../../nbs/tasks/26_multi_label_classification.ipynb #7fd0e017
 from functools import partial
+from types import FunctionType
 
 import numpy as np
 import pandas as pd
@@ -244,7 +245,8 @@ def probs(self:MultiLabelClassification, logits): return logits.float().sigmoid(
 # %% ../../nbs/tasks/26_multi_label_classification.ipynb #2cdf9a3a
 def _set_threshold(learn, threshold):
     "Set the threshold of a learner's loss and of fastai's metrics"
-    for o in (learn.loss_func, *learn.metrics):
+    learn.loss_func.thresh = threshold
+    for o in learn.metrics:
         if hasattr(o, 'thresh'): o.thresh = threshold
     for m in learn.metrics:
         if hasattr(m, 'kwargs') and 'thresh' in m.kwargs: m.kwargs['thresh'] = threshold
@@ -292,6 +294,9 @@ def choose_threshold(self:Learner,
     "Find the threshold with the best F1 and set it; raise `ValueError` if the task has none"
     task = get_block(self.dls).task
     if not hasattr(task, 'threshold'): raise ValueError(f"task={task.name!r} has no threshold.")
+    if isinstance(self.loss_func, FunctionType): # its attributes are lost when the learner is exported
+        raise ValueError(f"loss_func={self.loss_func.__name__} cannot keep a threshold: use BCEWithLogitsLossFlat, or "
+                         "another class.")
     if per_label and average is not None:
         raise ValueError(f"{average=} is not possible with per_label=True, where the F1 of each label counts.")
     grid = np.arange(1, 20)/20 if grid is None else np.asarray(grid)
