@@ -3,8 +3,6 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
-# Notebooks run in a process each, since one process would keep the models of all, about 1 GB each. The models that
-# they save, 6 GB in all, are removed.
 WORKERS ?= 2
 ALONE  := HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1
 
@@ -26,8 +24,7 @@ demo: $(STAMP)         ## Fine-tune a transformer on movie reviews, or CHECKPOIN
 		$(if $(TEXT_COL),--text-col "$(TEXT_COL)") $(if $(LABEL_COL),--label-col "$(LABEL_COL)") $(if $(OUT),--out "$(OUT)")
 
 test: $(STAMP)         ## Run the notebooks as tests, then tests/; WORKERS=2 processes of one thread each
-	export TMPDIR=$$(mktemp -d); trap 'rm -rf "$$TMPDIR"' EXIT; find nbs -name '*.ipynb' -not -path '*/.*' | sort | \
-		$(ALONE) xargs -P $(WORKERS) -n 1 $(BIN)/nbdev-test --n-workers 0 --do-print
+	$(ALONE) $(BIN)/python tools/test_notebooks.py --workers $(WORKERS)
 	$(ALONE) $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile
 
 notebooks: $(STAMP)    ## Execute the notebooks and keep their outputs
