@@ -67,7 +67,7 @@ def outcomes(
 
 # %% ../nbs/55_calibrate.ipynb #49b8a910
 def _no_temperature(logits, targs):
-    "Return why no temperature is the best; None if one is"
+    "Return why there is no best temperature; None if there is one"
     right = (logits > 0)==(targs > 0.5) if targs.is_floating_point() else logits.argmax(-1)==targs
     if right.all(): return f"all {right.numel()} predictions are right"
     finite = logits[logits.isfinite()]
@@ -85,7 +85,7 @@ def fit_temperature(
                               options=dict(xatol=1e-6))
         if res.x < high - 0.01: return math.exp(res.x)
         why = "the predictions are no better than equal probabilities"
-    raise ValueError(f"No temperature fits: {why}. Train the model, or pass dl= with more rows, which it was not "
+    raise ValueError(f"No temperature fits: {why}. Train the model, or pass dl= with more rows that it was not "
                      "trained on.")
 
 # %% ../nbs/55_calibrate.ipynb #e46bf013
@@ -109,7 +109,7 @@ def calibration_error(
 
 # %% ../nbs/55_calibrate.ipynb #8686b735
 class Calibration:
-    "A temperature, and the calibration error and the likelihood before and after"
+    "A temperature, with the calibration error and the negative log-likelihood before and after"
     def __init__(self,
         logits, # As for `mean_nll`
         targs, # As for `mean_nll`
@@ -173,7 +173,7 @@ def set_calibration(
 
 # %% ../nbs/55_calibrate.ipynb #71b1229f
 def drop_calibration(
-    learn, # A `Learner` that begins to train
+    learn, # A `Learner` that is about to train
 ):
     "Remove the temperature, if there is one, and print a line"
     if (temperature := temperature_of(learn)) is None: return

@@ -55,9 +55,9 @@ def text_body(
     "Return the part of `model` that returns a state for each token; raise `ValueError` if there is none"
     inner,name = inner_model(model),f"model={type(model).__name__}(...)"
     if not is_hf_model(inner):
-        raise ValueError(f"{name} returns no states of tokens, as an ONNX file does not: use the transformers model "
-                         "with the weights.")
-    if prompt_length(model): raise ValueError(f"{name} has learned prompts, which are not part of its body: use LoRA.")
+        raise ValueError(f"{name} does not return a state for each token, and neither does an ONNX model: use the "
+                         "transformers model.")
+    if prompt_length(model): raise ValueError(f"{name} has learned tokens, which are not part of its body: use LoRA.")
     body = inner.base_model
     return body.get_encoder() if inner.config.is_encoder_decoder else body
 
@@ -93,7 +93,7 @@ def embedding_block(
     block:HFTextBlock, # The block of a learner
     pooling:str='mean', # "mean", "cls", "last" or "max"
 ) -> HFTextBlock:
-    "Return a copy of `block` that reads strings, and pairs of them, to embed them"
+    "Return a copy of `block` for embedding strings and pairs of strings"
     res = copy(block)
     res.task,res.is_split_into_words,res.padding = Embedding(pooling),False,True
     return res
@@ -150,12 +150,12 @@ def _json_of(checkpoint, name):
     except OSError: return {}
 
 # %% ../nbs/53_embed.ipynb #352bd584
-_THEIRS = dict(lasttoken='last') # Their names of poolings, where they differ
+_THEIRS = dict(lasttoken='last') # sentence-transformers' names, where they differ from ours
 
 def stored_pooling(
     checkpoint:str|Path, # A model name on the Hub or a local folder
 ) -> str: # "mean" if it has no files of sentence-transformers
-    "Return the pooling of `checkpoint`; raise `ValueError` if it is not one of ours"
+    "Return the pooling of `checkpoint`; raise `ValueError` if it is not in `POOLINGS`, or other layers follow"
     layers = [o['type'].split('.')[-1] for o in _json_of(checkpoint, 'modules.json')]
     info = _json_of(checkpoint, '1_Pooling/config.json')
     old = [k.removeprefix('pooling_mode_').removesuffix('_tokens').removesuffix('_token') for k,v in info.items()
@@ -164,8 +164,8 @@ def stored_pooling(
     modes = [_THEIRS.get(o, o) for o in ([modes] if isinstance(modes, str) else modes)]
     theirs = [o for o in layers if o not in ('Transformer', 'Pooling', 'Normalize')]
     if len(modes)==1 and modes[0] in POOLINGS and not theirs: return modes[0]
-    raise ValueError(f"checkpoint={str(checkpoint)!r} combines states with {preview([*modes, *theirs])}, which needs "
-                     f"sentence-transformers: pass pooling= with one of {', '.join(map(repr, POOLINGS))}.")
+    raise ValueError(f"checkpoint={str(checkpoint)!r} uses {preview([*modes, *theirs])} after the model, which only "
+                     f"sentence-transformers supports: pass pooling= with one of {', '.join(map(repr, POOLINGS))}.")
 
 # %% ../nbs/53_embed.ipynb #731846cc
 def load_body(
@@ -190,12 +190,12 @@ def _config_of(checkpoint, trust):
                          "load_hf_learner(checkpoint).hf_embed, or save with merge=True.") from e
 
 class HFEmbedder:
-    "A function of texts that returns vectors, computed with a checkpoint"
+    "Embed texts with a checkpoint, without a learner"
     def __init__(self,
         checkpoint:str|Path, # A model name on the Hub or a local folder
-        pooling:str=None, # "mean", "cls", "last" or "max"; None for that of sentence-transformers' files, or "mean"
+        pooling:str=None, # "mean", "cls", "last" or "max"; None to read it from the checkpoint, or "mean"
         *,
-        max_length:int=None, # Maximum tokens of a text; None for that of sentence-transformers' files, or the model's
+        max_length:int=None, # Maximum number of tokens in a text; None to read it from the checkpoint
         device=None, # The device to compute on; None for the GPU if there is one
         model_kwargs:dict=None, # Passed to `from_pretrained`, such as `dtype`
         trust_remote_code:bool=False, # Whether Python code of the checkpoint may run
@@ -226,7 +226,7 @@ def __call__(self:HFEmbedder,
 
 # %% ../nbs/53_embed.ipynb #9a63ac59
 class HFIndex:
-    "Texts and their vectors, to find the texts that are most similar to another"
+    "Texts and their vectors, searchable by meaning"
     def __init__(self,
         texts, # A list or column of texts; the index of a column is kept
         embed, # A learner, an `HFEmbedder`, or another function of texts that returns vectors
@@ -234,7 +234,7 @@ class HFIndex:
     ):
         if isinstance(texts, str) or hasattr(texts, 'columns') or not len(texts):
             raise ValueError(f"texts={brief(texts) if isinstance(texts, str) else type(texts).__name__ + '(...)'} must "
-                             "be a list or column of one text or more.")
+                             "be a list or column with at least one text.")
         self.texts = texts if isinstance(texts, pd.Series) else pd.Series(list(texts))
         self.embed = getattr(embed, 'hf_embed', embed)
         self.vectors = unit_vectors(self.embed(list(self.texts)) if vectors is None else vectors)

@@ -51,7 +51,7 @@ def first_column(
     tensor, # An input of a layer
     ids:Tensor, # Token ids, rows x sequence
 ) -> tuple|None: # None if `tensor` does not contain the ids
-    "Return whether `tensor` contains `ids` transposed, and the column of their first token"
+    "Return whether `ids` are transposed in `tensor`, and the column of the first token"
     if not isinstance(tensor, Tensor) or tensor.ndim!=2 or tensor.is_floating_point(): return None
     for transposed in (False, True):
         rows = tensor.T if transposed else tensor
@@ -70,7 +70,7 @@ def vectors_of(
 
 # %% ../nbs/54_explain.ipynb #4909c721
 class EmbeddingCall(NamedTuple):
-    "A call of a layer that looks up the embeddings of tokens"
+    "A call of a layer that looks up token embeddings"
     layer:nn.Module
     args:tuple
     kwargs:dict
@@ -107,8 +107,8 @@ def embedding_call(
     output, # Its result
     ids:Tensor, # The token ids of the model's inputs, rows x sequence
     largest:int, # The largest token id that the layer must accept
-) -> EmbeddingCall|None: # None if the layer looked up no embeddings of tokens
-    "Return a call with the place of the token ids in its arguments"
+) -> EmbeddingCall|None: # None if the layer did not look up token embeddings
+    "Return the call of `layer`, with the argument that contains the token ids and their layout in it"
     vectors = vectors_of(output)
     if vectors is None or getattr(layer, 'num_embeddings', largest + 1) <= largest: return None # a layer for positions
     for key,o in chain(enumerate(args), kwargs.items()):
@@ -126,10 +126,10 @@ def innermost(
 
 # %% ../nbs/54_explain.ipynb #ac58f513
 class TokenEmbeddings:
-    "Hooks that record the embeddings of tokens in one call of a model, and replace them in others"
+    "Hooks that record the token embeddings in one call of a model, and replace them in later calls"
     def __init__(self,
-        model:nn.Module, # A model; it keeps the hooks
-        baseline_id:int, # The token of the baseline
+        model:nn.Module, # A model, to which the hooks are added
+        baseline_id:int, # The id of the token that replaces all others in the baseline
     ):
         self.model,self.baseline_id,self.ids,self.calls,self.values = model,baseline_id,None,[],None
         hook = lambda name: partial(self._called, name)
@@ -170,7 +170,7 @@ def record(self:TokenEmbeddings,
 # %% ../nbs/54_explain.ipynb #1eaadfb4
 @patch
 def _replaced(self:TokenEmbeddings, output):
-    "Return the next of the values in the form of the output, or None to leave it"
+    "Return the next value, in the form of the output; None to keep the output"
     value = next(self.values, None)
     if value is None: return None
     value = value.to(vectors_of(output).dtype)
@@ -234,7 +234,7 @@ def join_words(
     tokens:list, # The word, the start and the end of each token of a text
     text:str, # The text
 ) -> tuple[list, list]: # The start and the end of each word, and the word of each token
-    "Join tokens to words"
+    "Join tokens into words"
     res,of = [],[]
     for word,a,b in tokens:
         a,b = trimmed_span(a, b, text)
@@ -299,7 +299,7 @@ def _of_strings(self:TextTokens):
 # %% ../nbs/54_explain.ipynb #757022e3
 @patch
 def _of_list(self:TextTokens, words):
-    "Return the words of a list of words, and put the tokens in the joined text"
+    "Return the words of a list of words, and locate the tokens in the joined text"
     tokens = [dict(word=word, offsets=(a, b)) for _,word,a,b in self.keys]
     tokens,starts = words_in_text(tokens, words, runs_together(self.tokenizer))
     self.keys = [(0, o['word'], *map(int, o['offsets'])) for o in tokens]
@@ -341,7 +341,7 @@ class ExplainedOutput(NamedTuple):
 
 # %% ../nbs/54_explain.ipynb #4f1c4b6c
 class Explanation(GetAttr):
-    "What the outputs for a text depend on; `words`, `tokens` and so on are those of the first output"
+    "The explained outputs for a text; attributes such as `words` and `tokens` are those of the first output"
     _default = 'first'
     def __init__(self,
         texts:tuple, # The texts of the sample
@@ -358,7 +358,7 @@ class Explanation(GetAttr):
 def title(self:Explanation,
     output:ExplainedOutput, # One of the outputs
 ) -> str:
-    "Return a line about an output"
+    "Return a one-line summary of an output"
     def number(o): return f'{torch.tensor(o).sigmoid().item():.3f}' if self.unit=='log odds' else f'{o:.3f}'
     what = ('log odds', 'probability ') if self.unit=='log odds' else ('', '')
     return (f"{output.name}: {output.difference:+.2f} {what[0]}".rstrip() +
@@ -370,7 +370,7 @@ def segments(self:Explanation,
     output:ExplainedOutput, # One of the outputs
     part:int, # The number of a text
 ) -> list[tuple]: # Strings, each with its word or None
-    "Return a text in pieces: words, and what is between them; an ellipsis where the model reads no further"
+    "Split a text into words and what is between them, with an ellipsis for a part that the model does not read"
     text,end,res = self.texts[part],0,[]
     words = [o for o in output.words if o.part==part and o.start < o.end]
     if words and text[:words[0].start].strip(): res,end = [('… ', None)],words[0].start
@@ -383,9 +383,9 @@ def segments(self:Explanation,
 _SHADES = ((0xdb, 0xea, 0xfe), (0x60, 0xa5, 0xfa)),((0xff, 0xed, 0xd5), (0xfb, 0x92, 0x3c)) # for, and against
 
 def shade(
-    attribution:float, # Of a word
-    largest:float, # The largest attribution of the text, without its sign
-) -> str|None: # None for too little
+    attribution:float, # The attribution of a word
+    largest:float, # The largest absolute attribution in the text
+) -> str|None: # None below 5% of `largest`
     "Return a background color: blue for positive attributions, orange for negative ones"
     share = abs(attribution)/largest if largest else 0.
     if share < .05: return None
@@ -487,7 +487,7 @@ class Explainer:
 def logits(self:Explainer,
     inputs:HFInputs, # A batch, on the CPU
 ) -> Tensor:
-    "Return the prediction of the model for each row"
+    "Return the logits of each row, divided by the temperature if there is one"
     outputs = self.model(**self.kwargs, **to_device(inputs.for_model(), self.device))
     return scaled(self.task.pred(outputs, inputs), self.temperature)
 
@@ -607,9 +607,9 @@ def _warn_incomplete(explanations, n_steps):
 @patch
 def explain(self:Learner,
     texts, # A text, or a list or column of texts, as for `hf_predict`
-    target=None, # The name of the output to explain, or a list; None for what was predicted
+    target=None, # The name of the output to explain, or a list of names; None for the predicted one
     *,
-    n_steps:int=50, # Points between the baseline and the text; more are more exact
+    n_steps:int=50, # Points between the baseline and the text; more steps are more accurate
     batch_tokens:int=None, # Maximum number of tokens in a call of the model; None for 1024 on a CPU, else 4096
     many:bool=None, # Whether `texts` is a list of several texts; None to infer it
     progress:bool=True, # Whether to show a progress bar if there are several batches

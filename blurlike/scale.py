@@ -162,7 +162,7 @@ def _contents(read):
 
 # %% ../nbs/82_scale.ipynb #089fe93d
 def _fingerprint(data, readers):
-    "Return a JSON-compatible value that differs for other data"
+    "Return a JSON-compatible value that identifies the data"
     if isinstance(data, (str, Path)):
         root = Path(data).expanduser()
         stats = [(o.relative_to(root) if o!=root else Path(o.name), o.stat()) for o in _files(data)]
@@ -220,7 +220,7 @@ def _with_lists(text, example):
 
 # %% ../nbs/82_scale.ipynb #71ec44cd
 def _class_names(learn):
-    "Return the names of the classes; None for a task without"
+    "Return the names of the classes; None for a task without classes"
     names = get_vocab(learn.dls) or getattr(get_model(learn.model).config, 'id2label', {}).values()
     return [str(o) for o in names] if get_block(learn.dls).task.has_labels else None
 
@@ -264,7 +264,7 @@ def _shares(have, workers=None):
 _PATIENCE = 30 # Seconds
 
 def _say_waiting(share, have, free):
-    "Print why no actor may have started"
+    "Print the probable reason why no actor has started"
     kinds = [(k, share[f'num_{k.lower()}s']) for k in ('CPU', 'GPU') if share[f'num_{k.lower()}s']]
     needs = ' and '.join(f'{n:g} {k}' for k,n in kinds)
     left = ' and '.join(f'{free.get(k, 0):g} of {have.get(k, 0):g} {k}s' for k,_ in kinds)
@@ -324,7 +324,7 @@ def _model_hash(folder):
 # %% ../nbs/82_scale.ipynb #4eb977f1
 @contextmanager
 def _opened(out, info):
-    "Create the folder of a run, or check that it has the same run; lock it"
+    "Create the folder of a run, or check that it belongs to the same run; lock it"
     manifest = out/MANIFEST
     if not manifest.exists() and out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise FileExistsError(f"out={str(out)!r} contains other files. Choose a new folder.")
@@ -342,7 +342,7 @@ def _opened(out, info):
 
 # %% ../nbs/82_scale.ipynb #48624c70
 def _write(path, table):
-    "Write a Parquet file, which appears when it is complete"
+    "Write a Parquet file, which appears only when it is complete"
     new = path.with_name(f'.{path.name}.{token_hex(4)}')
     try:
         pq.write_table(table, new)
@@ -393,14 +393,14 @@ def _run(engine, scorer, args, chunks, out, workers):
 def score(
     data, # A Parquet, CSV, TSV or JSON Lines file, a folder of them, a `datasets.Dataset` or a Ray Dataset
     model:str|Path, # A folder that `save_pretrained` wrote, or a name on the Hub
-    out:str|Path, # The folder of Parquet files to write; one that holds a part of the same scores is completed
+    out:str|Path, # The folder for the Parquet files; if it contains some of the same scores, the rest are added
     text_col=None, # The column of the texts, or several; None for those used in training
     engine:str='local', # "local" or "ray"
     *,
     prefix:str='', # Put before the names of the columns of predictions
     generate:bool=False, # Whether to use `hf_generate` rather than `hf_predict`
     rows:int=4096, # Maximum rows in a Parquet file
-    workers:int=None, # Actors of Ray; None for one per GPU, or all CPUs but one
+    workers:int=None, # Number of Ray actors; None for one per GPU, or per CPU except one
     encoding:str=None, # Encoding of CSV and JSON Lines files; None for UTF-8
     load_kwargs:dict=None, # Passed to `load_hf_learner`, such as `revision`
     **options # Passed to `hf_predict` or `hf_generate`, such as `precision` or `batch_tokens`

@@ -142,7 +142,7 @@ def plain_vars(
 
 # %% ../../nbs/ship/76_checkpoint.ipynb #445223a6
 def _content(o):
-    "Return all of a plain value, to compare it with a later one"
+    "Return the full content of a plain value, to compare it with a later one"
     tensors = {}
     return repr(pack(o, tensors)),[t.reshape(-1).view(torch.uint8).numpy().tobytes() for t in tensors.values()]
 
@@ -150,7 +150,7 @@ def _content(o):
 def settings_of(
     o, # A callback, before training
 ) -> dict: # By name
-    "Return the contents of the attributes of `o` with the names of arguments of its class"
+    "Return the contents of those attributes of `o` that have the name of an argument of its class"
     names = argument_names(type(o))
     return {k: _content(v) for k,v in plain_vars(o).items() if k in names}
 
@@ -252,7 +252,7 @@ def run_settings(
     lr=None,
     wd=None,
 ) -> dict: # JSON-compatible values
-    "Return what determines a fit"
+    "Return the settings that determine a fit"
     dl,table = learn.dls.train,learn.dls.train.table
     schedule = {k: [np.ravel(f(i/8)).tolist() for i in range(9)] for o in cbs if isinstance(o, ParamScheduler)
                 for k,f in o.scheds.items()}
@@ -301,7 +301,7 @@ def load_weights(
     "Load `weights` into a model; raise `ValueError` if it is another model"
     state = model.state_dict()
     wrong = [*missing_weights(model, state.keys() & weights), *(k for k in weights if k not in state)]
-    if wrong: raise ValueError(f"the model has changed: {len(wrong)} weights are not the same, such as {wrong[0]!r}")
+    if wrong: raise ValueError(f"the model has changed: {len(wrong)} weights are missing or new, such as {wrong[0]!r}")
     if any(v.dtype!=state[k].dtype for k,v in weights.items()): train_in_fp32(model)
     model.load_state_dict(weights, strict=False)
 
@@ -311,8 +311,8 @@ class HFCheckpoint(Callback):
     order = 1000 # after callbacks that change their state or the learner's
     def __init__(self,
         path:str|Path, # The folder of the run; each checkpoint is a folder in it
-        every:int=None, # Steps between two checkpoints, in addition to each epoch; None for at most 2% of the time
-        keep:int=2, # How many of the newest checkpoints to keep; the one at the end of each fit is kept in any case
+        every:int=None, # Steps between checkpoints, in addition to one per epoch; None to use at most 2% of the time
+        keep:int=2, # How many of the newest checkpoints to keep; those at the end of each fit are always kept
         resume:bool=True, # Whether to continue a run; False deletes its checkpoints and starts again
     ):
         if every is not None: whole_number('every', every)
@@ -330,7 +330,7 @@ def parts(self:HFCheckpoint, learn, cbs):
 # %% ../../nbs/ship/76_checkpoint.ipynb #5c70df53
 @patch
 def state(self:HFCheckpoint, learn, cbs, inside):
-    "Return the state of the run, in the middle of an epoch or not; without the weights"
+    "Return the state of the run without the weights, between two epochs or `inside` one"
     loader,rng = self.before if inside else (None, None)
     own = dict(random=get_random_states(), loader=learn.dls.train.state_dict(loader), torch=rng)
     grads = {k: p.grad for k,p in get_model(learn.model).named_parameters() if p.grad is not None}
@@ -347,7 +347,7 @@ SCHEMA = 1 # The version of the format of `training.json`
 def checkpoints_in(
     path:Path, # The folder of a run
 ) -> list: # Newest first
-    "Return the folders of checkpoints, damaged ones too; other folders of the user are not among them"
+    "Return the folders of checkpoints, including damaged ones; ignore other folders"
     found = [o for o in path.glob('step-*') if re.fullmatch(r'step-\d+', o.name) and any(o.glob('training.*'))]
     return sorted(found, key=lambda o: int(o.name[5:]), reverse=True)
 
@@ -418,16 +418,16 @@ def begin(self:HFCheckpoint):
 _DISK = [getattr(errno, o) for o in ('ENOSPC', 'EDQUOT', 'EFBIG', 'EIO', 'EROFS', 'ESTALE') if hasattr(errno, o)]
 
 def is_write_error(
-    e:Exception, # Raised while files were written; an error of another rank is known by its message
+    e:Exception, # Raised while files were written; an error of another rank is recognized by its message
 ) -> bool:
-    "Return whether a disk is full or fails, which may pass, rather than a wrong path or a missing permission"
+    "Return whether `e` may be temporary, as for a full or failing disk, unlike a missing permission"
     found = re.search(r'(?:\[Errno |os error )(\d+)', str(e))
     return (int(found[1]) if found else getattr(e, 'errno', None)) in _DISK
 
 # %% ../../nbs/ship/76_checkpoint.ipynb #ab43dc51
 @patch
 def write(self:HFCheckpoint, learn, cbs, epoch, batch=0, done=False):
-    "Write a checkpoint, to continue at a batch of an epoch, or after the fit"
+    "Write a checkpoint from which to continue at a batch of an epoch, or after the fit"
     started,state,steps = time.perf_counter(),self.state(learn, cbs, batch),self.base + learn.train_iter
     info = dict(schema=SCHEMA, stage=self.stage, done=done, epoch=epoch, batch=batch, stages=self.stages,
                 base=steps if done else self.base)
@@ -453,7 +453,7 @@ def is_due(self:HFCheckpoint) -> bool:
 # %% ../../nbs/ship/76_checkpoint.ipynb #b6f3626b
 @patch
 def after_batch(self:HFCheckpoint):
-    "Write a checkpoint if it is due; the last batch of an epoch leaves it to the end of the epoch"
+    "Write a checkpoint if it is due; after the last batch of an epoch, `after_epoch` does so"
     if not (self.active and self.training) or self.iter+1 >= self.n_iter: return
     if self.is_due() if self.every is None else self.train_iter%self.every==0:
         self.write(self.learn, self.learn.cbs, self.epoch, self.iter+1)
@@ -461,7 +461,7 @@ def after_batch(self:HFCheckpoint):
 # %% ../../nbs/ship/76_checkpoint.ipynb #cea06c91
 @patch
 def after_epoch(self:HFCheckpoint):
-    "Write a checkpoint, unless it is not due, or the fit ends"
+    "Write a checkpoint if it is due and this is not the last epoch"
     if self.active and self.epoch+1 < self.n_epoch and (self.every or self.is_due()):
         self.write(self.learn, self.learn.cbs, self.epoch+1)
 
@@ -475,18 +475,18 @@ def check(self:HFCheckpoint, settings):
     changed = [f'{k}={brief(was.get(k), 60)} (now {brief(now[k], 60)})' for k in now if was.get(k)!=now[k]]
     if not changed: return
     raise ValueError(f"path={str(self.path)!r} contains a run with {', '.join(changed)} in fit {self.stage+1}. Restore "
-                     "this and start with the first fit of the run, choose another path, or pass resume=False to "
-                     "delete its checkpoints and start again.")
+                     "these settings and start with the first fit of the run, choose another path, or pass "
+                     "resume=False to delete its checkpoints and start again.")
 
 # %% ../../nbs/ship/76_checkpoint.ipynb #11ade059
 def restore_random(
     states:dict, # From `get_random_states`, maybe on another machine
 ):
-    "Restore random states, those of GPUs as far as this machine has the GPUs"
+    "Restore random states; those of GPUs only for as many GPUs as this machine has"
     gpus,n = states['torch_cuda_state'],torch.cuda.device_count()
     if len(gpus) > n:
-        print_once(f"The checkpoint has the random states of {len(gpus)} GPUs, and this machine has {n}: random "
-                   "numbers on GPUs, such as dropout, differ from those of a run that was not interrupted.")
+        print_once(f"The checkpoint has the random states of {len(gpus)} GPUs, but this machine has {n}: random "
+                   "numbers on GPUs, such as those of dropout, differ from an uninterrupted run.")
     set_random_states(**states | dict(torch_cuda_state=gpus[:n]))
 
 # %% ../../nbs/ship/76_checkpoint.ipynb #11ade05a
@@ -528,7 +528,7 @@ class RestOfEpoch(GetAttr):
     _default = 'dl'
     def __init__(self,
         dl, # An `HFDataLoader`
-        n:int, # How many batches to leave out
+        n:int, # How many batches to skip
         then, # Called before the first batch is prepared
     ):
         self.dl,self.n,self.then = dl,n,then
@@ -542,7 +542,7 @@ class RestOfEpoch(GetAttr):
 # %% ../../nbs/ship/76_checkpoint.ipynb #00a9ca02
 @patch
 def before_train(self:HFCheckpoint):
-    "Note the state before the epoch; in an epoch that continues, restore its middle"
+    "Record the state before the epoch; if the checkpoint is from the middle of this epoch, restore it"
     if not self.active: return
     dl,learn,state = self.dls.train,self.learn,self.rest
     self.parts(learn, learn.cbs) # what cannot be saved is reported before training
@@ -575,7 +575,7 @@ def run_from(self:HFCheckpoint, learn, state):
 # %% ../../nbs/ship/76_checkpoint.ipynb #98dd954c
 @patch
 def restore_finished(self:HFCheckpoint, learn, cbs):
-    "Restore the end of a fit that was finished, in place of the fit; the newest state if that is missing"
+    "Restore the end of a finished fit instead of repeating it; the newest checkpoint if that is missing"
     newest,info = self.found
     end,last = self.ends.get(self.stage),self.stage==info['stage']
     self.restore_all(learn, cbs, self.load(learn, *((end, read_checkpoint(end)) if end else self.found)))
@@ -587,7 +587,7 @@ def restore_finished(self:HFCheckpoint, learn, cbs):
 # %% ../../nbs/ship/76_checkpoint.ipynb #90486117
 @patch
 def one_fit(self:HFCheckpoint, learn, run, cbs):
-    "Run the fit of this stage, the part that was not run before"
+    "Run the part of this fit that has not run before"
     folder,info = self.found or (None, dict(stage=-1, done=True))
     finished = self.stage < info['stage'] or (self.stage==info['stage'] and info['done'])
     if finished: return self.restore_finished(learn, cbs)
@@ -635,9 +635,9 @@ def around_fit(self:HFCheckpoint, learn, run, cbs, args):
     "Run a fit, the rest of it, or nothing if it was finished"
     if any(getattr(o, 'name', '')=='lr_finder' for o in cbs): return run()
     if (n := sum(isinstance(o, HFCheckpoint) for o in cbs)) > 1:
-        raise ValueError(f"cbs contains {n} HFCheckpoints, those of the learner included: leave one.")
+        raise ValueError(f"cbs contains {n} HFCheckpoints, including those of the learner: pass only one.")
     if start := args.pop('start_epoch'):
-        raise ValueError(f"start_epoch={start}: HFCheckpoint continues by itself; leave start_epoch out.")
+        raise ValueError(f"start_epoch={start}: leave it out; HFCheckpoint finds the epoch to continue from.")
     get_block(learn.dls)
     for o in cbs: self.settings.setdefault(id(o), (o, settings_of(o)))
     try:

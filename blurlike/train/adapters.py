@@ -27,7 +27,7 @@ from .splitter import adapter_params, head_params
 def modules_to_save(
     model:nn.Module, # A model without adapters
 ) -> list[str]: # As for a configuration of peft
-    "Return the names of the modules to train whole and to save with an adapter"
+    "Return the names of the modules to train in full and to save with an adapter"
     head = {id(p) for p in head_params(model)} if model.get_output_embeddings() is None else set()
     heads = [n for n,o in model.named_children() if any(id(p) in head for p in o.parameters())]
     names = dict.fromkeys([*heads, *getattr(model, 'random_modules', [])])
@@ -66,7 +66,7 @@ def cast_output(
 def whole_modules(
     model:nn.Module, # A model with adapters
 ) -> dict: # By their names in the model without adapters
-    "Return the wrappers of the modules that are trained whole"
+    "Return the wrappers of the modules that are trained in full"
     wrapper = import_extra('peft', 'peft').utils.ModulesToSaveWrapper
     return {k: o for k,o in inner_model(model).named_modules() if isinstance(o, wrapper)}
 
@@ -74,7 +74,7 @@ def whole_modules(
 def to_float32(
     model:nn.Module, # A model with adapters, changed in place
 ):
-    "Convert modules that are trained whole to float32, and let them take inputs in 16 bits"
+    "Convert modules that are trained in full to float32, and let them accept inputs in 16 bits"
     copies = [(k, m) for k,o in whole_modules(model).items() for m in o.modules_to_save.values()]
     halves = [next((p.dtype for p in m.parameters() if p.dtype in DTYPES.values()), None) for _,m in copies]
     for (name,module),half in zip(copies, halves, strict=True): # several may share weights
@@ -90,7 +90,7 @@ TASK_TYPES = dict(AutoModelForSequenceClassification='SEQ_CLS', AutoModelForToke
                   AutoModelForCausalLM='CAUSAL_LM')
 
 def _with_all_inputs(config):
-    "Set the type of task to None if peft's class for it drops inputs"
+    "Set the task type to None if peft's class for it drops inputs"
     if config.task_type=='QUESTION_ANS' and not config.is_prompt_learning: config.task_type = None
     return config
 
@@ -112,7 +112,7 @@ def check_adapters(
     "Raise `ValueError`, `TypeError` or `ImportError` if an adapter cannot be added"
     if peft_config is None and not lora: return
     PeftConfig = import_extra('peft', 'peft').PeftConfig
-    if lora and peft_config is not None: raise ValueError("lora=True and peft_config=... exclude each other: pass one.")
+    if lora and peft_config is not None: raise ValueError("Pass either lora=True or peft_config=..., not both.")
     if not isinstance(peft_config, PeftConfig|None):
         raise TypeError(f"peft_config={brief(peft_config)} must be a configuration of peft, such as LoraConfig(r=8).")
     if model is None or not has_adapters(model): return
@@ -143,8 +143,8 @@ def add_adapters(
     config = _complete(default_lora() if peft_config is None else peft_config, model, auto_model)
     given = 'lora=True' if peft_config is None else f'peft_config={type(config).__name__}(...)'
     if config.is_prompt_learning and config.task_type is None:
-        raise ValueError(f"{given} does not work with {type(model).__name__}, for whose task peft has no learned "
-                         "tokens: use LoraConfig(...).")
+        raise ValueError(f"{given} does not work with {type(model).__name__}, because peft has no learned tokens "
+                         "for its task: use LoraConfig(...).")
     return _adapted(model, config, given)
 
 # %% ../../nbs/train/66_adapters.ipynb #ecb33734
@@ -245,7 +245,7 @@ def fit_prompts(
     model:nn.Module, # A model, or one with adapters
     block, # An `HFTextBlock`
 ):
-    "Cut the outputs for learned tokens; raise `ValueError` if they do not work with `model`, or have no positions"
+    "Cut the outputs for learned tokens; raise `ValueError` if they do not work with `model`, or do not fit"
     if not (n := prompt_length(model)): return
     config,inner = model.active_peft_config,inner_model(model)
     limit,name = position_limit(block.task.text_model(inner)),type(config).__name__
@@ -276,17 +276,17 @@ def load_adapters(
     return res
 
 # %% ../../nbs/train/66_adapters.ipynb #300be4e7
-_IN_CACHE = 'PREFIX_TUNING', 'CARTRIDGE' # peft's types of adapters that need the cache of keys and values
+_IN_CACHE = 'PREFIX_TUNING', 'CARTRIDGE' # peft's types of adapters that need a key-value cache
 
 def checkpoint_gradients(
     model:nn.Module, # Changed in place
 ):
-    "Compute activations again in the backward pass; raise `ValueError` if `model` does not support that"
+    "Recompute activations in the backward pass; raise `ValueError` if `model` does not support that"
     inner = inner_model(model)
     config = getattr(model, 'active_peft_config', None)
     if config is not None and config.peft_type in _IN_CACHE:
         raise ValueError(f"gradient_checkpointing=True does not work with {type(config).__name__}(...), which needs a "
-                         "cache of keys and values: use LoraConfig(...) or PromptTuningConfig(...).")
+                         "key-value cache: use LoraConfig(...) or PromptTuningConfig(...).")
     if not getattr(inner, 'supports_gradient_checkpointing', False):
         raise ValueError(f"gradient_checkpointing=True is not supported by {type(inner).__name__}.")
     enable = getattr(inner, 'activation_checkpointing_enable', None) # its name since transformers 5.20

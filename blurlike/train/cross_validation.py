@@ -26,7 +26,7 @@ from ..text.rows import as_plain, columns_of, plain_columns, sample_reader
 
 # %% ../../nbs/train/69_cross_validation.ipynb #10c43f82
 def _strata(column, k):
-    "Return the class of each row as a number; zeros if they are not classes that `k` folds can share"
+    "Return the class of each row as a number; all zeros if `k` folds cannot be balanced by class"
     same = np.zeros(len(column), dtype=int)
     if has_fractions(column): return same
     try: codes = pd.factorize(column)[0]
@@ -35,7 +35,7 @@ def _strata(column, k):
 
 # %% ../../nbs/train/69_cross_validation.ipynb #c993d8c9
 def _group_codes(df, groups, k):
-    "Return the group of each row as a number, or None; raise `ValueError` for a column that cannot make `k` folds"
+    "Return the group of each row as a number, or None; raise `ValueError` for missing or too few groups"
     if groups is None: return None
     columns(df.columns, groups=groups)
     codes,names = pd.factorize(df[groups])
@@ -60,7 +60,7 @@ def fold_numbers(
     split = (StratifiedKFold if groups is None else StratifiedGroupKFold)(k, shuffle=True, random_state=seed)
     res = np.zeros(len(df), dtype=int)
     with warnings.catch_warnings():
-        warnings.filterwarnings('ignore', 'The least populated class') # which all folds know, see below
+        warnings.filterwarnings('ignore', 'The least populated class') # all learners know all classes, see below
         for i,(_,idxs) in enumerate(split.split(classes, classes, codes)): res[idxs] = i
     return res
 
@@ -84,14 +84,14 @@ def _with_classes(df, label_col):
 
 # %% ../../nbs/train/69_cross_validation.ipynb #a5c0663e
 def _note_rare(df, label_col):
-    "Print a line about classes that have one row, which no learner can be trained on and validated on"
+    "Print a line about classes with one row, which cannot be in both the training and the validation rows"
     names = as_names(label_col)
     if len(names)!=1 or not (classes := (df.attrs.get('names') or {}).get(str(names[0]))): return
     counts = plain_columns(df, names).iloc[:,0].explode().value_counts()
     rare = [o for o in classes if counts.get(o)==1]
     if 0 < len(rare) < len(classes):
-        print_once(f"{len(rare)} of {len(classes)} classes have only one row: {preview(rare)}. A learner is not "
-                   "trained on a class that only its validation rows have.")
+        print_once(f"{len(rare)} of {len(classes)} classes have only one row: {preview(rare)}. The learner that "
+                   "predicts such a row is not trained on its class.")
 
 # %% ../../nbs/train/69_cross_validation.ipynb #cf2eff20
 def _check_rows(learn, frame, valid_col):
@@ -106,7 +106,7 @@ def _check_rows(learn, frame, valid_col):
 
 # %% ../../nbs/train/69_cross_validation.ipynb #08034c22
 class _Folds:
-    "What the learners of the folds predict"
+    "The predictions of the learners of all folds"
     def __init__(self, n_rows):
         self.rows,self.metrics,self.test = [None]*n_rows,[],None # texts, predictions and targets, by row
         self.vocab,self.label_col,self.models,self.join = None,None,WeakSet(),list
@@ -142,7 +142,7 @@ def add(self:_Folds, learn, idxs):
 # %% ../../nbs/train/69_cross_validation.ipynb #5140b33e
 @patch
 def add_test(self:_Folds, learn, dl, k):
-    "Add the predictions of `learn` for the rows of `dl`, as one of `k` that are averaged"
+    "Add the predictions of `learn` for `dl` to the average over `k` learners"
     preds,_ = get_block(learn.dls).task.row_preds(learn, dl)
     if self.test is None: self.test = [0.]*len(preds)
     self.test = [a + b/k for a,b in zip(self.test, preds, strict=True)]
@@ -219,7 +219,7 @@ def _check_frame(df, k, label_col, make_learner, fit):
 # %% ../../nbs/train/69_cross_validation.ipynb #7f7413a2
 def cross_val_preds(
     df:pd.DataFrame, # The data, a row for each text
-    make_learner, # A function of `df`, with a column that marks the rows of a fold, that returns a new `Learner` for it
+    make_learner, # A function that takes `df` with a column that marks the rows of a fold, and returns a new `Learner`
     k:int=5, # How many folds
     fit=None, # A function that trains a learner; None if `make_learner` has trained it
     *,
@@ -227,7 +227,7 @@ def cross_val_preds(
     valid_col:str='is_valid', # The column that is True for the rows of the fold; one of this name is replaced
     groups:str=None, # A column; rows with the same value are in the same fold. None for no groups
     seed:int=None, # Seed of the folds
-    test:pd.DataFrame=None, # More rows, or texts, which the learners of all folds predict; None for none
+    test:pd.DataFrame=None, # More rows, or texts, for the learners of all folds to predict; None for none
 ) -> CrossValPreds: # Predictions in the order of the rows
     "Predict each row of `df` with a learner that was trained on the other folds, and print the metrics of each fold"
     _check_frame(df, k, label_col, make_learner, fit)

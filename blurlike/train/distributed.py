@@ -57,14 +57,14 @@ class ShareLoss(Callback):
 
 # %% ../../nbs/train/65_distributed.ipynb #a6873fa8
 def own_random_numbers():
-    "Give this rank other random numbers than the first"
+    "Give this rank different random numbers from the first"
     if rank_distrib(): torch.manual_seed(int(torch.randint(2**62, ())) + rank_distrib())
 
 # %% ../../nbs/train/65_distributed.ipynb #06092d62
 def save_for_lr_find(
     learn, # A `Learner` that begins to train
 ):
-    "Write the file that `lr_find` restores the weights from in a rank after the first"
+    "Write the file from which `lr_find` restores the weights, except in the first rank"
     folder = getattr(getattr(learn, 'lr_finder', None), 'tmp_p', None)
     if folder is None or not rank_distrib(): return
     state = dict(model=get_model(learn.model).state_dict(), opt=learn.opt.state_dict())
@@ -83,7 +83,7 @@ def before_train(self:ShareLoss):
 
 # %% ../../nbs/train/65_distributed.ipynb #b7c1f0aa
 def _settings(config):
-    "Yield the names and values in a configuration, and in those that it contains"
+    "Yield the names and values in a configuration, and in the configurations that it contains"
     for k,v in vars(config).items():
         if hasattr(v, 'to_dict'): yield from _settings(v)
         else: yield k,v
@@ -181,7 +181,7 @@ def join_ranks(
     from accelerate import DistributedDataParallelKwargs # needed only here
     if not isinstance(learn.dls.train, HFDataLoader):
         raise ValueError(f"dls={type(learn.dls).__name__}(...) was not made with an HFTextBlock, which training on "
-                         "several processes needs.")
+                         "several processes requires.")
     keep_loaders(trainer, HFDataLoader)
     handler = trainer.accelerator.ddp_handler = trainer.accelerator.ddp_handler or DistributedDataParallelKwargs()
     if not (handler.find_unused_parameters or handler.static_graph):

@@ -47,8 +47,8 @@ def metric_direction(
         return direction
     if any(o in metric.lower() for o in _LOW): return 'minimize'
     if any(o in metric.lower() for o in _HIGH): return 'maximize'
-    raise ValueError(f"metric={metric!r} is unknown to be better when high or low: pass direction='maximize' or "
-                     "direction='minimize'.")
+    raise ValueError(f"metric={metric!r} does not show in its name whether higher is better: pass "
+                     "direction='maximize' or direction='minimize'.")
 
 # %% ../../nbs/train/68_search.ipynb #975f0499
 def check_metric(
@@ -84,7 +84,7 @@ class PruneTrial(Callback):
     def before_train(self): self.trained = not hasattr(self.learn, 'lr_finder')
 
     def after_epoch(self):
-        "Report the value; NaN, such as of a metric that is not computed in each epoch, is left out"
+        "Report the value, unless it is NaN, as for a metric that is not computed in every epoch"
         if not self.trained: return
         self.epochs += 1
         found = dict(zip(self.recorder.metric_names, self.recorder.log, strict=False))
@@ -128,7 +128,7 @@ def restore_weights(
     model,weights = get_model(learn.model),load_file(file)
     state = adapter_state(model)
     if state.keys()!=weights.keys():
-        raise ValueError(f"make_learner returned another model than in the trial of {file.name}: "
+        raise ValueError(f"make_learner returned a different model than in the trial of {file.name}: "
                          f"{len(state.keys() ^ weights.keys())} weights differ.")
     if any(v.dtype!=state[k].dtype for k,v in weights.items()): train_in_fp32(model)
     model.load_state_dict(weights, strict=False)
@@ -196,7 +196,7 @@ def n_done(
 def weights_folder(
     storage, # A file, a URL, a storage of Optuna, or None
 ):
-    "Provide the folder for weights: beside the file of a study, or a temporary one"
+    "Provide the folder for weights: next to the file of a study, or a temporary one"
     if is_file(storage):
         path = Path(storage).expanduser()
         yield path.with_name(f'{path.stem}_weights')
@@ -209,10 +209,10 @@ def new_learner(
     trial, # A trial of Optuna
     metric:str, # The name of the metric
 ) -> Learner:
-    "Call `make_learner`; raise `TypeError` or `ValueError` if what it returns cannot be searched"
+    "Call `make_learner`; raise `TypeError` or `ValueError` if it does not return a learner with `metric`"
     learn = make_learner(trial)
     if not isinstance(learn, Learner):
-        raise TypeError(f"make_learner returned {brief(learn)}, which must be a Learner.")
+        raise TypeError(f"make_learner returned {brief(learn)}, but must return a Learner.")
     check_metric(learn, metric)
     return learn
 
@@ -224,7 +224,7 @@ def run_trial(
     folder:Path, # The folder for weights
     trial, # A trial of Optuna
 ) -> float:
-    "Train a learner, save its weights, and return its value"
+    "Train a learner, save its weights, and return the value of the metric"
     learn = new_learner(make_learner, trial, metric)
     with learn.added_cbs(PruneTrial(trial, metric)): fit(learn, trial)
     value = measure(learn, metric)
@@ -296,7 +296,7 @@ def plot(self:HyperparameterSearch,
 def find_hyperparameters(
     make_learner, # A function of a trial of Optuna that returns a `Learner`
     fit, # A function of a learner and its trial that trains it, such as `lambda learn, trial: learn.fine_tune(2)`
-    n_trials:int=20, # How many trials, those of earlier calls with the same `storage` included
+    n_trials:int=20, # Number of trials, including those of earlier calls with the same `storage`
     metric:str='valid_loss', # "valid_loss" or the name of a metric of the learner
     *,
     direction:str=None, # "maximize" or "minimize"; None to infer it from `metric`
@@ -304,7 +304,7 @@ def find_hyperparameters(
     study_name:str='search', # The name of the study in `storage`
     sampler=None, # A sampler of Optuna; None for `TPESampler`
     pruner=None, # A pruner of Optuna; None for `MedianPruner`, and `optuna.pruners.NopPruner()` for no pruning
-    timeout:float=None, # Begin no trial after this many seconds
+    timeout:float=None, # Start no trial after this many seconds; None for no limit
     catch=(), # Exceptions after which the search continues; others end it
 ) -> HyperparameterSearch: # With the best learner as `learn`, and a `table()` of the trials
     "Search for the hyperparameters that give the best value of a metric"
