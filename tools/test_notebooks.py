@@ -21,6 +21,7 @@ from nbdev.config import get_config
 from nbdev.test import test_nb
 from notebooks import ROOT, notebooks
 
+
 def test(
     path:Path, # A notebook
     flags:list, # Flags of cells to skip
