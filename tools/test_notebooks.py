@@ -49,7 +49,8 @@ def test_all(
             process,path,start = running.pop(o)
             process.join()
             passed = process.exitcode==0
-            print(f"{'passed' if passed else 'FAILED'} {monotonic()-start:4.0f} s  {path.relative_to(ROOT)}", flush=True)
+            result,name = 'passed' if passed else 'FAILED',path.relative_to(ROOT)
+            print(f'{result} {monotonic()-start:4.0f} s  {name}', flush=True)
             if not passed: failed.append(path)
     return failed
 
