@@ -6,7 +6,7 @@ STAMP  := $(VENV)/.installed
 WORKERS ?= 2
 ALONE  := HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1
 
-.PHONY: help venv demo test notebooks readme docs bench lint clean
+.PHONY: help venv demo test examples notebooks readme docs bench lint clean
 
 help:                  ## List the commands
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -23,9 +23,12 @@ demo: $(STAMP)         ## Fine-tune a transformer on movie reviews, or CHECKPOIN
 	$(BIN)/python -m blurlike.demo $(if $(CHECKPOINT),--checkpoint "$(CHECKPOINT)") $(if $(DATA),--data "$(DATA)") \
 		$(if $(TEXT_COL),--text-col "$(TEXT_COL)") $(if $(LABEL_COL),--label-col "$(LABEL_COL)") $(if $(OUT),--out "$(OUT)")
 
-test: $(STAMP)         ## Run the notebooks as tests, then tests/; WORKERS=2 processes of one thread each
-	$(ALONE) $(BIN)/python tools/test_notebooks.py --workers $(WORKERS)
+test: $(STAMP)         ## Run the library's notebooks as tests, then tests/; WORKERS=2 processes of one thread each
+	$(ALONE) $(BIN)/python tools/test_notebooks.py '^nbs/(?!examples/|index)' --workers $(WORKERS)
 	$(ALONE) $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile
+
+examples: $(STAMP)     ## Run the examples and the README's notebook as tests
+	$(ALONE) $(BIN)/python tools/test_notebooks.py '^nbs/(examples/|index)' --workers $(WORKERS)
 
 notebooks: $(STAMP)    ## Execute the notebooks and keep their outputs
 	HF_HUB_OFFLINE=1 $(BIN)/python tools/notebooks.py
