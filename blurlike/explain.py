@@ -600,7 +600,7 @@ def can_explain(
 def _warn_incomplete(explanations, n_steps):
     "Print a line about explanations whose attributions do not add up"
     n = sum(not all(p.is_complete for p in o.outputs) for o in explanations)
-    if n: print_once(f"The attributions of {n} of {len(explanations)} texts differ from the output by more than "
+    if n: print_once(f"The attributions of {n} of {len(explanations)} texts do not add up to the output within "
                      f"{TOLERANCE:.0%}: pass n_steps={2*n_steps}.")
 
 # %% ../nbs/54_explain.ipynb #35ea506c
