@@ -39,14 +39,15 @@ def results(folder, *names):
 
 
 @pytest.fixture(scope='module')
-def exact(tmp_path_factory):
-    return results(tmp_path_factory.mktemp('exact'), 'exact_all', 'accumulated', 'all_unused')[0]
+def run(tmp_path_factory):
+    "One start of two processes, which takes longer than most of what they do"
+    return results(tmp_path_factory.mktemp('both'), 'exact_all', 'accumulated', 'all_unused', 'all_loaders', 'deciding',
+                   'tracked', 'lr_find', 'saving', 'one_rank_alone', 'generating', 'batch_size', 'half_precision',
+                   'lora', 'dropout', 'refused', 'checkpointed')
 
 
 @pytest.fixture(scope='module')
-def life(tmp_path_factory):
-    return results(tmp_path_factory.mktemp('life'), 'all_loaders', 'deciding', 'tracked', 'lr_find', 'saving',
-                   'one_rank_alone', 'generating', 'batch_size', 'half_precision', 'lora', 'dropout', 'refused')
+def both(run): return run[0]
 
 
 def same(a, b, eps=1e-6):
@@ -72,27 +73,27 @@ def check_same(one, both):
 
 
 @pytest.mark.parametrize(('task', 'own_loss'), EXACT)
-def test_two_processes_are_one_with_the_larger_batch(task, own_loss, exact):
-    check_same(ranks.exact(task, own_loss, bs=6), [o['exact_all'][task, own_loss] for o in exact])
+def test_two_processes_are_one_with_the_larger_batch(task, own_loss, both):
+    check_same(ranks.exact(task, own_loss, bs=6), [o['exact_all'][task, own_loss] for o in both])
 
 
-def test_accumulated_gradients_are_those_of_all_processes(exact):
-    check_same(ranks.accumulated(bs=4), [o['accumulated'] for o in exact])
-    assert len(exact[0]['accumulated']['gradients']) < 10
+def test_accumulated_gradients_are_those_of_all_processes(both):
+    check_same(ranks.accumulated(bs=4), [o['accumulated'] for o in both])
+    assert len(both[0]['accumulated']['gradients']) < 10
 
 
 @pytest.mark.parametrize('name', ranks.UNUSED)
-def test_parameters_without_use_do_not_matter(name, exact):
-    one,both = ranks.unused(name),[o['all_unused'][name] for o in exact]
-    for two in both: same(one, two)
+def test_parameters_without_use_do_not_matter(name, both):
+    one = ranks.unused(name)
+    for two in both: same(one, two['all_unused'][name])
     assert len(one[0])==6
 
 
 # ---- loaders
 
 @pytest.mark.parametrize('name', LOADERS)
-def test_every_row_is_seen_once_an_epoch(name, life):
-    (first,steps),(second,other) = (o['all_loaders'][name] for o in life[0])
+def test_every_row_is_seen_once_an_epoch(name, both):
+    (first,steps),(second,other) = (o['all_loaders'][name] for o in both)
     assert steps==other
     n = 18 if name!='dropped' else 18//6*6
     known = {' '.join(o.split()) for o in ROWS.text[:18]}
@@ -125,58 +126,58 @@ def test_shares_are_neighbors_and_complete(n, ranks):
 
 # ---- around training
 
-def test_callbacks_that_watch_the_validation_decide_alike(life):
-    (values,weights,saved),other = (o['deciding'] for o in life[0])
+def test_callbacks_that_watch_the_validation_decide_alike(both):
+    (values,weights,saved),other = (o['deciding'] for o in both)
     assert values==other[0]
     assert len(values) < 6
     same(weights, other[1], 0)
     assert saved
 
 
-def test_the_first_process_logs(life):
-    (numbers,tables,steps,first),(nothing,no_tables,_,second) = (o['tracked'] for o in life[0])
+def test_the_first_process_logs(both):
+    (numbers,tables,steps,first),(nothing,no_tables,_,second) = (o['tracked'] for o in both)
     assert [s for s,o in numbers if 'train_loss' in o]==[*range(1, steps+1)]
     assert (tables, nothing, no_tables)==([5], [], [])
     same(first, second, 0)
 
 
-def test_lr_find_ends_and_restores_the_weights(life):
-    for _,steps,last,change in (o['lr_find'] for o in life[0]):
+def test_lr_find_ends_and_restores_the_weights(both):
+    for _,steps,last,change in (o['lr_find'] for o in both):
         assert steps==12
         assert last==pytest.approx(10, rel=.9)
         assert change==0
 
 
-def test_one_process_writes_and_the_others_wait(life):
-    for preds,score,message in (o['saving'] for o in life[0]):
+def test_one_process_writes_and_the_others_wait(both):
+    for preds,score,message in (o['saving'] for o in both):
         assert preds==[pytest.approx(score, abs=1e-6)]*4
         assert re.match(mentions('path', 'is a file'), message)
 
 
-def test_a_single_process_may_predict_and_show_results(life):
-    (first,),(inside,after) = (o['one_rank_alone'] for o in life[0])
+def test_a_single_process_may_predict_and_show_results(both):
+    (first,),(inside,after) = (o['one_rank_alone'] for o in both)
     for a,b in zip(inside, after, strict=True): assert a['score']==b['score']
     assert [o['score'] for o in first]==[o['score'] for o in after]
-    (_,text),(inside,after) = (o['generating'] for o in life[0])
+    (_,text),(inside,after) = (o['generating'] for o in both)
     assert text==inside==after
 
 
-def test_find_batch_size_returns_the_smallest_of_all(life):
-    (outside,inside),other = (o['batch_size'] for o in life[0])
+def test_find_batch_size_returns_the_smallest_of_all(both):
+    (outside,inside),other = (o['batch_size'] for o in both)
     assert 'takes' in outside or outside==other[0]
     assert isinstance(outside, str)==isinstance(other[0], str)
     assert inside==other[1]
 
 
-def test_half_precision_trains(life):
-    (weights,cast,dtype),other = (o['half_precision'] for o in life[0])
+def test_half_precision_trains(both, run):
+    (weights,cast,dtype),other = (o['half_precision'] for o in both)
     assert dtype is torch.float32
     same([weights, cast], other[:2], 0)
-    assert life[1].count('Converted BertForSequenceClassification')==1
+    assert run[1].count('Converted BertForSequenceClassification')==1
 
 
-def test_adapters_train(life):
-    (trained,values),other = (o['lora'] for o in life[0])
+def test_adapters_train(both):
+    (trained,values),other = (o['lora'] for o in both)
     assert any('lora' in o for o in trained)
     assert all('lora' in o or 'classifier' in o for o in trained)
     assert trained.keys()==other[0].keys()
@@ -184,14 +185,14 @@ def test_adapters_train(life):
     assert values==other[1]
 
 
-def test_ranks_draw_different_dropout(life):
-    first,second = (o['dropout'] for o in life[0])
+def test_ranks_draw_different_dropout(both):
+    first,second = (o['dropout'] for o in both)
     assert len(first)==len(second)
     assert not set(first) & set(second)
 
 
-def test_what_does_not_work_is_refused(life):
-    for accumulation,sharded,few in (o['refused'] for o in life[0]):
+def test_what_does_not_work_is_refused(both):
+    for accumulation,sharded,few in (o['refused'] for o in both):
         assert re.match(mentions('gradient_accumulation_steps=2', 'GradientAccumulation'), accumulation)
         assert re.match(mentions("distributed_type='FSDP'"), sharded)
         assert re.match(mentions('ranks=2', 'the 1 rows'), few)
@@ -242,23 +243,18 @@ def test_a_single_process_may_use_the_context(learn, monkeypatch):
 
 # ---- checkpoints
 
-@pytest.fixture(scope='module')
-def whole(tmp_path_factory):
-    return [o['checkpointed'] for o in results(tmp_path_factory.mktemp('whole'), 'checkpointed')[0]]
-
-
-def test_ranks_with_checkpoints_stay_alike(whole):
-    one,two = whole
+def test_ranks_with_checkpoints_stay_alike(both):
+    one,two = (o['checkpointed'] for o in both)
     for o in ('rows', 'half', 'pools'):
         same(one[o][:2], two[o][:2], 0)
         assert one[o][2] != two[o][2] # each rank has random numbers of its own
 
 
-@pytest.mark.parametrize('name', ['killed_between_epochs', 'killed_in_an_epoch', 'killed_with_16_bits'])
-def test_a_run_of_two_processes_that_is_killed_continues_exactly(name, whole, tmp_path):
-    assert launch(tmp_path, name).returncode != 0
-    assert not list(tmp_path.glob('*.pt'))
+def test_a_run_of_two_processes_that_is_killed_continues_exactly(both, tmp_path):
+    for name in ('killed_with_16_bits', 'killed_between_epochs', 'killed_in_an_epoch'):
+        assert launch(tmp_path, name).returncode != 0
+        assert not list(tmp_path.glob('*.pt'))
     resumed,printed = results(tmp_path, 'checkpointed')
     assert 'Continuing from' in printed
-    for one,other in zip(resumed, whole, strict=True):
-        for o in ('half', 'pools'): same(one['checkpointed'][o], other[o], 0)
+    for one,other in zip(resumed, both, strict=True):
+        for o in ('rows', 'half', 'pools'): same(one['checkpointed'][o], other['checkpointed'][o], 0)
