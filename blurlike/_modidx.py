@@ -1080,6 +1080,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                'blurlike.show._word_end': ('show.html#_word_end', 'blurlike/show.py'),
                                'blurlike.show.cut_text': ('show.html#cut_text', 'blurlike/show.py'),
                                'blurlike.show.format_number': ('show.html#format_number', 'blurlike/show.py'),
+                               'blurlike.show.highlight_style': ('show.html#highlight_style', 'blurlike/show.py'),
                                'blurlike.show.plot_top_losses': ('show.html#plot_top_losses', 'blurlike/show.py'),
                                'blurlike.show.prediction_rows': ('show.html#prediction_rows', 'blurlike/show.py'),
                                'blurlike.show.show_batch': ('show.html#show_batch', 'blurlike/show.py'),

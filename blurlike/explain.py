@@ -33,6 +33,7 @@ from .core.inputs import HFInputs, by_window
 from .core.objects import forward_kwargs
 from .core.precision import without_cudnn_attention
 from .predict import as_samples, as_several, default_batch_tokens, text_batches
+from .show import highlight_style
 from .tasks.base import get_block
 from .tasks.labels import get_vocab
 import blurlike.tasks.explained # noqa: F401  the outputs of each task
@@ -398,8 +399,7 @@ def _word_html(text, word, largest):
     color = word and shade(word.attribution, largest)
     if not color: return escape(text)
     line = '; text-decoration: underline dotted' if word.attribution < 0 else ''
-    style = f'background: {color}; color: #111; border-radius: 3px; padding: 0 2px{line}'
-    return f'<span title="{word.attribution:+.2f}" style="{style}">{escape(text)}</span>'
+    return f'<span title="{word.attribution:+.2f}" style="{highlight_style(color)}{line}">{escape(text)}</span>'
 
 # %% ../nbs/54_explain.ipynb #d810be90
 @patch

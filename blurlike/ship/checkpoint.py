@@ -356,7 +356,7 @@ def checkpoints_in(
 def write_folder(self:HFCheckpoint, learn, folder, state, info):
     "Write a checkpoint, and delete those that are too old"
     model,tensors = get_model(learn.model),{}
-    damaged = folder in checkpoints_in(self.path) and not (folder/'training.json').exists()
+    damaged = any(folder.glob('training.*')) and not (folder/'training.json').exists()
     if damaged: shutil.rmtree(folder, ignore_errors=True)
     with atomic_folder(folder, 'training.json') as new:
         write_model(learn, new)
