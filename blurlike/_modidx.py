@@ -199,6 +199,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                        'blurlike.core.objects._module_sizes': ( 'core/objects.html#_module_sizes',
                                                                                 'blurlike/core/objects.py'),
                                        'blurlike.core.objects._new_modules': ('core/objects.html#_new_modules', 'blurlike/core/objects.py'),
+                                       'blurlike.core.objects._quantize_body': ( 'core/objects.html#_quantize_body',
+                                                                                 'blurlike/core/objects.py'),
                                        'blurlike.core.objects._random_modules': ( 'core/objects.html#_random_modules',
                                                                                   'blurlike/core/objects.py'),
                                        'blurlike.core.objects._reaching': ('core/objects.html#_reaching', 'blurlike/core/objects.py'),

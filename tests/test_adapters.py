@@ -26,7 +26,7 @@ from peft import (
 from test_hub import Process
 from test_matrix import ASKS, CELLS, CONFIGS, LIMITS, ROWS, WRITING, Gradients, assert_same, make_dls
 from torch import nn
-from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, pipeline
+from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, BitsAndBytesConfig, pipeline
 from transformers.quantizers import HfQuantizer, register_quantization_config, register_quantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
@@ -718,6 +718,20 @@ def test_an_adapter_of_a_quantized_base_trains_loads_and_merges_elsewhere(dls, b
     model = PeftModel.from_pretrained(model_of(base), folder, is_trainable=True)
     whole = load_hf_learner(hf_learner(dls, model).save_pretrained(tmp_path/'whole', merge=True), device='cpu')
     for a,b in zip(probs(whole), probs(learn), strict=True): assert a==pytest.approx(b, abs=.02)
+
+
+@pytest.mark.parametrize('bits', [4, 8])
+def test_a_head_is_trained_on_a_base_of_bitsandbytes(bits, dls, base, tmp_path):
+    how = BitsAndBytesConfig(**{f'load_in_{bits}bit': True}, bnb_4bit_compute_dtype=torch.float32)
+    learn = hf_learner(dls, lora=True, model_kwargs=dict(quantization_config=how))
+    names,before = trainable(learn.model),state(learn.model)
+    kinds = {type(o).__name__ for o in inner_model(learn.model).bert.modules()}
+    assert f'Linear{bits}bit' + 'Lt'*(bits==8) in kinds
+    assert any('classifier' in o for o in names)
+    assert moved(before, tune(learn).model)==names
+    again = load_hf_learner(learn.save_pretrained(tmp_path/'adapter'), device='cpu')
+    assert inner_model(again.model).is_quantized
+    assert_same(probs(again), probs(learn))
 
 
 # ---- gradient checkpointing
