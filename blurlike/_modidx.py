@@ -1146,6 +1146,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'blurlike.tasks.base.all_tasks': ('tasks/base.html#all_tasks', 'blurlike/tasks/base.py'),
                                      'blurlike.tasks.base.check_one_divisor': ( 'tasks/base.html#check_one_divisor',
                                                                                 'blurlike/tasks/base.py'),
+                                     'blurlike.tasks.base.check_valid': ('tasks/base.html#check_valid', 'blurlike/tasks/base.py'),
                                      'blurlike.tasks.base.get_block': ('tasks/base.html#get_block', 'blurlike/tasks/base.py'),
                                      'blurlike.tasks.base.get_task': ('tasks/base.html#get_task', 'blurlike/tasks/base.py'),
                                      'blurlike.tasks.base.has_two_terms': ('tasks/base.html#has_two_terms', 'blurlike/tasks/base.py'),

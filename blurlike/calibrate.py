@@ -21,7 +21,7 @@ from scipy.optimize import minimize_scalar
 from torch.nn.utils.rnn import pad_sequence
 
 from .core.checks import print_line
-from .tasks.base import get_block
+from .tasks.base import check_valid, get_block
 
 # %% ../nbs/55_calibrate.ipynb #ac63238e
 def scaled(
@@ -203,6 +203,7 @@ def calibrate(self:Learner,
 ) -> Calibration:
     "Fit a temperature that later predictions use; raise `ValueError` if that is not possible"
     _check_calibrates(self)
+    check_valid(self, dl)
     with _uncalibrated(_keeper(self)): preds,targs = self.get_preds(dl=dl, act=noop, reorder=False)
     if targs is None: raise ValueError("dl has no targets: make it with learn.dls.test_dl(df, with_labels=True).")
     res = Calibration(*flat_targets(preds, targs))

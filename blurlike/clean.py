@@ -15,7 +15,7 @@ from fastai.torch_basics import is_listy, patch
 
 from .core.checks import as_names, brief, import_extra, one_of, whole_number
 from .show import MarkedText
-from .tasks.base import get_block
+from .tasks.base import check_valid, get_block
 from .tasks.labels import get_vocab
 from .text.rows import DatasetItems, StreamSamples, as_list, as_plain, columns_of, sample_reader
 from .train.cross_validation import CrossValPreds
@@ -51,6 +51,7 @@ def _preds_of(source, dl=None):
         return source
     if not isinstance(source, Learner):
         raise TypeError(f"source={brief(source)} must be the result of cross_val_preds, or a trained Learner.")
+    check_valid(source, dl)
     dl,task = source.dls.valid if dl is None else dl,get_block(source.dls).task
     if task.row_preds is None: raise ValueError(f"task={task.name!r} has no classes.")
     read,frame = sample_reader(dl.dataset),_frame_of(dl.dataset)

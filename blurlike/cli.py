@@ -207,6 +207,9 @@ def _lines(
     "Read the lines of a file; raise `ValueError` if they cannot be decoded"
     from blurlike.text.files import naming
     encoding = encoding or 'utf-8-sig' # skips a byte order mark
+    if file and Path(file).suffix.lower() in ('.csv', '.tsv', '.parquet'):
+        raise ValueError(f"file={file!r} is a table, not one text per line: pass it as --input, with --output and "
+                         "--text-col.")
     with open(file, encoding=encoding) if file else os.fdopen(os.dup(0), encoding=encoding) as lines:
         while True:
             with naming('file', file or 'standard input', _HINTS['encoding']): line = next(lines, None)

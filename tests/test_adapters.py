@@ -176,6 +176,8 @@ def test_options_that_do_not_fit_are_refused(dls, base):
     with pytest.raises(ValueError, match=mentions('lora=True', 'peft_config=')):
         hf_learner(dls, lora=True, peft_config=lora())
     with pytest.raises(TypeError, match=mentions('peft_config=', "{'r': 8}")): hf_learner(dls, peft_config={'r': 8})
+    with pytest.raises(TypeError, match=mentions('lora=LoraConfig', 'peft_config=')): hf_learner(dls, lora=lora())
+    with pytest.raises(TypeError, match=mentions('lora=8')): hf_learner(dls, lora=8)
     adapted = get_peft_model(model_of(base), lora(task_type='SEQ_CLS'))
     with pytest.raises(ValueError, match=mentions('model=', 'lora=')): hf_learner(dls, adapted, lora=True)
     with pytest.raises(ValueError, match=mentions('peft_config=LoraConfig', 'BertForSequenceClassification')):

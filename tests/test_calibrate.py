@@ -17,7 +17,14 @@ from test_losses import TASKS, TEXTS, loaders, make_model
 from torch import nn
 from transformers import pipeline
 
-from blurlike.all import HFLoss, HFTextDataLoaders, LabelThresholds, hf_learner, load_hf_learner
+from blurlike.all import (
+    HFLoss,
+    HFTextDataLoaders,
+    LabelThresholds,
+    find_label_issues,
+    hf_learner,
+    load_hf_learner,
+)
 from blurlike.calibrate import (
     Calibration,
     calibration_error,
@@ -212,6 +219,10 @@ def test_calibrating_again_starts_from_the_logits(monkeypatch, learn):
 def test_an_error_leaves_the_temperature_as_it_was(monkeypatch, learn):
     calibrated(learn, 3., monkeypatch)
     with pytest.raises(ValueError, match=mentions('with_labels=True')): learn.calibrate(dl=learn.dls.test_dl(TEXTS[:3]))
+    with monkeypatch.context() as m:
+        m.setattr(learn.dls, 'loaders', learn.dls.loaders[:1])
+        with pytest.raises(ValueError, match=mentions('dl=None')): learn.calibrate()
+        with pytest.raises(ValueError, match=mentions('dl=None')): find_label_issues(learn)
     assert temperature_of(learn) == 3
     plain = Learner(learn.dls, learn.model, loss_func=learn.loss_func)
     with pytest.raises(ValueError, match=mentions('HFCallback')): plain.calibrate()

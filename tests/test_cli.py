@@ -67,6 +67,12 @@ def test_lines_are_embedded(models, tmp_path, capsys):
         assert re.search(mentions(wrong[0][2:], repr(wrong[1])), capsys.readouterr().err)
 
 
+def test_a_table_is_not_read_as_lines(models, tmp_path, capsys):
+    (tmp_path/'rows.csv').write_text('text,id\nthe film,1\n')
+    assert run(['predict', models['sequence-classification'][0], '--file', str(tmp_path/'rows.csv')]) == 1
+    assert re.search(mentions('rows.csv', '--input'), capsys.readouterr().err)
+
+
 def test_predictions_are_printed_before_the_input_ends(models):
     process = subprocess.Popen([sys.executable, '-W', 'ignore', '-m', 'blurlike', 'predict',
                                 models['sequence-classification'][0], '--chunk', '1'], text=True,

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['Task', 'task_options', 'named_subclasses', 'all_tasks', 'task_class', 'get_task', 'infer_task', 'get_block',
-           'mean_loss', 'loss_of_targets', 'losses_by_row', 'TokenCrossEntropy', 'inner_loss', 'loss_setting',
-           'loss_weights', 'ignored_target', 'TargetLoss', 'target_weight', 'has_two_terms', 'loss_terms',
-           'check_one_divisor', 'loss_to']
+           'check_valid', 'mean_loss', 'loss_of_targets', 'losses_by_row', 'TokenCrossEntropy', 'inner_loss',
+           'loss_setting', 'loss_weights', 'ignored_target', 'TargetLoss', 'target_weight', 'has_two_terms',
+           'loss_terms', 'check_one_divisor', 'loss_to']
 
 # %% ../../nbs/tasks/20_base.ipynb #e2351198
 import inspect
@@ -422,6 +422,16 @@ def get_block(
         raise ValueError(f"dls={type(dls).__name__}(...) was not made with an HFTextBlock: use HFTextDataLoaders, or "
                          "a DataBlock with one.")
     return block
+
+# %% ../../nbs/tasks/20_base.ipynb #11698f77
+def check_valid(
+    learn, # A `Learner`
+    dl=None, # The argument of a method, whose default is the validation set
+):
+    "Raise `ValueError` if there is no `dl` and no validation set"
+    if dl is None and len(learn.dls.loaders) < 2:
+        raise ValueError("dl=None needs a validation set, which this learner does not have: pass "
+                         "dl=learn.dls.test_dl(df, with_labels=True).")
 
 # %% ../../nbs/tasks/20_base.ipynb #3630ba17
 def mean_loss(

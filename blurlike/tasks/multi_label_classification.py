@@ -24,7 +24,7 @@ from sklearn.metrics import f1_score
 from transformers import AutoModelForSequenceClassification
 
 from ..core.checks import brief, fraction, preview, print_once
-from .base import Task, get_block
+from .base import Task, check_valid, get_block
 from .labels import (ClassNames, check_kinds, check_known, get_vocab, is_list_column, known_classes,
                                    note_alike)
 from .windows import PooledWindows
@@ -299,6 +299,7 @@ def choose_threshold(self:Learner,
                          "another class.")
     if per_label and average is not None:
         raise ValueError(f"{average=} is not possible with per_label=True, where the F1 of each label counts.")
+    check_valid(self, dl)
     grid = np.arange(1, 20)/20 if grid is None else np.asarray(grid)
     probs,targs = self.get_preds(dl=dl)
     if per_label: return _choose_by_label(self, task, grid, probs, targs > 0.5, plot)
