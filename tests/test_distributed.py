@@ -251,8 +251,10 @@ def test_ranks_with_checkpoints_stay_alike(both):
 
 
 def test_a_run_of_two_processes_that_is_killed_continues_exactly(both, tmp_path):
-    for name in ('killed_with_16_bits', 'killed_between_epochs', 'killed_in_an_epoch'):
-        assert launch(tmp_path, name).returncode != 0
+    for i,name in enumerate(('killed_with_16_bits', 'killed_between_epochs', 'killed_in_an_epoch')):
+        killed = launch(tmp_path, name)
+        assert killed.returncode != 0
+        assert ('Continuing from' in killed.stdout)==(i > 0)
         assert not list(tmp_path.glob('*.pt'))
     resumed,printed = results(tmp_path, 'checkpointed')
     assert 'Continuing from' in printed

@@ -295,8 +295,8 @@ def choose_threshold(self:Learner,
     task = get_block(self.dls).task
     if not hasattr(task, 'threshold'): raise ValueError(f"task={task.name!r} has no threshold.")
     if isinstance(self.loss_func, FunctionType): # its attributes are lost when the learner is exported
-        raise ValueError(f"loss_func={self.loss_func.__name__} cannot keep a threshold: use BCEWithLogitsLossFlat, or "
-                         "another class.")
+        raise ValueError(f"loss_func={self.loss_func.__name__} cannot keep a threshold: use "
+                         "BCEWithLogitsLossFlat, or another loss that is a class.")
     if per_label and average is not None:
         raise ValueError(f"{average=} is not possible with per_label=True, where the F1 of each label counts.")
     check_valid(self, dl)

@@ -110,7 +110,8 @@ def check_adapters(
     model=None, # The argument of `hf_learner`
 ):
     "Raise `ValueError`, `TypeError` or `ImportError` if an adapter cannot be added"
-    if not isinstance(lora, bool): raise TypeError(f"lora={brief(lora)} must be True or False: use peft_config=.")
+    if not isinstance(lora, bool):
+        raise TypeError(f"lora={brief(lora)} must be True or False: pass a configuration as peft_config=.")
     if peft_config is None and not lora: return
     PeftConfig = import_extra('peft', 'peft').PeftConfig
     if lora and peft_config is not None: raise ValueError("Pass either lora=True or peft_config=..., not both.")
