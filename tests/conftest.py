@@ -15,6 +15,7 @@ import pandas as pd  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
 import transformers  # noqa: E402
+from fastai.torch_core import set_seed  # noqa: E402
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers  # noqa: E402
 from transformers import (  # noqa: E402
     AutoConfig,
@@ -32,6 +33,16 @@ def pytest_collection_finish(session):
     gc.collect()
     gc.freeze()
     gc.set_threshold(50_000, 20, 20)
+
+
+def pytest_addoption(parser):
+    parser.addoption('--seed', type=int, default=0, help='random state in which each test and its fixtures start')
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item):
+    "Start each test from the same random state, whichever tests ran before it"
+    set_seed(item.config.getoption('seed'))
 
 
 def mentions(*facts):
