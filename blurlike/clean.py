@@ -155,16 +155,18 @@ def find_label_issues(
 class _CleanerRow:
     "The controls of a row: what to do with it, and its new label"
     def __init__(self, widgets, html, suggested, vocab):
-        self.action = widgets.ToggleButtons(options=['Keep', 'Relabel', 'Delete'], style=dict(button_width='5em'))
+        self.action = widgets.ToggleButtons(options=['Keep', 'Relabel', 'Delete'], style=dict(button_width='6em'))
         options = [(str(o), o) for o in vocab]
         if is_listy(suggested): self.label = widgets.SelectMultiple(options=options, value=tuple(suggested),
                                                                     rows=min(len(options), 5))
         else: self.label = widgets.Dropdown(options=options, value=suggested)
         self.label.layout.width = 'max-content'
         self.label.observe(self.choose, 'value')
-        self.widget = widgets.VBox([widgets.HTML(html), widgets.HBox([self.action, self.label])])
+        self.widget = widgets.VBox([widgets.HTML(html), widgets.HBox([self.action, self.label])],
+                                   layout=dict(padding='8px 0', border_bottom='1px solid #8888'))
 
     def choose(self, change): self.action.value = 'Relabel'
+    def __repr__(self): return f'{self.action.value} ({self.label.value!r})'
 
     @property
     def new(self): return list(self.label.value) if isinstance(self.label.value, tuple) else self.label.value
@@ -175,7 +177,8 @@ def _html_of(row, trunc_at):
     texts = [row[o] for o in ('text', 'text_pair') if o in row]
     texts = [escape(o if len(o) <= trunc_at else f'{o[:trunc_at].rstrip()}…') for o in texts]
     label = ', '.join(map(str, row.label)) or '(none)' if is_listy(row.label) else str(row.label)
-    return f"{'<br>'.join(texts)}<br><b>{escape(label)}</b> (score {row.score:.3f})"
+    text = f"{'<br>'.join(texts)}<br><b>{escape(label)}</b> (score {row.score:.3f})"
+    return f'<div style="line-height: 1.4; max-width: 60em">{text}</div>'
 
 # %% ../nbs/83_clean.ipynb #cf6fed43
 class HFTextCleaner:
@@ -192,7 +195,7 @@ class HFTextCleaner:
         self.preds,self.page_size,self.trunc_at = _preds_of(source, kwargs.pop('dl', None)),page_size,trunc_at
         table = _ranked(self.preds, **kwargs)
         self.table = (table[table.is_issue] if n is None else table[:n]).reset_index(drop=True)
-        self.rows,last = {},max(1, -(-len(self.table)//page_size)) # the controls of the pages that were shown
+        self._rows,last = {},max(1, -(-len(self.table)//page_size))
         self.page = widgets.BoundedIntText(value=1, min=1, max=last, description='page', layout=dict(width='10em'))
         self.body = widgets.VBox()
         total = widgets.Label(f'of {last}: {len(self.table):,} rows of {len(self.preds.df):,}')
@@ -200,25 +203,36 @@ class HFTextCleaner:
         self.page.observe(self.show_page, 'value')
         self.show_page()
 
+    def __repr__(self):
+        done = ', '.join(f'{len(self._chosen(o))} to {o.lower()}' for o in ('Relabel', 'Delete'))
+        return f'HFTextCleaner: {len(self.table):,} of {len(self.preds.df):,} rows, {done}'
+
     def _ipython_display_(self):
         from IPython.display import display
         display(self.widget)
 
 # %% ../nbs/83_clean.ipynb #3db1dd45
 @patch
+def row(self:HFTextCleaner,
+    i:int, # The position of a row, from 0 for the label that is most likely wrong
+): # With the widgets `action`, whose value is "Keep", "Relabel" or "Delete", and `label`
+    "Return the controls of a row, on any page"
+    if i not in self._rows:
+        row = self.table.loc[i]
+        self._rows[i] = _CleanerRow(self.widgets, _html_of(row, self.trunc_at), row.suggested, self.preds.vocab)
+    return self._rows[i]
+
+@patch
 def show_page(self:HFTextCleaner, change=None):
     "Show the rows of the current page"
     start = (self.page.value - 1)*self.page_size
-    for i,row in self.table[start:start+self.page_size].iterrows():
-        if i in self.rows: continue
-        self.rows[i] = _CleanerRow(self.widgets, _html_of(row, self.trunc_at), row.suggested, self.preds.vocab)
-    self.body.children = [o.widget for i,o in self.rows.items() if start <= i < start + self.page_size]
+    self.body.children = [self.row(i).widget for i in self.table.index[start:start+self.page_size]]
 
 # %% ../nbs/83_clean.ipynb #6941062e
 @patch
 def _chosen(self:HFTextCleaner, action):
     "Return the numbers of the rows of the table with this action"
-    return sorted(i for i,o in self.rows.items() if o.action.value==action)
+    return sorted(i for i,o in self._rows.items() if o.action.value==action)
 
 @patch
 def delete(self:HFTextCleaner) -> list:
@@ -229,7 +243,7 @@ def delete(self:HFTextCleaner) -> list:
 def change(self:HFTextCleaner) -> list: # Tuples; for labels of words, the position of the word comes second
     "Return the index labels of the rows to relabel, with their new labels"
     index,places = self.preds.df.index,['position'] if 'position' in self.table else []
-    return [(as_plain(index[self.table.row[i]]), *(int(self.table[o][i]) for o in places), self.rows[i].new)
+    return [(as_plain(index[self.table.row[i]]), *(int(self.table[o][i]) for o in places), self._rows[i].new)
             for i in self._chosen('Relabel')]
 
 # %% ../nbs/83_clean.ipynb #db5f902c
@@ -253,7 +267,7 @@ def to_df(self:HFTextCleaner) -> pd.DataFrame:
     cells = {o: df[o].tolist() for o in df if str(o) in names}
     for i in self._chosen('Relabel'):
         place = (self.table.position[i],) if 'position' in self.table else ()
-        _replaced(cells, self.table.row[i], place, self.rows[i].new)
+        _replaced(cells, self.table.row[i], place, self._rows[i].new)
     gone = {self.table.row[i] for i in self._chosen('Delete')}
     df = df.assign(**{k: pd.Series(v, df.index, dtype=df[k].dtype) for k,v in cells.items()})
     return df[[i not in gone for i in range(len(df))]]

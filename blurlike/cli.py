@@ -9,6 +9,7 @@ __all__ = ['read_table', 'train', 'predict', 'embed', 'evaluate', 'push', 'serve
 import codecs
 import json
 import os
+import re
 import sys
 import warnings
 from argparse import RawDescriptionHelpFormatter
@@ -113,14 +114,14 @@ def _check_training(
     lora=False, # The argument `lora`
 ):
     "Raise `ValueError` for invalid `epochs` or `lr`, and for an `out` folder that contains other files"
-    whole_number('--epochs', epochs)
-    if not 0 < lr < float('inf'): raise ValueError(f"--lr={lr} must be a number above 0.")
+    whole_number('epochs', epochs)
+    if not 0 < lr < float('inf'): raise ValueError(f"lr={lr} must be a number above 0.")
     from blurlike.core.checks import import_extra
     from blurlike.ship.save import folder_to_replace, keep_weights, names_in
     old = folder_to_replace(out) # fail now rather than after training
     if not lora: return
     import_extra('peft', 'peft')
-    keep_weights(f"--out={out}", names_in(old), ['adapter_model.safetensors'])
+    keep_weights(f"out={out}", names_in(old), ['adapter_model.safetensors'])
 
 # %% ../nbs/80_cli.ipynb #357137c9
 def train(
@@ -131,7 +132,7 @@ def train(
     text_col:str=None, # Column of the texts; two for text pairs, separated by a comma
     label_col:str=None, # Column of the targets, or several, separated by commas
     valid_col:str=None, # Column that is true for validation rows
-    valid_pct:float=None, # Fraction of rows to validate on if there is no --valid-col; 0.2 by default
+    valid_pct:float=None, # Fraction of rows to validate on if there is no --valid-col; 0.2 by default, 0 for none
     epochs:int=3, # Number of epochs
     lr:float=None, # Learning rate of the head; the first layers use a tenth of it; 2e-4 by default, 1e-3 with --lora
     bs:int=16, # Rows per batch
@@ -340,7 +341,7 @@ def evaluate(
     cols = preparation(learn.dls)['columns']
     read = csv_columns(get_block(learn.dls).task, **cols, vocab=get_vocab(learn.dls))
     df = read_table(data, encoding, no_na, **read)
-    columns(df, **{f"--{k.replace('_', '-')}": v for k,v in cols.items()})
+    columns(df, **cols)
     with redirect_stdout(sys.stderr), learn.no_bar(), learn.no_logging():
         loss,*values = learn.validate(dl=learn.dls.test_dl(df, with_labels=True, bs=bs))
     metrics = {m.name: None if v is None else float(v) for m,v in zip(learn.metrics, values, strict=True)}
@@ -405,6 +406,23 @@ def _parser(
     return parser
 
 # %% ../nbs/80_cli.ipynb #1de15529
+def _options_of(
+    name:str, # A command
+) -> list:
+    "Return the options of a command"
+    options = [k for k,v in signature(_COMMANDS[name]).parameters.items() if v.default is not v.empty]
+    return ['--help', *(f"--{k.replace('_', '-')}" for k in options)]
+
+def _as_options(
+    message:str, # The message of an error
+    name:str, # A command
+) -> str:
+    "Write the arguments that a message names, such as `text_col=`, as options"
+    options = {o[2:].replace('-', '_'): o for o in _options_of(name)}
+    if 'input' in options: options |= dict(data='--input', out='--output') # the names in `score`
+    for k,o in options.items(): message = re.sub(rf'(?<![\w-]){k}=', f'{o}=', message)
+    return message
+
 def _parse_args(
     name:str, # A command
     argv:list, # Its arguments
@@ -414,9 +432,9 @@ def _parse_args(
     args,unknown = parser.parse_known_args(argv)
     if not unknown: return args
     option = unknown[0].partition('=')[0]
-    options = [k for k,v in signature(_COMMANDS[name]).parameters.items() if v.default is not v.empty]
-    known = ['--help', *(f"--{k.replace('_', '-')}" for k in options)]
-    parser.exit(2, f"blurlike {name}: unknown argument {option!r}.{suggest(option, known)} "
+    is_table = Path(option).suffix.lower() in _READERS
+    hint = f' Pass it as {"--input" if is_table else "--file"}.' if name=='predict' and os.path.isfile(option) else ''
+    parser.exit(2, f"blurlike {name}: unknown argument {option!r}.{hint or suggest(option, _options_of(name))} "
                    f"Run `blurlike {name} --help` for the options.\n")
 
 # %% ../nbs/80_cli.ipynb #148e2a29
@@ -440,7 +458,7 @@ def run(
     except BrokenPipeError: # the reader, such as `head`, has closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (ImportError, KeyError, OSError, TypeError, ValueError) as e:
-        print(f"blurlike {name}: {' '.join(str(e).split())}", file=sys.stderr)
+        print(f"blurlike {name}: {_as_options(' '.join(str(e).split()), name)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt: return 130
     return 0

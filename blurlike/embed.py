@@ -237,6 +237,9 @@ class HFIndex:
                              "be a list or column with at least one text.")
         self.texts = texts if isinstance(texts, pd.Series) else pd.Series(list(texts))
         self.embed = getattr(embed, 'hf_embed', embed)
+        if not callable(self.embed):
+            raise TypeError(f"embed={brief(embed)} must be a learner, an HFEmbedder, or another function of texts that "
+                            "returns vectors.")
         self.vectors = unit_vectors(self.embed(list(self.texts)) if vectors is None else vectors)
         if len(self.vectors)!=len(self.texts):
             raise ValueError(f"vectors has {len(self.vectors)} rows for {len(self.texts)} texts: pass one for each.")
@@ -254,6 +257,9 @@ def most_similar(self:HFIndex,
     whole_number('k', k)
     vector = unit_vectors(self.embed(query))
     if vector.ndim!=1: raise ValueError(f"query={brief(query)} must be one text.")
+    if len(vector)!=(n := self.vectors.shape[1]):
+        raise ValueError(f"vectors has {n} columns, but embed returns {len(vector)} numbers for a text: pass the model "
+                         "that computed the vectors.")
     scores = self.vectors @ vector
     best = np.argsort(-scores, kind='stable')[:k]
     return self.texts.iloc[best].to_frame('text').assign(score=scores[best])

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['WrongTexts', 'as_samples', 'text_batches', 'as_several', 'predict_samples', 'check_errors', 'with_errors',
-           'default_batch_tokens']
+           'default_batch_tokens', 'check_model']
 
 # %% ../nbs/50_predict.ipynb #89d5b78a
 import inspect
@@ -66,7 +66,7 @@ def as_samples(
     samples = [None]*len(texts)
     for i,o in enumerate(texts):
         try: samples[i] = read(o, block)
-        except ValueError as e: found[i] = e
+        except (TypeError, ValueError) as e: found[i] = e # a chat template may raise either
     if found and wrong is None: raise WrongTexts(list(found.items()), len(texts))
     if found: wrong.update(found)
     return samples
@@ -180,6 +180,15 @@ def default_batch_tokens(
     return 1024 if next(model.parameters()).device.type=='cpu' else 4096
 
 # %% ../nbs/50_predict.ipynb #7e551109
+def check_model(
+    learn, # A `Learner`
+    model, # Its model
+):
+    "Name the outputs of `model` as the data does; raise `ValueError` if it does not fit the data"
+    hf = getattr(learn, 'hf', None) # `HFCallback`
+    if hf is None: get_block(learn.dls).check_vocab(model)
+    else: hf.check()
+
 @patch
 def hf_predict(self:Learner,
     texts, # A text, or a list or column of texts, in the form that the learner was trained on
@@ -195,7 +204,7 @@ def hf_predict(self:Learner,
     for k,v in sizes.items(): whole_number(k, v)
     block,model,wrong = get_block(self.dls),get_model(self.model),check_errors(errors)
     task = block.task
-    block.check_vocab(model)
+    check_model(self, model)
     if getattr(task, 'writes_answers', False):
         return self.hf_generate(texts, many=many, precision=precision, errors=errors, **sizes, **options)
     ours,theirs = _options_of(task.tokenize, 2),_options_of(task.decode, 4)

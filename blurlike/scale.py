@@ -24,8 +24,8 @@ from tqdm.auto import tqdm
 from xxhash import xxh3_128
 
 import blurlike.generate # noqa: F401 - learn.hf_predict and learn.hf_generate
-from .core.checks import (as_names, brief, check_header, columns, import_extra, one_of, preview, print_once,
-                                  whole_number)
+from .core.checks import (as_names, brief, check_header, columns, import_extra, one_of, preview, print_line,
+                                  print_once, whole_number)
 from .core.objects import weight_files
 from .ship.hub import find_model
 from .ship.load import is_adapter, load_hf_learner
@@ -379,15 +379,18 @@ def _jobs(chunks, out, names, bar):
 
 # %% ../nbs/82_scale.ipynb #8c0d986c
 def _run(engine, scorer, args, chunks, out, workers):
-    "Score the missing chunks, and write their files"
-    wrong,names = 0,list(dict.fromkeys(as_names(scorer.text_col)))
+    "Score the missing chunks, write their files, and print a line"
+    done,wrong,names = 0,0,list(dict.fromkeys(as_names(scorer.text_col)))
     with tqdm(total=chunks.n_rows, unit=' rows', disable=None) as bar:
         for (part, chunk),preds in _ENGINES[engine](scorer, args, _jobs(chunks, out, names, bar), workers):
             table = chunks.table(chunk)
             _write(part, pa.table([*table.columns, *preds.columns], [*table.column_names, *preds.column_names]))
             bar.update(len(preds))
-            wrong += len(preds) - preds[-1].null_count
+            done,wrong = done + len(preds),wrong + len(preds) - preds[-1].null_count
             if wrong: bar.set_postfix(errors=wrong)
+    before = f'; the other {chunks.n_rows-done:,} were complete' if done < chunks.n_rows else ''
+    errors = f" {wrong:,} of them could not be predicted: see the column {preds.column_names[-1]!r}." if wrong else ''
+    print_line(f"Scored {done:,} rows{before}.{errors}")
 
 # %% ../nbs/82_scale.ipynb #169a6705
 def score(

@@ -1,11 +1,13 @@
 """What tests/test_distributed.py runs on several processes: `torchrun tests/ranks.py FOLDER NAME...` calls functions of
 this module in each process, and writes what they return to FOLDER."""
 import os
+import random
 import signal
 import sys
 from contextlib import nullcontext
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from conftest import make_objects, make_texts
@@ -13,6 +15,7 @@ from datasets import Dataset
 from fastai.callback.core import Callback
 from fastai.callback.tracker import EarlyStoppingCallback, SaveModelCallback
 from fastai.callback.training import GradientAccumulation
+from fastai.losses import LabelSmoothingCrossEntropyFlat
 from fastai.metrics import AccumMetric, mae
 from fastai.optimizer import SGD
 from fastai.torch_core import num_distrib, rank_distrib, set_seed
@@ -27,6 +30,7 @@ from blurlike.all import (
     hf_learner,
     load_hf_learner,
 )
+from blurlike.train.cross_validation import fold_numbers
 from blurlike.train.memory import process_memory
 
 EXACT = [*((o, False) for o in TASKS), ('sequence-classification', True), ('causal-lm', True), ('masked-lm', True)]
@@ -262,12 +266,30 @@ def refused():
         except ValueError as e: res.append(str(e))
         type(learn.distributed_trainer.accelerator).distributed_type = old
         learn.fit(1)
+    kind,weight = LabelSmoothingCrossEntropyFlat,torch.tensor([1., 2.])
+    for change in (dict(splits=([*range(rank_distrib(), 20)], [20, 21, 22])), dict(loss_func=kind(weight=weight))):
+        loss = change.pop('loss_func', None)
+        hf = make_objects()
+        dls = HFTextDataLoaders.from_df(ROWS, hf, device='cpu', bs=4, **change)
+        learn = hf_learner(dls, hf.model, loss)
+        try:
+            with learn.no_logging(), together(learn): learn.fit(1)
+        except ValueError as e: res.append(str(e))
     few = make_learner(bs=4)
     few.dls.train = few.dls.train.new(n=1)
     try:
         with together(few): few.fit(1)
     except ValueError as e: res.append(str(e))
     return res
+
+
+def splits():
+    "Rows that are chosen at random without a seed"
+    random.seed(); np.random.seed(); torch.seed() # as in processes that were just started
+    hf = make_objects()
+    made = [HFTextDataLoaders.from_df(ROWS, hf, device='cpu'),
+            HFTextDataLoaders.from_dataset(Dataset.from_pandas(ROWS), hf, device='cpu')]
+    return [*([o for o,_ in dls.train_ds] for dls in made), fold_numbers(ROWS, 3).tolist()]
 
 
 def failing(in_training=True):

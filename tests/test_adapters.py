@@ -7,6 +7,7 @@ import sys
 import time
 from types import SimpleNamespace
 
+import bitsandbytes
 import pytest
 import torch
 from conftest import make_config, make_objects, make_texts, mentions
@@ -180,10 +181,19 @@ def test_options_that_do_not_fit_are_refused(dls, base):
     with pytest.raises(TypeError, match=mentions('lora=8')): hf_learner(dls, lora=8)
     adapted = get_peft_model(model_of(base), lora(task_type='SEQ_CLS'))
     with pytest.raises(ValueError, match=mentions('model=', 'lora=')): hf_learner(dls, adapted, lora=True)
-    with pytest.raises(ValueError, match=mentions('peft_config=LoraConfig', 'BertForSequenceClassification')):
+    with pytest.raises(ValueError, match=mentions("target_modules=['nowhere']", 'BertForSequenceClassification',
+                                                  "'query'", "'dense'")):
         hf_learner(dls, peft_config=lora(target_modules=['nowhere']))
     with pytest.raises(ValueError, match=mentions('gradient_checkpointing=True', 'Identity')):
         hf_learner(dls, nn.Identity(), gradient_checkpointing=True)
+
+
+def test_a_line_names_target_modules_that_the_model_lacks(dls, capsys):
+    learn = hf_learner(dls, peft_config=lora(target_modules=['query', 'vlaue']))
+    assert any('query' in o for o in trainable(learn.model))
+    assert "has no 'vlaue'" in capsys.readouterr().out
+    hf_learner(dls, peft_config=lora())
+    assert 'target_modules' not in capsys.readouterr().out
 
 
 def test_without_peft_the_error_names_the_extra(dls, monkeypatch):
@@ -734,6 +744,29 @@ def test_a_head_is_trained_on_a_base_of_bitsandbytes(bits, dls, base, tmp_path):
     again = load_hf_learner(learn.save_pretrained(tmp_path/'adapter'), device='cpu')
     assert inner_model(again.model).is_quantized
     assert_same(probs(again), probs(learn))
+
+
+def test_a_prediction_leaves_the_gradients_of_a_4_bit_base(df, tmp_path):
+    hf = make_objects(hidden_size=64, intermediate_size=64) # multiples of 64, which a kernel without gradients needs
+    base = save_base(tmp_path/'base', hf.model, hf.tokenizer)
+    dls = HFTextDataLoaders.from_df(df, base, valid_col='is_valid', bs=8, seed=0, device='cpu')
+    how = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=torch.float32)
+    for kwargs in (dict(lora=True), dict(peft_config=lora())):
+        model = hf_learner(dls, model_kwargs=dict(quantization_config=how), **kwargs).model
+        layers = [o for o in model.modules() if isinstance(o, bitsandbytes.nn.Linear4bit)]
+        assert layers
+        assert not any(o.support_avx512bf16_for_cpu for o in layers) # fails if the attribute has another name
+        inputs = dls.one_batch()[0].for_model()
+        def gradients(model=model, inputs=inputs):
+            torch.manual_seed(0)
+            model.train().zero_grad()
+            model(**inputs).logits.sum().backward()
+            return {n: p.grad.clone() for n,p in model.named_parameters() if p.grad is not None}
+        before = gradients()
+        with torch.no_grad(): model.eval()(**inputs)
+        after = gradients()
+        assert before.keys() == after.keys()
+        for k,v in before.items(): assert torch.allclose(v, after[k])
 
 
 # ---- gradient checkpointing

@@ -474,7 +474,7 @@ def test_two_texts_as_two_arguments(learn):
     (dict(task='dancing'), r"task='dancing'.*translation'?\W*$"), # the list of tasks, and no suggestion after it
     (dict(task='Token_Classification'), r"task='Token_Classification'.*'token-classification'\W*$"),
     (dict(valid_pct=20), mentions('valid_pct=20')),
-    (dict(valid_pct=0), mentions('valid_pct=0')),
+    (dict(valid_pct=1), mentions('valid_pct=1')), (dict(valid_pct=-1), mentions('valid_pct=-1')),
     (dict(tokenizer_kwargs={'a': 1}), mentions('tokenizer_kwargs')),
 ])
 def test_wrong_arguments_of_from_df(df, hf, change, pattern):

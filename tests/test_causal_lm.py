@@ -270,6 +270,26 @@ def test_invalid_chats_raise(cell, facts):
         loaders(df, hf, text_col='messages', splits=(range(6), [6, 7]))
 
 
+def test_a_chat_that_its_template_cannot_write_does_not_stop_the_others(df):
+    hf = make_lm()
+    hf.tokenizer.chat_template = "{% for o in messages %}{{ 'said: ' + o['content'] }}{% endfor %}"
+    learn = quiet(hf_learner(loaders(df, hf), hf.model))
+    good,odd = ([dict(role='user', content=o)] for o in ('the film', [dict(type='text', text='the film')]))
+    with pytest.raises(ValueError, match=mentions('1 of 2', 'texts[1]')): learn.hf_generate([good, odd])
+    res = learn.hf_generate([good, odd], errors='return', max_new_tokens=2)
+    assert 'generated_text' in res[0]
+    assert isinstance(res[1], Exception)
+
+
+def test_two_text_columns_are_a_prompt_and_its_completion():
+    hf = make_lm()
+    two,both = loaders(PAIRS, hf, text_col=['prompt', 'completion']),pairs(hf)
+    assert len(two.train_ds) == len(both.train_ds)
+    for a,b in zip(two.train_ds, both.train_ds, strict=True):
+        assert a[0].ids.tolist() == b[0].ids.tolist()
+        assert a[0].columns['counts'].tolist() == b[0].columns['counts'].tolist()
+
+
 def test_a_missing_chat_template_text_or_completion_raises(df):
     hf = make_lm()
     with pytest.raises(ValueError, match=mentions('row 0', 'chat_template')): loaders(chats(), hf, text_col='messages')

@@ -389,6 +389,25 @@ def test_a_finished_run_is_restored_and_not_trained(df, tmp_path, capsys):
     for a,b in zip(first.model.parameters(), again.model.parameters(), strict=True): assert torch.equal(a, b)
 
 
+def test_a_finished_fit_restores_the_temperature_and_the_threshold(tmp_path):
+    df = make_texts(60).assign(label=[['x', o] for o in make_texts(60).label])
+    def script():
+        set_seed(0)
+        dls = HFTextDataLoaders.from_df(df, make_objects(), task='multi-label-classification', seed=0, device='cpu')
+        learn,ck = hf_learner(dls, make_objects(num_labels=3).model),HFCheckpoint(tmp_path/'run')
+        found = []
+        with learn.no_bar(), learn.no_logging():
+            learn.fit(1, 1e-2, cbs=ck)
+            learn.calibrate()
+            found.append((learn.hf.calibration, learn.loss_func.thresh, learn.hf_predict('the film')))
+            learn.fit(1, 1e-2, cbs=ck) # removes the temperature
+        return [*found, (learn.hf.calibration, learn.loss_func.thresh, learn.hf_predict('the film'))]
+    first,again = script(),script()
+    assert first[0][0] is not None
+    assert first[1][0] is None
+    assert again == first
+
+
 def test_a_cell_that_was_interrupted_continues_when_it_is_run_again(df, tmp_path, capsys):
     learn = make_learner(df)
     train(df, tmp_path/'run', stop=5, learn=learn)

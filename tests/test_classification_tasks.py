@@ -20,7 +20,10 @@ from fastai.text.all import (
     LabelSmoothingCrossEntropyFlat,
     MultiCategoryBlock,
     RegressionBlock,
+    RocAucMulti,
+    accuracy_multi,
     load_learner,
+    noop,
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -105,6 +108,34 @@ def test_a_datablock_infers_the_task_from_the_targets(df, hf, block, get_y, task
 def test_an_explicit_task_is_kept(df, hf):
     numbers = df.assign(label=(df.label=='good').astype(int))
     assert from_df(numbers, make_objects(num_labels=1), task='regression').hf_block.task.name == 'regression'
+
+
+def test_metrics_that_rank_stay_when_a_threshold_is_chosen(df, hf):
+    rows = df.assign(label=[[o] for o in df.label])
+    dls = HFTextDataLoaders.from_df(rows, hf, task='multi-label-classification', valid_col='is_valid', device='cpu')
+    learn = hf_learner(dls, hf.model, metrics=[RocAucMulti(), accuracy_multi, partial(accuracy_multi, sigmoid=True)])
+    with learn.no_bar(), learn.no_logging():
+        learn.fit(1, 1e-2)
+        auc = learn.validate()[1]
+        dls.hf_block.task.set_threshold(learn, 0.8)
+        values = learn.validate()[1:]
+        logits,targs = learn.get_preds(act=noop)
+    assert list(values) == pytest.approx([auc, *[accuracy_multi(logits, targs, thresh=0.8).item()]*2])
+
+
+@pytest.mark.parametrize('label', ['z', 7])
+def test_an_unknown_label_of_several_is_named(label, df, hf):
+    rows = df.assign(label=[[1 if o=='good' else 2] if label==7 else [o] for o in df.label])
+    dls = HFTextDataLoaders.from_df(rows, hf, task='multi-label-classification', valid_col='is_valid', device='cpu')
+    rows.at[3, 'label'] = [*rows.label[3], label]
+    with pytest.raises(ValueError, match=mentions('row 3', repr(label), repr(rows.label[0][0]))):
+        dls.test_dl(rows, with_labels=True)
+
+
+def test_a_column_that_has_some_lists_is_reported(df, hf):
+    rows = df.assign(label=[['a', 'b'] if i==1 else o for i,o in enumerate(df.label)])
+    with pytest.raises(ValueError, match=mentions('row 1', 'multi-label-classification')):
+        HFTextDataLoaders.from_df(rows, hf, valid_col='is_valid')
 
 
 # ---- pairs

@@ -1,4 +1,5 @@
 "Wrong labels come first, learners that have seen the labels are refused, and the cleaner writes what was chosen."
+import re
 import sys
 
 import cleanlab
@@ -253,13 +254,15 @@ def test_a_missing_package_is_named(monkeypatch, package):
 
 def test_pages():
     cleaner = HFTextCleaner(one_label(), n=25, page_size=10)
-    assert (cleaner.page.value, cleaner.page.max, len(cleaner.body.children), len(cleaner.rows)) == (1, 3, 10, 10)
-    cleaner.rows[0].action.value = 'Delete'
+    assert (cleaner.page.value, cleaner.page.max, len(cleaner.body.children)) == (1, 3, 10)
+    cleaner.row(0).action.value = 'Delete'
+    cleaner.row(24).action.value = 'Relabel' # on a page that was not shown
     cleaner.page.value = 3
-    assert (len(cleaner.body.children), len(cleaner.rows)) == (5, 15)
+    assert [o.children[1].children[0].value for o in cleaner.body.children] == ['Keep']*4 + ['Relabel']
+    assert re.search(mentions('25 of 60', '1 to relabel', '1 to delete'), repr(cleaner))
     cleaner.page.value = 1
-    assert cleaner.rows[0].action.value == 'Delete'
-    assert cleaner.body.children[0] is cleaner.rows[0].widget
+    assert cleaner.row(0).action.value == 'Delete'
+    assert cleaner.body.children[0] is cleaner.row(0).widget
     assert isinstance(cleaner.widget, ipywidgets.VBox)
 
 
@@ -275,7 +278,7 @@ def test_rows_that_cleanlab_counts_as_wrong_are_shown():
 def test_keep_relabel_and_delete():
     res = one_label(flips=[3, 10, 30])
     before,cleaner = res.df.copy(),HFTextCleaner(res)
-    by_row = {res.df.index[cleaner.table.row[i]]: o for i,o in cleaner.rows.items()}
+    by_row = {res.df.index[row]: cleaner.row(i) for i,row in cleaner.table.row.items()}
     kept,relabeled,gone = res.df.index[[3, 10, 30]]
     assert {o.action.value for o in by_row.values()} == {'Keep'}
     by_row[relabeled].label.value = 'a'
@@ -294,7 +297,7 @@ def test_keep_relabel_and_delete():
 def test_relabel_takes_the_suggestion():
     res = one_label(flips=[10])
     cleaner = HFTextCleaner(res)
-    cleaner.rows[0].action.value = 'Relabel'
+    cleaner.row(0).action.value = 'Relabel'
     assert cleaner.to_df().label.tolist() == one_label().df.label.tolist()
 
 
@@ -303,7 +306,7 @@ def test_the_type_of_the_column_is_kept(dtype):
     res = one_label(flips=[10])
     res.df['label'] = res.df.label.astype(dtype)
     cleaner = HFTextCleaner(res)
-    cleaner.rows[0].action.value = 'Relabel'
+    cleaner.row(0).action.value = 'Relabel'
     clean = cleaner.to_df()
     assert clean.label.dtype == res.df.label.dtype
     assert clean.label.tolist() == one_label().df.label.tolist()
@@ -313,9 +316,9 @@ def test_the_type_of_the_column_is_kept(dtype):
 def test_several_labels_are_written_in_their_form(columns):
     res,right = several_labels(flips=[4], columns=columns),several_labels(columns=columns).df
     cleaner = HFTextCleaner(res)
-    cleaner.rows[0].action.value = 'Relabel'
+    cleaner.row(0).action.value = 'Relabel'
     pd.testing.assert_frame_equal(cleaner.to_df(), right)
-    cleaner.rows[0].label.value = ()
+    cleaner.row(0).label.value = ()
     row = cleaner.to_df().loc[res.df.index[4]]
     assert (row[NAMES].tolist() if columns else row.label) == ([0, 0, 0] if columns else [])
 
@@ -323,10 +326,10 @@ def test_several_labels_are_written_in_their_form(columns):
 def test_labels_of_words_are_written_into_their_lists():
     res,right = word_labels(flips=[(3, 1), (3, 2), (7, 0)]),word_labels().df
     cleaner = HFTextCleaner(res, n=3)
-    for o in cleaner.rows.values(): o.action.value = 'Relabel'
+    for i in cleaner.table.index: cleaner.row(i).action.value = 'Relabel'
     assert sorted(o[:2] for o in cleaner.change()) == sorted([(res.df.index[i], j) for i,j in [(3, 1), (3, 2), (7, 0)]])
     pd.testing.assert_frame_equal(cleaner.to_df(), right)
-    next(iter(cleaner.rows.values())).action.value = 'Delete'
+    cleaner.row(0).action.value = 'Delete'
     assert len(cleaner.delete()) == 1
     assert len(cleaner.to_df()) == 39
 
@@ -342,7 +345,7 @@ def test_html_of_texts_is_escaped():
 def test_a_learner(trained):
     learn,df = trained
     cleaner = HFTextCleaner(learn, n=2)
-    for o in cleaner.rows.values(): o.action.value = 'Relabel'
+    for i in cleaner.table.index: cleaner.row(i).action.value = 'Relabel'
     assert cleaner.to_df().label.tolist() == df_of().label[40:].tolist()
 
 
@@ -350,6 +353,6 @@ def test_labels_without_a_column_are_not_written():
     res = one_label(flips=[3])
     res.label_col = None
     cleaner = HFTextCleaner(res)
-    cleaner.rows[0].action.value = 'Relabel'
+    cleaner.row(0).action.value = 'Relabel'
     assert len(cleaner.change()) == 1
     with pytest.raises(ValueError, match=mentions('source', 'column')): cleaner.to_df()

@@ -174,8 +174,8 @@ def test_lists_are_read_from_every_kind_of_file(suffix, tmp_path):
     (('train', 'rows.csv', '--checkpoint', 'x', '--out', '.'), 1, ['blurlike train', 'config.json']),
     (('train', 'rows.csv'), 1, ['blurlike train', '--checkpoint']),
     (('predict', 'no/such/folder'), 1, ['blurlike predict', "path='no/such/folder'"]),
-    (('predict', 'MODEL', '--file', 'gone.txt'), 1, ['blurlike predict', "file='gone.txt'"]),
-    (('predict', 'MODEL', '--option', 'k'), 1, ['blurlike predict', "option='k'", 'name=value']),
+    (('predict', 'MODEL', '--file', 'gone.txt'), 1, ['blurlike predict', "--file='gone.txt'"]),
+    (('predict', 'MODEL', '--option', 'k'), 1, ['blurlike predict', "--option='k'", 'name=value']),
     (('predict', 'MODEL', '--option', 'dance=1', '--file', 'texts.txt'), 1,
      ['blurlike predict', "'dance'", 'batch_tokens', 'precision']),
     (('predict', 'MODEL', '--jsonl', '--file', 'texts.txt'), 1, ['blurlike predict', 'line 1', 'JSON']),
@@ -223,9 +223,9 @@ def test_help_has_an_example_and_does_not_wait_for_torch():
 # ---- Files and options as people write them
 
 @pytest.mark.parametrize(('args', 'facts'), [
-    (('--lr', '-1'), ['lr=-1.0']), (('--lr', 'nan'), ['lr=nan']), (('--epochs', '0'), ['epochs=0']),
-    (('--valid-col', 'is_valid', '--valid-pct', '0.3'), ['valid_pct=0.3', "valid_col='is_valid'"]),
-    (('--encoding', 'utf-88'), ["encoding='utf-88'"])])
+    (('--lr', '-1'), ['--lr=-1.0']), (('--lr', 'nan'), ['--lr=nan']), (('--epochs', '0'), ['--epochs=0']),
+    (('--valid-col', 'is_valid', '--valid-pct', '0.3'), ['--valid-pct=0.3', "--valid-col='is_valid'"]),
+    (('--text-col', 'review'), ["--text-col='review'"]), (('--encoding', 'utf-88'), ["--encoding='utf-88'"])])
 def test_impossible_options_of_train(args, facts, models, df, tmp_path, capsys):
     df.to_csv(tmp_path/'rows.csv', index=False)
     model = models['sequence-classification'][0]
@@ -238,6 +238,16 @@ def test_a_misspelled_option_is_suggested(option, meant, capsys):
     with pytest.raises(SystemExit) as e: run(['train', 'rows.csv', option, 'x'])
     assert e.value.code == 2
     assert re.search(mentions(repr(option), repr(meant)), capsys.readouterr().err)
+
+
+@pytest.mark.parametrize(('file', 'option'), [('rows.csv', '--input'), ('texts.txt', '--file')])
+def test_a_file_without_an_option_is_given_one(file, option, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path/file).write_text('text\na\n')
+    with pytest.raises(SystemExit): run(['predict', 'my_model', 'a text '*60]) # longer than the name of a file
+    with pytest.raises(SystemExit) as e: run(['predict', 'my_model', file])
+    assert e.value.code == 2
+    assert re.search(mentions(repr(file), option), capsys.readouterr().err)
 
 
 def test_the_version(capsys):

@@ -34,6 +34,15 @@ def from_csv(path, n=2, **kwargs):
                                       **dict(task=ONE, valid_col='is_valid', bs=8, device='cpu') | kwargs)
 
 
+@pytest.mark.parametrize(('labels', 'vocab'), [(['2', '10'], [2, 10]), (['a', '007'], ['007', 'a'])])
+def test_targets_are_read_the_same_from_columns_of_objects(labels, vocab, tmp_path):
+    "As in pandas 2"
+    with pd.option_context('future.infer_string', False):
+        assert list(from_csv(csv_of(labels, tmp_path/'a.csv')).vocab) == vocab
+        df = read_csv(csv_of(['0.5', '1'], tmp_path/'b.csv'), texts=['text'], targets=['label'], kind='numbers')
+        assert df.label.tolist()[:2] == [0.5, 1.]
+
+
 @pytest.mark.parametrize(('labels', 'vocab'), [
     (['7', '007'], ['007', '7']), (['True', 'False'], ['False', 'True']), (['1.0', '2.0'], ['1.0', '2.0']),
     (['1', '1.0'], ['1', '1.0']), (['2', '10'], [2, 10]), (['1e3', '1000'], ['1000', '1e3']),

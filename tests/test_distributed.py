@@ -43,7 +43,7 @@ def run(tmp_path_factory):
     "One start of two processes, which takes longer than most of what they do"
     return results(tmp_path_factory.mktemp('both'), 'exact_all', 'accumulated', 'all_unused', 'all_loaders', 'deciding',
                    'tracked', 'lr_find', 'saving', 'one_rank_alone', 'generating', 'batch_size', 'half_precision',
-                   'lora', 'dropout', 'refused', 'checkpointed')
+                   'lora', 'dropout', 'refused', 'splits', 'checkpointed')
 
 
 @pytest.fixture(scope='module')
@@ -192,10 +192,17 @@ def test_ranks_draw_different_dropout(both):
 
 
 def test_what_does_not_work_is_refused(both):
-    for accumulation,sharded,few in (o['refused'] for o in both):
+    for accumulation,sharded,rows,loss,few in (o['refused'] for o in both):
         assert re.match(mentions('gradient_accumulation_steps=2', 'GradientAccumulation'), accumulation)
         assert re.match(mentions("distributed_type='FSDP'"), sharded)
+        assert re.match(mentions('dls', 'seed=', 'valid_col='), rows)
+        assert re.match(mentions('loss_func=LabelSmoothingCrossEntropyFlat', 'label_smoothing='), loss)
         assert re.match(mentions('ranks=2', 'the 1 rows'), few)
+
+
+def test_rows_that_are_chosen_at_random_are_the_same_in_each_rank(both):
+    first,second = (o['splits'] for o in both)
+    assert first==second
 
 
 @pytest.mark.parametrize('name', ['failing', 'failing_in_validation'])

@@ -3,12 +3,18 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import suppress
+from pathlib import Path
 
 import pytest
+import transformers
 from conftest import mentions
 from hub_server import serving
 from test_load import quiet
 from test_matrix import assert_same, make_learner
+
+from blurlike.ship import hub as hub_module
+from blurlike.ship.save import is_model_file
 
 TEXTS = ['the film warm', 'the plot dull the cast sour']
 WORKER = """
@@ -143,6 +149,27 @@ def test_an_onnx_export_is_pushed_and_pulled(hub, pusher, puller, saved, tmp_pat
     assert_same(puller('res = load_hf_learner("ada/moods", onnx="onnx/other.onnx").hf_predict(texts)', texts=TEXTS),
                 saved[1])
     puller('load_hf_learner("ada/moods", device="cpu")')
+
+
+def test_a_push_deletes_the_onnx_files_of_an_older_model_and_keeps_others(hub, pusher, tmp_path):
+    pusher('learn.export_onnx(path)\nload_hf_learner(path).push_to_hub("ada/newer")', path=str(tmp_path/'exported'))
+    pusher('HfApi().upload_file(path_or_fileobj=b"x", path_in_repo="onnx/other.onnx", repo_id="ada/newer")')
+    pusher('learn.push_to_hub("ada/newer")')
+    files = pusher('res = HfApi().list_repo_files("ada/newer")')
+    assert 'onnx/model.onnx' not in files
+    assert {'onnx/other.onnx', 'model.safetensors'} <= {*files}
+
+
+def test_the_files_of_all_tokenizers_are_pushed_and_pulled():
+    names = set()
+    for k in dir(transformers):
+        if not k.endswith('Tokenizer'): continue
+        with suppress(ImportError): # it needs a package that is not installed
+            names |= {*(getattr(getattr(transformers, k), 'vocab_files_names', None) or {}).values()}
+    names -= {'emoji.json'}
+    assert len(names) > 8
+    assert [o for o in names if not any(Path(o).match(p) for p in hub_module._NEEDED)] == []
+    assert [o for o in names if not is_model_file(o) and not o.endswith('.json')] == []
 
 
 def test_a_second_pull_uses_the_cache(hub, pusher, puller):

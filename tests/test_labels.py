@@ -77,12 +77,14 @@ def trained(request, tmp_path_factory):
 
 def by_name(learn, task):
     "The predictions of some texts, without the order of the classes"
-    texts,names = DF.text[:6].tolist(),learn.model.config.id2label
+    texts = DF.text[:6].tolist()
     if task==WORDS:
         return [[(o['word'], o['entity'], round(o['score'], 4)) for o in row]
                 for row in learn.hf_predict(texts, many=True, aggregation_strategy='none', ignore_labels=[])]
     key = 'scores' if task==NUMBERS else 'probs'
-    return [{names[i]: pytest.approx(v, abs=1e-4) for i,v in enumerate(o[key])} for o in learn.hf_predict(texts)]
+    preds = learn.hf_predict(texts)
+    names = learn.model.config.id2label # now in the order of the data
+    return [{names[i]: pytest.approx(v, abs=1e-4) for i,v in enumerate(o[key])} for o in preds]
 
 
 def reversed_dls(task, checkpoint): return make_dls(task, LABELS[task][::-1], checkpoint)
@@ -134,6 +136,17 @@ def test_two_learners_share_a_model_and_differ_in_the_order(trained):
     for learn in (one, other, one):
         assert learn.validate()[0] == pytest.approx(loss, abs=1e-5)
         assert by_name(learn, task) == preds
+
+
+@pytest.mark.parametrize('way', [by_new_dls, by_a_model])
+def test_a_prediction_names_the_outputs_of_the_current_data(way, trained):
+    "Without a validation before it"
+    task,folder,loss,preds = trained
+    learn = quiet(way(task, folder))
+    assert by_name(learn, task) == preds
+    if task==NUMBERS: return
+    hf_learner(make_dls(task, LABELS[task], folder), learn.model) # reorders the outputs of the shared model
+    assert by_name(learn, task) == preds
 
 
 @pytest.mark.parametrize('arch', 'bert roberta gpt2 bart xlnet electra deberta-v2 t5 funnel canine'.split())

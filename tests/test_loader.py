@@ -372,6 +372,20 @@ def test_rows_that_are_read_pool_by_pool_come_once_and_by_similar_length(num_wor
     assert [x['input_ids'].tolist() for x,_ in epochs[0]] != [x['input_ids'].tolist() for x,_ in epochs[1]]
 
 
+@pytest.mark.parametrize('num_workers', [0, 1, 2])
+@pytest.mark.parametrize('ds_idx', [0, 1])
+def test_predictions_keep_the_order_of_the_rows_with_pools_and_workers(num_workers, ds_idx, hf):
+    df = make_texts(120).assign(is_valid=[i >= 60 for i in range(120)])
+    dls = HFTextDataLoaders.from_df(df, hf, valid_col='is_valid', bs=4, pool=3, precompute_lengths=False, seed=1,
+                                    num_workers=num_workers, device='cpu')
+    learn = hf_learner(dls, hf.model)
+    with learn.no_bar(): preds,targs = learn.get_preds(ds_idx=ds_idx)
+    rows = df[df.is_valid==bool(ds_idx)]
+    assert [dls.vocab[i] for i in targs] == rows.label.tolist()
+    expected = [o['probs'] for o in learn.hf_predict(rows.text)]
+    for a,b in zip(preds.tolist(), expected, strict=True): assert a == pytest.approx(b, abs=1e-5)
+
+
 def test_an_invalid_row_raises_when_its_pool_is_read(df, hf):
     df = df.copy()
     df.loc[5, 'text'] = None

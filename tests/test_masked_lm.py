@@ -43,6 +43,20 @@ def loaders(df, hf, **kwargs):
                                                        device='cpu'), **kwargs})
 
 
+@pytest.mark.parametrize('name', ['span', 'whole-word'])
+def test_a_text_without_spaces_is_not_masked_whole(name):
+    eligible,masking = torch.ones(40, dtype=torch.bool),get_masking(name)(HF.tokenizer, 0.15)
+    for seed in range(5):
+        chosen = masking.choose(eligible, torch.zeros(40, dtype=torch.long), rng(seed))
+        assert 0 < chosen.sum() <= 16
+
+
+def test_two_text_columns_are_refused():
+    df = make_texts(20).assign(other='the plot')
+    with pytest.raises(ValueError, match=mentions('20 of 20', "task='masked-lm'")):
+        loaders(df, HF, text_col=['text', 'other'], splits=(range(20), []), valid_col=None)
+
+
 def rng(seed=0): return torch.Generator().manual_seed(seed)
 
 

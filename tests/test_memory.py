@@ -201,6 +201,19 @@ def test_callbacks_write_no_files(learn, tmp_path):
     assert not [o for o in tmp_path.rglob('*') if o.is_file()]
 
 
+def test_the_objects_of_callbacks_stay_in_place_and_see_no_trial(learn):
+    seen = []
+    class Keep(Callback):
+        def __init__(self): self.seen = seen
+        def after_batch(self): self.seen.append(self.training)
+    learn.add_cb(Keep())
+    find_batch_size(learn)
+    assert seen == []
+    assert learn.keep.seen is seen
+    learn.fit(1)
+    assert seen
+
+
 def test_the_rows_that_are_tried_are_the_longest(learn):
     device,width = Device(learn, 10**9),longest(learn.dls.train)
     find_batch_size(learn, max_bs=4, show=False)

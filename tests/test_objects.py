@@ -21,6 +21,14 @@ from blurlike.all import (
 )
 
 
+def test_a_setting_that_the_configuration_does_not_have_is_refused(df):
+    for load in (lambda o: load_hf_config(minilm_checkpoint(), config_kwargs=o),
+                 lambda o: load_hf_config('a', load_hf_config(minilm_checkpoint()), o)):
+        with pytest.raises(ValueError, match=mentions('config_kwargs=', "'dropout'", 'BertConfig',
+                                                      "'hidden_dropout_prob'")): load(dict(dropout=.3))
+        assert load(dict(hidden_dropout_prob=.3, num_labels=3, problem_type='regression')).num_labels == 3
+
+
 def test_one_line_reports_a_newly_initialized_head(capsys):
     get_hf_objects(minilm_checkpoint(), config_kwargs={'num_labels': 30})
     line, = capsys.readouterr().out.strip().splitlines()

@@ -2,6 +2,7 @@
 import json
 import pickle
 import re
+import shutil
 import subprocess
 import sys
 
@@ -200,8 +201,21 @@ def test_an_exported_model_cannot_be_trained_or_exported_again(exported):
         load_hf_learner(exported).export_onnx(exported.parent/'again')
 
 
+def test_a_file_with_other_inputs_is_named(exported):
+    learn = load_hf_learner(exported)
+    learn.model.input_names.append('position_ids')
+    with pytest.raises(ValueError, match=mentions('model.onnx', "'position_ids'")): learn.hf_predict('the film')
+
+
+@pytest.mark.parametrize(('name', 'precision'), [('model', 'fp32'), ('model_quantized', 'int8'), ('model_int8', 'int8'),
+                                                 ('model_uint8', 'int8'), ('model_fp16', None), ('model_q4', None)])
+def test_the_precision_of_a_file_is_that_of_its_name(name, precision, exported, tmp_path):
+    shutil.copy(exported/'onnx'/'model.onnx', tmp_path/f'{name}.onnx')
+    assert OnnxModel(tmp_path/f'{name}.onnx', None).precision == precision
+
+
 def test_a_corrupt_file_raises(exported, tmp_path):
-    assert blurlike.ship.onnx.ONNX_FILES[0]=='onnx/model.onnx'
+    assert blurlike.ship.save.ONNX_FILES[0]=='onnx/model.onnx'
     folder = load_hf_learner(exported).save_pretrained(tmp_path/'model')
     (folder/'onnx'/'model.onnx').write_bytes(b'half')
     with pytest.raises(OSError, match=mentions(folder/'onnx'/'model.onnx')): load_hf_learner(folder)

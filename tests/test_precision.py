@@ -80,6 +80,22 @@ def test_one_line_says_that_a_precision_is_emulated(precision, train, learn, df,
     assert re.search(mentions(f'precision={precision!r}', "best_precision('cpu')"), line)
 
 
+def test_fp32_is_refused_for_16_bit_weights(df, hf):
+    learn = hf_learner(HFTextDataLoaders.from_df(df, hf, valid_col='is_valid', device='cpu'), hf.model.bfloat16())
+    with pytest.raises(ValueError, match=mentions("precision='fp32'", 'bfloat16', 'dtype=torch.float32')):
+        learn.hf_predict('the film', precision='fp32')
+    assert learn.hf_predict('the film')['probs'] == learn.hf_predict('the film', precision='bf16')['probs']
+
+
+@pytest.mark.parametrize(('machine', 'amx', 'fast'), [('x86_64', False, False), ('x86_64', True, True),
+                                                      ('aarch64', False, True)])
+def test_bf16_is_chosen_where_it_is_faster(machine, amx, fast, monkeypatch):
+    monkeypatch.setattr('blurlike.core.compat.has_native_arithmetic', lambda *args: True)
+    monkeypatch.setattr('platform.machine', lambda: machine)
+    monkeypatch.setattr(torch.cpu, '_is_amx_tile_supported', lambda: amx)
+    assert best_precision('cpu') == ('bf16' if fast else 'fp32')
+
+
 def test_nothing_is_said_of_a_native_precision(learn, df, monkeypatch, capsys):
     monkeypatch.setattr('blurlike.core.precision.has_native_arithmetic', lambda *args: True)
     hf_learner(learn.dls, learn.model, precision='bf16')

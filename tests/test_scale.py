@@ -521,8 +521,12 @@ def test_the_command_line(models, rows, tmp_path, capsys):
     model,learn = models('sequence-classification')
     rows.to_csv(tmp_path/'a.csv', index=False)
     args = ['predict', str(model), '--input', str(tmp_path/'a.csv'), '--output', str(tmp_path/'out')]
-    assert run([*args, '--option', 'batch_tokens=512']) == 0
+    for line in (['60 rows', '3 of them', "'error'"], ['0 rows', 'the other 60']):
+        assert run([*args, '--option', 'batch_tokens=512']) == 0
+        assert re.search(mentions(*line), capsys.readouterr().err)
     assert_scores(tmp_path/'out', rows, learn)
+    assert run([*args, '--text-col', 'review']) == 1
+    assert "--text-col='review'" in capsys.readouterr().err
     assert run([*args[:4]]) == 1
     assert '--output' in capsys.readouterr().err
     assert run([*args, '--file', 'lines.txt']) == 1

@@ -1,8 +1,11 @@
 "Trials are independent, the best learner comes back exactly, and a study continues from its file."
 import gc
 import os
+import re
 import signal
+import warnings
 import weakref
+from types import SimpleNamespace
 
 import matplotlib
 import optuna
@@ -66,6 +69,37 @@ def test_the_best_learner_comes_back(metric):
     check_best(found)
     assert len(found.learn.hf.runs)==1
     assert '1 epoch' in found.learn.model_card().text
+
+
+def test_the_threshold_and_the_temperature_of_the_best_learner_come_back(tmp_path):
+    df = make_texts(60).assign(label=[['x', o] for o in make_texts(60).label])
+    dls = HFTextDataLoaders.from_df(df, make_objects(), task='multi-label-classification', seed=0, device='cpu')
+    made = []
+    def make(trial):
+        trial.suggest_categorical('lr', RATES)
+        made.append(hf_learner(dls, make_objects(num_labels=3).model))
+        return made[-1]
+    def fit(learn, trial):
+        learn.fit(2, 1e-2)
+        learn.loss_func.thresh = 0.3
+        learn.calibrate()
+        learn.choose_threshold(per_label=True, plot=False, grid=[0.2, 0.4 + trial.number/10])
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        found = search(make, quiet(lambda learn: fit(learn, SimpleNamespace(number=len(made)))), metric='f1_micro',
+                       storage=tmp_path/'search.db')
+    best = made[found.study.best_trial.number]
+    text = df.text[0]
+    assert found.learn is not best
+    assert found.learn.hf_predict(text) == best.hf_predict(text)
+    assert found.learn.hf.calibration == best.hf.calibration
+    assert found.learn.loss_func.thresh == best.loss_func.thresh
+
+
+def test_a_learner_without_validation_rows_is_refused_before_it_trains():
+    dls = HFTextDataLoaders.from_df(make_texts(40), make_objects(), valid_pct=0, device='cpu')
+    with pytest.raises(ValueError, match=mentions("metric='valid_loss'", 'make_learner')):
+        search(lambda trial: hf_learner(dls, make_objects().model), lambda learn, trial: pytest.fail('it was trained'))
 
 
 def half_precision(trial):
@@ -142,7 +176,7 @@ def test_a_trial_is_pruned_after_an_epoch(after):
 
 # ---- studies
 
-def test_a_second_call_goes_on_with_the_missing_trials(tmp_path):
+def test_a_second_call_goes_on_with_the_missing_trials(tmp_path, capsys):
     file = tmp_path/'runs'/'search.db'
     made = []
     def make(trial):
@@ -153,7 +187,9 @@ def test_a_second_call_goes_on_with_the_missing_trials(tmp_path):
     again = search(make, n_trials=2, storage=str(file))
     assert made==[0, 1, first.study.best_trial.number, again.study.best_trial.number]
     assert all(torch.equal(v, weights[k]) for k,v in again.learn.model.state_dict().items())
+    capsys.readouterr()
     third = search(make, n_trials=4, storage=file)
+    assert re.search(mentions("'search'", '2 of 4'), capsys.readouterr().out)
     check_best(third)
     assert len(third.study.trials)==4
     assert len(list((file.parent/'search_weights').iterdir()))==1

@@ -8,7 +8,7 @@ from datasets import ClassLabel, Dataset, DatasetDict, Value
 from hypothesis import given
 from hypothesis import strategies as st
 
-from blurlike.all import HFTextDataLoaders
+from blurlike.all import HFTextDataLoaders, hf_learner, load_hf_learner
 from blurlike.data.dataloaders import _moved
 
 ONE,MANY = 'sequence-classification','multi-label-classification'
@@ -93,6 +93,61 @@ def test_a_split_is_chosen_in_one_way(named, df):
         HFTextDataLoaders.from_df(df, make_objects(), **named)
     with pytest.raises(ValueError, match=mentions(*(f'{k}={v!r}' for k,v in named.items()))):
         HFTextDataLoaders.from_dataset(Dataset.from_pandas(df), make_objects(), **named)
+
+
+def test_a_folder_for_validation_that_does_not_exist_is_named(tmp_path):
+    for split in ('train', 'test'):
+        for i,o in enumerate(make_texts(8).itertuples()):
+            (tmp_path/split/o.label).mkdir(parents=True, exist_ok=True)
+            (tmp_path/split/o.label/f'{i}.txt').write_text(o.text)
+    with pytest.raises(ValueError, match=mentions("valid='valid'", "'test'", 'valid_pct=')):
+        HFTextDataLoaders.from_folder(tmp_path, make_objects())
+    assert len(HFTextDataLoaders.from_folder(tmp_path, make_objects(), valid='test').train_ds) == 8
+    assert len(HFTextDataLoaders.from_folder(tmp_path, make_objects(), valid_pct=0.25).train_ds) == 12
+
+
+def test_a_split_that_would_be_ignored_is_refused():
+    ds = Dataset.from_pandas(make_texts(40))
+    both = DatasetDict(train=ds, dev=ds)
+    with pytest.raises(ValueError, match=mentions("valid='test'", 'Dataset')):
+        HFTextDataLoaders.from_dataset(ds, make_objects(), valid='test')
+    with pytest.raises(ValueError, match=mentions("valid='dev'", 'valid_pct=0.1')):
+        HFTextDataLoaders.from_dataset(both, make_objects(), valid='dev', valid_pct=0.1)
+
+
+def test_a_random_transform_of_a_dataset_draws_again_in_each_epoch():
+    ds,n = dataset(),iter(range(10_000))
+    ds.set_transform(lambda o: o | dict(text=[' '.join('abcdefghij'[int(c)] for c in str(next(n))) for _ in o['text']]))
+    dls = loaders(ds, valid_pct=0.25)
+    first,second = ([t for x,_ in dls.train for t in dls.hf_block.decode(x)] for _ in range(2))
+    assert not set(first) & set(second)
+
+
+# ---- All rows
+
+@pytest.mark.parametrize('named', [dict(valid_pct=0), dict(splits=(range(40), []))])
+@pytest.mark.parametrize('task', [ONE, MANY])
+def test_training_on_all_rows(task, named, tmp_path):
+    df,hf = rare(task),make_objects(num_labels=len(vocab_of(task)))
+    kwargs = dict(task=task, device='cpu', bs=8) | named
+    for dls in (HFTextDataLoaders.from_df(df, hf, **kwargs),
+                HFTextDataLoaders.from_dataset(Dataset.from_pandas(df), hf, **kwargs)):
+        assert [len(dls.train_ds), len(dls.valid_ds), list(dls.vocab)] == [40, 0, vocab_of(task)]
+        learn = hf_learner(dls, hf.model)
+        with learn.no_bar(), learn.no_logging(): learn.fine_tune(1, 1e-3)
+        assert learn.recorder.values[-1][1] is None # no validation loss
+        learn.save_pretrained(tmp_path/'model')
+        preds = [o.hf_predict(df.text[0])['probs'] for o in (learn, load_hf_learner(tmp_path/'model'))]
+        assert preds[0] == pytest.approx(preds[1])
+        with pytest.raises(ValueError, match=mentions('dl=None')): learn.calibrate()
+
+
+def test_a_folder_trains_on_all_files(tmp_path):
+    for i,o in enumerate(rare().itertuples()):
+        (tmp_path/o.label).mkdir(exist_ok=True)
+        (tmp_path/o.label/f'{i}.txt').write_text(o.text)
+    dls = HFTextDataLoaders.from_folder(tmp_path, make_objects(), valid_pct=0)
+    assert [len(dls.train_ds), len(dls.valid_ds), list(dls.vocab)] == [40, 0, vocab_of(ONE)]
 
 
 # ---- Datasets

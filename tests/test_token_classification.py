@@ -2,7 +2,7 @@
 import random
 import re
 import sys
-from functools import cache
+from functools import cache, partial
 
 import numpy as np
 import pandas as pd
@@ -15,6 +15,7 @@ from fastai.data.block import DataBlock
 from fastai.data.transforms import ColReader, ColSplitter
 from fastai.interpret import ClassificationInterpretation, Interpretation
 from fastai.learner import Learner, load_learner
+from fastai.metrics import accuracy, error_rate, top_k_accuracy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from seqeval.metrics import f1_score
@@ -444,6 +445,24 @@ def test_entities_in_texts_are_those_of_the_pipeline(arch, strategy):
     keys = ('entity', 'index', 'word', 'start', 'end') if strategy=='none' else ('entity_group', 'word', 'start', 'end')
     for text,ours in zip(TEXTS, preds, strict=True): same_entities(ours, pipe(text), keys)
     assert sum(map(len, preds)) > 10
+
+
+@pytest.mark.parametrize('arch', ['bert', 'xlnet'])
+@pytest.mark.parametrize('padding', [dict(pad_to_multiple_of=8), dict(padding='max_length')])
+def test_entities_do_not_depend_on_the_padding(arch, padding):
+    hf = make_hf(arch)
+    expected = predictor(hf, max_length=56).hf_predict(TEXTS, many=True, aggregation_strategy='none')
+    preds = predictor(hf, max_length=56, **padding).hf_predict(TEXTS, many=True, aggregation_strategy='none')
+    for a,b in zip(preds, expected, strict=True): same_entities(a, b, ('entity', 'index', 'word', 'start', 'end'))
+
+
+def test_fastais_accuracy_which_counts_padding_is_refused():
+    learn = predictor(make_hf())
+    for metric in (accuracy, error_rate, partial(top_k_accuracy, k=2)):
+        learn.metrics = [metric]
+        with pytest.raises(ValueError, match=mentions('metrics=', 'word_accuracy()')): learn.validate()
+    learn.metrics = []
+    with learn.no_bar(): assert len(learn.validate()) == 1 # fastai kept its lock after an error
 
 
 @given(text=st.text(max_size=60))

@@ -37,6 +37,16 @@ def test_a_text_in_another_form_than_the_first():
     with pytest.raises(ValueError, match=mentions('1 of 3', 'texts[1]')): learn.hf_predict(texts)
 
 
+@pytest.mark.parametrize('method', ['hf_predict', 'hf_embed'])
+@pytest.mark.parametrize('texts', [['the film', ('the film', 'the plot')], [('the film', 'the plot'), 'the film'],
+                                   [('the film', 'the plot'), 'ab']])
+def test_single_texts_and_pairs_in_one_call(texts, method, learn):
+    with pytest.raises(ValueError, match=mentions('1 of 2', 'texts[1]', 'pair')): getattr(learn, method)(texts)
+    if method=='hf_predict':
+        assert [o is None for o in learn.hf_predict(texts, errors='none')] == [False, True]
+        assert learn.hf_predict(texts, errors='none')[0] == learn.hf_predict(texts[:1])[0]
+
+
 def test_one_wrong_text(learn):
     assert learn.hf_predict(None, errors='none') is None
     assert isinstance(learn.hf_predict(None, errors='return'), ValueError)

@@ -93,7 +93,7 @@ def figures(
     return [ratio_row(f'hf_generate over {best}', ours['examples/s'], results[best]['examples/s'], **equal)]
 
 def measure(
-    rounds:int, # Number of rounds
+    rounds:int, # Number of rounds; two at most, since a round takes minutes
     texts:int, # Number of prompts
     tokens:int, # Maximum number of new tokens
 ) -> dict: # Captions mapped to rows
@@ -106,6 +106,6 @@ def measure(
     tables = {}
     for kind,prompts in ((about, rows), (f'{about}, after the same instruction', chats)):
         alternate(contestants(learn, prompts[:2], tokens), 1, warmup=0)
-        results = alternate(contestants(learn, prompts, tokens), rounds, warmup=0)
+        results = alternate(contestants(learn, prompts, tokens), min(rounds, 2), warmup=0)
         tables |= {f'{kind}.': figures(results), f'Each contestant, {kind}.': medians(results)}
     return tables

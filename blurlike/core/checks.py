@@ -39,8 +39,10 @@ def suggest(
     otherwise:str='', # What to return if none of them is close
 ) -> str: # Begins with a space if not empty
     "Return a suggestion for a misspelled `name`"
-    close = get_close_matches(str(name), [str(o) for o in known if str(o)!=str(name)], 1)
-    return f" Did you mean {close[0]!r}?" if close else f" {otherwise}" if otherwise else ''
+    name,known = str(name),[str(o) for o in known if str(o)!=str(name)]
+    longer = [o for o in known if len(name) > 2 and name.lower() in o.lower()]
+    close = get_close_matches(name, longer, 3, 0) or get_close_matches(name, known, 1)
+    return f" Did you mean {' or '.join(map(repr, close))}?" if close else f" {otherwise}" if otherwise else ''
 
 # %% ../../nbs/core/00_checks.ipynb #dc1aacc2
 def one_of(

@@ -25,7 +25,7 @@ from transformers import (AutoConfig, AutoModelForSequenceClassification, AutoTo
 from transformers.utils import cached_file
 from transformers.utils import logging as hf_logging
 
-from .checks import first_line, print_once
+from .checks import first_line, print_once, suggest
 from .compat import quiet_load_report
 
 if TYPE_CHECKING: from transformers import PreTrainedModel # takes seconds to import
@@ -50,6 +50,17 @@ def _reaching(checkpoint, what):
         raise OSError(f"{argument} has no {what}: {hint} ({_why(e)}).") from e
 
 # %% ../../nbs/core/02_objects.ipynb #b8774721
+_HOW_TO_LOAD = {'attn_implementation', 'cache_dir', 'code_revision', 'dtype', 'force_download', 'gguf_file',
+                'local_files_only', 'proxies', 'revision', 'subfolder', 'token'}
+
+def _check_settings(config, names):
+    "Raise `ValueError` for a name that a configuration of transformers does not have; one with its own code may"
+    if type(config).__module__.split('.')[0]!='transformers': return
+    for k in sorted(names):
+        if hasattr(config, k): continue
+        raise ValueError(f"config_kwargs={{{k!r}: ...}}: {type(config).__name__} has no setting {k!r}."
+                         f"{suggest(k, config.to_dict())}")
+
 def load_hf_config(
     checkpoint:str|Path, # A model name on the Hub or a local folder
     config:PreTrainedConfig=None, # Copied and used in place of the checkpoint's configuration
@@ -60,8 +71,11 @@ def load_hf_config(
     config_kwargs = config_kwargs or {}
     if config is None:
         kwargs = dict(trust_remote_code=trust_remote_code) | config_kwargs
-        with _reaching(checkpoint, 'config.json'): return AutoConfig.from_pretrained(checkpoint, **kwargs)
+        with _reaching(checkpoint, 'config.json'): config = AutoConfig.from_pretrained(checkpoint, **kwargs)
+        _check_settings(config, config_kwargs.keys() - _HOW_TO_LOAD)
+        return config
     config = deepcopy(config)
+    _check_settings(config, config_kwargs)
     for k,v in config_kwargs.items(): setattr(config, k, v)
     return config
 

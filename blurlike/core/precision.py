@@ -18,7 +18,7 @@ from torch import nn
 from xxhash import xxh3_128
 
 from .checks import first_line, one_of, print_once
-from .compat import has_native_arithmetic, int8_linear
+from .compat import has_fast_bf16, has_native_arithmetic, int8_linear
 from .objects import has_adapters, merged_model
 
 # %% ../../nbs/core/04_precision.ipynb #a2b77895
@@ -48,7 +48,7 @@ def best_precision(
     device:str|torch.device, # Where the model will run
 ) -> str: # "bf16" or "fp32"
     "Return the fastest precision that is safe for training on `device`"
-    return 'bf16' if has_native_arithmetic(torch.device(device)) else 'fp32'
+    return 'bf16' if has_fast_bf16(torch.device(device)) else 'fp32'
 
 # %% ../../nbs/core/04_precision.ipynb #4c6f3897
 def train_in_fp32(
@@ -124,9 +124,10 @@ def _quantized(model):
 
 # %% ../../nbs/core/04_precision.ipynb #4bfbd711
 def _fingerprint(model):
-    "Return a hash of all weights of `model`"
+    "Return a hash of all weights of `model`, and of the names of its active adapters"
     res = xxh3_128()
     for o in model.state_dict().values(): res.update(o.detach().flatten().view(torch.uint8).numpy())
+    res.update(repr(getattr(model, 'active_adapters', None)).encode())
     return res.hexdigest()
 
 # %% ../../nbs/core/04_precision.ipynb #dd3fb5e0
@@ -164,6 +165,10 @@ def _check_evaluation(model, precision):
     if own and precision not in (None, own):
         raise ValueError(f"precision={precision!r} is not possible: the model was exported with precision={own!r}.")
     if precision in DTYPES: check_precision(precision, next(model.parameters()).device)
+    half = next((o.dtype for o in model.parameters() if o.dtype in DTYPES.values()), None)
+    if precision!='fp32' or half is None: return
+    raise ValueError(f"precision='fp32' is not possible: weights are {str(half).removeprefix('torch.')}. Leave out "
+                     "precision=, or load the model with dtype=torch.float32.")
 
 # %% ../../nbs/core/04_precision.ipynb #1ef67a8a
 @contextmanager

@@ -14,6 +14,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pandas as pd
 from fastai.data.block import TransformBlock
 from fastai.torch_basics import is_listy, patch
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
@@ -247,7 +248,9 @@ def text_problem(self:HFTextBlock,
     if self.is_split_into_words:
         if is_listy(x) and all(isinstance(o, str) for o in x): return None
         return f"the text is {brief(x)}, not a list of words, as is_split_into_words=True requires"
-    return None if isinstance(x, str) else f"the text is {brief(x)}, not a string"
+    if isinstance(x, str): return None
+    missing = pd.api.types.is_scalar(x) and pd.isna(x)
+    return f"the text is {brief(x)}, not a string{': drop rows without a text, as with df.dropna()'*missing}"
 
 # %% ../../nbs/data/41_block.ipynb #7cc318a6
 @patch
@@ -348,6 +351,11 @@ def _check_unpadded(batch, padding):
 
 # %% ../../nbs/data/41_block.ipynb #bd12dd39
 @patch
+def pad_size(self:HFTextBlock) -> tuple: # For `TokenTable.pad`
+    "Return the length that rows are padded to, or None, and the number that it is a multiple of, or None"
+    return self.max_length if self.padding=='max_length' else None, self.pad_to_multiple_of
+
+@patch
 def inputs(self:HFTextBlock,
     table:TokenTable, # From `tokenize`
     rows, # The rows of the batch
@@ -356,9 +364,8 @@ def inputs(self:HFTextBlock,
     "Return a batch of rows of `table`"
     tok = self.hf_tokenizer
     known = dict(offsets=0, input_ids=tok.pad_token_id, token_type_ids=tok.pad_token_type_id)
-    length = self.max_length if self.padding=='max_length' else None
     fill = {k: known.get(k, -1) for k in table.columns}
-    batch = HFInputs(table.pad(rows, fill, length, self.pad_to_multiple_of, (side or self.padding_side)=='left'))
+    batch = HFInputs(table.pad(rows, fill, *self.pad_size(), (side or self.padding_side)=='left'))
     if self.padding in (False, 'do_not_pad'): _check_unpadded(batch, self.padding)
     res = HFInputs({k: v for k,v in batch.items() if k not in ('attention_mask', 'token_type_ids') or self._wants(k)})
     res.hf_block,res.source = self,(table, rows)

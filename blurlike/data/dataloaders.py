@@ -17,7 +17,7 @@ import pandas as pd
 import torch
 from fastai.data.block import DataBlock
 from fastai.data.core import DataLoaders, Datasets
-from fastai.data.transforms import ColSplitter, RandomSplitter, get_text_files, parent_label
+from fastai.data.transforms import ColSplitter, get_text_files, parent_label
 from fastai.torch_basics import delegates, flatten, get_first, is_listy, patch
 from fasttransform import Transform
 
@@ -25,6 +25,7 @@ from ..core.checks import (as_names, brief, check_options, columns, first_line, 
                            preview, print_line, print_once, whole_number)
 from ..core.compat import has_shuffle_buffer, type_transforms
 from ..core.objects import HFObjects, load_hf_config, load_hf_tokenizer
+from ..core.ranks import n_ranks
 from .block import HFTextBlock, check_call_options
 from .loader import LOADER_OPTIONS, HFDataLoader
 from ..tasks.base import Task, all_tasks, get_task, infer_task, task_class, task_options
@@ -106,36 +107,33 @@ _LOADER_ARGS = set(inspect.signature(_dataloaders).parameters) - {'checkpoint', 
 
 # %% ../../nbs/data/42_dataloaders.ipynb #a3e06dc0
 def _checked_pct(valid_pct):
-    "Return the share of rows to validate on, 0.2 for None; raise `ValueError` if it is not between 0 and 1"
+    "Return the share of rows to validate on, 0.2 for None; raise `ValueError` if it is negative, or 1 or more"
     valid_pct = 0.2 if valid_pct is None else valid_pct
-    fraction('valid_pct', valid_pct)
+    if valid_pct is False or valid_pct!=0: fraction('valid_pct', valid_pct)
     return valid_pct
-
-# %% ../../nbs/data/42_dataloaders.ipynb #2776e02b
-def _random_splitter(valid_pct, seed):
-    "Return fastai's splitter with a checked share"
-    return RandomSplitter(_checked_pct(valid_pct), seed=seed)
 
 # %% ../../nbs/data/42_dataloaders.ipynb #904c56c4
 def _random_split(n, valid_pct, seed):
-    "Return the split of `_random_splitter` as arrays"
+    "Return arrays of the positions of training and validation rows, the same in all ranks"
+    cut = int(_checked_pct(valid_pct)*n)
     if seed is not None: torch.manual_seed(seed)
-    idxs,cut = torch.randperm(n).numpy(),int(_checked_pct(valid_pct)*n)
+    generator = torch.Generator().manual_seed(0) if seed is None and n_ranks() > 1 else None
+    idxs = torch.randperm(n, generator=generator).numpy()
     return idxs[cut:],idxs[:cut]
 
 # %% ../../nbs/data/42_dataloaders.ipynb #a22bdd40
 def _checked_splits(splits, rows):
-    "Return two lists of positions; raise `ValueError` if one is empty, they overlap, or a position is out of range"
+    "Return two arrays of positions; raise `ValueError` if they overlap, or nothing is trained on"
     n,splits = len(rows),splits(rows) if callable(splits) else splits
     sets = [{int(i) for i in o} for o in splits]
-    if len(sets)!=2 or not all(sets):
-        raise ValueError("splits must be two lists of row positions, for training and validation, "
-                         "neither of them empty.")
+    if len(sets)!=2 or not sets[0]:
+        raise ValueError("splits must be two lists of row positions, for training and validation. Only the second may "
+                         "be empty.")
     outside = [i for o in sets for i in o if not 0 <= i < n]
     if outside: raise ValueError(f"splits: {outside[0]} is not the position of a row; there are {n} rows.")
     if both := sets[0] & sets[1]:
         raise ValueError(f"splits: both lists contain the positions {preview(sorted(both))}.")
-    return [list(map(int, o)) for o in splits]
+    return [np.array([*o], dtype=int) for o in splits]
 
 # %% ../../nbs/data/42_dataloaders.ipynb #1aead28b
 def _one_split(**named):
@@ -157,7 +155,7 @@ def _check_split(is_valid, valid_col):
     is_valid = is_valid.astype(bool)
     if not is_valid.all() and is_valid.any(): return
     raise ValueError(f"valid_col={valid_col!r} is {bool(is_valid.all())} for all {len(is_valid)} rows, but both "
-                     "splits need rows: change some, or pass valid_pct instead.")
+                     "splits need rows: change some, or pass valid_pct instead, which may be 0 to train on all rows.")
 
 # %% ../../nbs/data/42_dataloaders.ipynb #fb1007f1
 def _check_labels(missing, arg, n, names=None):
@@ -206,7 +204,7 @@ def _check_given(splits, classes, index):
 def _with_classes(task, read, label_col, splits, random):
     "Return splits whose training rows have all classes; raise `ValueError` if they lack some and are not random"
     names = as_names(label_col)
-    if len(names)!=1 or not task.has_labels or getattr(task, 'vocab', None): return splits
+    if len(names)!=1 or not task.has_labels or getattr(task, 'vocab', None) or not len(splits[1]): return splits
     df = read(names)
     column = df.iloc[:,0]
     if isinstance(column.dtype, pd.CategoricalDtype) or df.attrs.get('names') or column.isna().any(): return splits
@@ -301,7 +299,7 @@ class HFTextDataLoaders(DataLoaders):
         label_col:str|tuple=None, # The column of targets, or several; None for the task's default, such as "label"
         task:str|Task=None, # What to train for, such as "sequence-classification"; None to infer it from the targets
         valid_col:str=None, # A column that is True for validation rows
-        valid_pct:float=None, # Without `valid_col`: the fraction of rows to validate on, chosen at random; None for 0.2
+        valid_pct:float=None, # Without `valid_col`: the fraction of rows to validate on; None for 0.2, 0 for none
         splits:tuple=None, # Instead of `valid_col` and `valid_pct`: row positions of both splits, or a fastai splitter
         seed:int=None, # Seed of the random split and of the shuffle
         **kwargs
@@ -318,9 +316,9 @@ class HFTextDataLoaders(DataLoaders):
         head = partial(plain_columns, df.head(1000))
         task,text_col,label_col = _find_task(task, text_col, label_col, have, head, kwargs)
         if valid_col is not None: _check_split(df[valid_col].to_numpy(), valid_col)
-        splitter = _random_splitter(valid_pct, seed) if valid_col is None else ColSplitter(valid_col)
         random = valid_col is None and splits is None
-        splits = splitter(df) if splits is None else _checked_splits(splits, df)
+        if splits is not None: splits = _checked_splits(splits, df)
+        else: splits = _random_split(len(df), valid_pct, seed) if random else ColSplitter(valid_col)(df)
         splits = _with_classes(task, read, label_col, splits, random)
         y_block = None if label_col is None else task.y_block(_labels(read, label_col, splits[0]))
         readers = task.get_x(text_col),task.get_y(label_col)
@@ -393,11 +391,16 @@ def from_folder(cls:HFTextDataLoaders,
     if not is_corpus and not task_class(task).has_labels:
         raise ValueError(f"task={task!r} has targets that cannot be folder names: pass "
                          "task='sequence-classification', or a language model such as 'causal-lm'.")
-    two = valid_pct is None and (path/train).is_dir() and (path/valid).is_dir()
+    two = valid_pct is None and (path/train).is_dir()
+    if two and not (path/valid).is_dir():
+        there = sorted(o.name for o in path.iterdir() if o.is_dir() and o.name!=train)
+        raise ValueError(f"valid={valid!r} is not a folder in path={str(path)!r}, which has the folder {train!r}: pass "
+                         f"valid={f', one of {preview(there)}' if there else ''}, or valid_pct= to choose among all "
+                         "files.")
     files = get_text_files(path, folders=[train, valid] if two else None)
     where = '' if is_corpus else ' in folders named after their labels'
     if not files: raise ValueError(f"path={str(path)!r} contains no .txt files{where}.")
-    splits = _folder_splits(files, path, train, valid) if two else _random_splitter(valid_pct, seed)(files)
+    splits = _folder_splits(files, path, train, valid) if two else _random_split(len(files), valid_pct, seed)
     labels,named = pd.DataFrame({'label': [parent_label(o) for o in files]}),{'train', 'valid', 'valid_pct', 'encoding'}
     task,*_ = _find_task(task, 'label', None if is_corpus else 'label', ['label'], labels.head, kwargs, named)
     if not is_corpus: splits = _with_classes(task, labels.get, ['label'], splits, not two)
@@ -462,6 +465,9 @@ def _two_splits(dataset, train, valid, valid_pct, seed):
     "Return one or two `Dataset`s, and the positions of training and validation rows when they are joined"
     from datasets import Dataset
     found = [dataset]
+    if valid is not None and not isinstance(dataset, dict):
+        raise ValueError(f"valid={valid!r} names a split, but dataset={type(dataset).__name__}(...) is a single one: "
+                         "pass a DatasetDict, or valid_pct=, valid_col= or splits=.")
     if isinstance(dataset, dict):
         if valid is None and valid_pct is None: valid = _valid_name(dataset)
         found = [_split(dataset, train=train), *([] if valid is None else [_split(dataset, valid=valid)])]
@@ -478,7 +484,7 @@ def _two_splits(dataset, train, valid, valid_pct, seed):
 def _dataset_splits(dataset, train, valid, valid_col, valid_pct, splits, seed):
     "Return one or two `Dataset`s, and the positions of training and validation rows when they are joined"
     from datasets import Dataset
-    _one_split(valid_col=valid_col, valid_pct=valid_pct, splits=splits)
+    _one_split(valid=valid, valid_col=valid_col, valid_pct=valid_pct, splits=splits)
     if isinstance(dataset, dict) and (splits is not None or valid_col is not None):
         raise ValueError(f"{'valid_col' if splits is None else 'splits'} is for a single Dataset: name the splits of "
                          "a DatasetDict with train= and valid=.")

@@ -222,12 +222,22 @@ def get_idxs(self:HFDataLoader):
     return bucketed_order(lengths, size, rng, self.pool, not self.looking, self.batch_tokens).tolist()
 
 # %% ../../nbs/data/40_loader.ipynb #8d4d7945
+@patch(as_prop=True)
+def _mixes(self:HFDataLoader):
+    "Whether rows may change places; not without shuffling, nor if `get_preds` replaced `get_idxs`"
+    return self.shuffle and isinstance(self.get_idxs, MethodType)
+
+@patch(as_prop=True)
+def _group(self:HFDataLoader):
+    "How many batches are read together: a pool, or one if there is a table, or if several workers must keep the order"
+    return self.pool if self.table is None and (self._mixes or self.fake_l.num_workers < 2) else 1
+
 @patch
 def _cut(self:HFDataLoader, rows):
     "Return the rows of each batch, or of each pool if there is no table"
     if self.batch_tokens: return self._own([rows[o] for o in cut_batches(self.row_lengths[rows], self.batch_tokens)])
     size = self.bs*self.ranks
-    n = size if self.table is not None else size*self.pool
+    n = size*self._group
     end = len(rows) - (len(rows)%size if self.drop_last else 0)
     return [self._own(rows[i:min(i+n, end)]) for i in range(0, end, n)]
 
@@ -294,13 +304,13 @@ def _read_again(self:HFDataLoader, rows):
 # %% ../../nbs/data/40_loader.ipynb #03330b68
 @patch
 def _pool_batches(self:HFDataLoader, rows, number):
-    "Yield the batches of a pool; in the order of `rows` without shuffling, or if `get_preds` replaced `get_idxs`"
+    "Yield the batches of a pool"
     getattr(self.dataset, 'mark', noop)()
     tables = list(self._tables(rows, keep=isinstance(self.dataset, StreamSamples) or not self.fixed))
     if not tables: return
     table,order = TokenTable.concat(tables),np.arange(len(rows))
     raw = RawSamples(table.rows.get('raw'), rows)
-    if self.shuffle and isinstance(self.get_idxs, MethodType):
+    if self._mixes:
         rng = np.random.default_rng([self.epoch, number])
         order = bucketed_order(table.lengths, self.bs, rng, self.pool, longest_first=False)
     for i in range(0, len(order), self.bs):
@@ -372,7 +382,7 @@ def _batches(self:HFDataLoader):
 @patch
 def __iter__(self:HFDataLoader):
     if self.ranks==1: return (yield from self._batches())
-    left,b,self.spare = len(self) - self.start*(self.pool if self.table is None else 1),None,False
+    left,b,self.spare = len(self) - self.start*self._group,None,False
     for b in self._batches():
         left -= 1
         yield b
@@ -418,7 +428,7 @@ def after(self:HFDataLoader,
 ): # Yields the batches after them
     "Draw the next epoch, and start after `n` of its batches"
     workers = max(1, self.fake_l.num_workers)
-    size = workers*(self.pool if self.table is None else 1)
+    size = workers*self._group
     rounds = (n-1)//size if self.fixed and self.indexed else 0
     self.start = rounds*workers
     try:

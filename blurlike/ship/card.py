@@ -24,10 +24,9 @@ import blurlike
 from ..calibrate import calibration_of
 from ..core.checks import preview
 from ..core.objects import has_adapters
-from ..tasks.base import get_block, loss_weights
+from ..tasks.base import get_block
 from ..tasks.generation import Generates
 from ..train.callback import HFCallback
-from ..train.tracking import training_setup
 
 # %% ../../nbs/ship/70_card.ipynb #335f55e4
 def training_runs(
@@ -63,17 +62,15 @@ def _results_table(runs):
     return _table(['run', 'epoch', *columns], rows)
 
 # %% ../../nbs/ship/70_card.ipynb #4572ff3b
-def _class_weights(loss_func):
-    "Return the class weights of a loss as text; empty if it has none"
-    weights = loss_weights(loss_func)
+def _class_weights(weights):
+    "Return class weights as text; empty if there are none"
     return f" with class weights {', '.join(f'{o:.3g}' for o in weights)}" if weights else ''
 
 # %% ../../nbs/ship/70_card.ipynb #2a97ffae
-def _training_setup(learn):
-    "Return the names of the optimizer, the loss and the precision as text"
-    setup = training_setup(learn)
-    suffix = _class_weights(learn.loss_func) + (f"; precision: {setup['precision']}" if 'precision' in setup else '')
-    return f"Optimizer: `{setup['optimizer']}`; loss: `{setup['loss']}`{suffix}."
+def _training_setup(run):
+    "Return the names of the optimizer, the loss and the precision of a run as text"
+    suffix = _class_weights(run['class_weights']) + (f"; precision: {run['precision']}" if 'precision' in run else '')
+    return f"Optimizer: `{run['optimizer']}`; loss: `{run['loss']}`{suffix}."
 
 # %% ../../nbs/ship/70_card.ipynb #2da7e369
 _RESULTS = 'Losses and metrics after each epoch (all but `train_loss` are measured on the validation set):'
@@ -83,8 +80,11 @@ def _training(learn, int8=False):
     "Return the text of the section on training"
     runs = training_runs(learn)
     if not runs: return 'No training was recorded for this model.'
-    steps = '\n'.join(f'{i}. {_settings(o)}' for i,o in enumerate(runs, 1))
-    parts = ['Training runs:', steps, _training_setup(learn), _RESULTS, _results_table(runs)]
+    setups = [_training_setup(o) for o in runs]
+    same = len(set(setups))==1
+    steps = '\n'.join(f"{i}. {_settings(o)}{'' if same else f'. {s}'}"
+                      for i,(o,s) in enumerate(zip(runs, setups, strict=True), 1))
+    parts = ['Training runs:', steps, *(setups[:1] if same else []), _RESULTS, _results_table(runs)]
     return '\n\n'.join([*parts, _INT8] if int8 else parts)
 
 # %% ../../nbs/ship/70_card.ipynb #718bd6a4
@@ -176,14 +176,18 @@ def _limitations(block):
     return f'Texts longer than {limit} tokens are split into windows of {limit} tokens{overlap}.'
 
 # %% ../../nbs/ship/70_card.ipynb #568d8446
-def _base_model(model):
-    "Return the name on the Hub of the base model; None for a local folder"
+def _is_on_hub(name):
+    "Return whether `name` may be that of a model on the Hub"
+    if not name or Path(name).exists(): return False
+    try: validate_repo_id(name)
+    except HFValidationError: return False
+    return True
+
+def _base_model(model, runs=()):
+    "Return the name on the Hub of the base model, or of the first of the `runs` that had one; None for local folders"
     adapter = next(iter(model.peft_config.values())) if has_adapters(model) else None
     name = str(model.config.name_or_path if adapter is None else adapter.base_model_name_or_path or '')
-    if not name or Path(name).exists(): return None
-    try: validate_repo_id(name)
-    except HFValidationError: return None
-    return name
+    return next(filter(_is_on_hub, [name, *(o['base'] for o in runs)]), None)
 
 # %% ../../nbs/ship/70_card.ipynb #2b915df9
 def _facts(learn):
@@ -194,7 +198,7 @@ def _facts(learn):
         block=block, task=task.name, tag=task.pipeline_tag or task.name, auto_model=task.auto_model.__name__,
         generates=isinstance(task, Generates), example=task.example(block),
         labels=list(model.config.id2label.values()) if task.has_labels else [],
-        base=_base_model(model), arch=model.config.model_type,
+        base=_base_model(model, training_runs(learn)), arch=model.config.model_type,
         library='peft' if has_adapters(model) else getattr(model, 'library_name', 'transformers'),
         int8=getattr(model, 'precision', None)=='int8')
 

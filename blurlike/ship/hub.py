@@ -28,7 +28,8 @@ from huggingface_hub.utils import validate_repo_id
 from ..core.checks import first_line
 from ..core.ranks import on_rank0
 from .card import is_generated
-from .save import ADAPTER_CONFIG, is_local, is_model_file, keep_weights, names_in, write_to_share
+from .save import (ADAPTER_CONFIG, BASE_CONFIG, ONNX_FILES, TOKENIZER_FILES, is_local, is_model_file,
+                                keep_weights, names_in, write_to_share)
 
 # %% ../../nbs/ship/72_hub.ipynb #405c7037
 _STATUS = {401: 'it does not exist, or it is private and the token gives no access', 404: 'it does not exist',
@@ -66,7 +67,7 @@ def check_repo_id(
     with reaching_hub(f'repo_id={repo_id!r}'): validate_repo_id(repo_id)
 
 # %% ../../nbs/ship/72_hub.ipynb #005c050c
-_NEEDED = ['*.json', '*.safetensors', '*.txt', '*.model', '*.jinja']
+_NEEDED = ['*.json', '*.safetensors', '*.txt', '*.model', '*.jinja', *TOKENIZER_FILES]
 
 def find_model(
     path:str|Path, # A folder, or a name on the Hub
@@ -111,7 +112,9 @@ def _check_base_is_public(repo_id, folder):
                          "Hub. Pass merge=True to push a whole model, or push the base first and train with its name.")
 
 # %% ../../nbs/ship/72_hub.ipynb #db2b698b
-def _in_model(name): return '/' not in name and is_model_file(name)
+def _in_model(name):
+    "Return whether a file is part of a saved model, or of an exported one"
+    return name==BASE_CONFIG or name.startswith(ONNX_FILES) or ('/' not in name and is_model_file(name))
 
 def push_folder(
     folder:Path, # The folder to push

@@ -25,8 +25,8 @@ from ..core.checks import first_line, preview, whole_number
 from ..core.objects import inner_model, load_hf_config, load_hf_model, load_hf_tokenizer
 from ..data.block import HFTextBlock
 from .hub import find_model
-from .onnx import ONNX_FILES, OnnxModel
-from .save import ADAPTER_CONFIG, BASE_CONFIG, BLOCK_OPTIONS, SCHEMA
+from .onnx import OnnxModel
+from .save import ADAPTER_CONFIG, BASE_CONFIG, BLOCK_OPTIONS, ONNX_FILES, SCHEMA
 from ..tasks.base import Task, all_tasks, get_task, infer_task
 from ..tasks.labels import get_vocab, output_names, output_order
 from ..train.adapters import load_adapters

@@ -289,11 +289,14 @@ def check(self:Page,
 
 # %% ../../nbs/ship/75_serve.ipynb #30c6245c
 @contextmanager
-def _refusing(
+def _checked(
     page:Page, # The page that shows the message
+    values:tuple=(), # The values of the input components
 ):
-    "Turn a `ValueError` into a message on the page"
-    try: yield
+    "Check `values`, and turn a `ValueError` into a message on the page"
+    try:
+        page.check(values)
+        yield
     except ValueError as e:
         raise page.gr.Error(escape(str(e), quote=False), title='Invalid input', print_exception=False) from e
 
@@ -304,13 +307,9 @@ def _handler(
 ):
     "Return the function that Gradio calls: `page.answer`, with checks and named parameters"
     def answer(*values):
-        with _refusing(page):
-            page.check(values)
-            return page.answer(*values)
+        with _checked(page, values): return page.answer(*values)
     def stream(*values):
-        with _refusing(page):
-            page.check(values)
-            yield from page.answer(*values)
+        with _checked(page, values): yield from page.answer(*values)
     res,kind = stream if page.streams else answer,inspect.Parameter.POSITIONAL_OR_KEYWORD
     res.__signature__ = inspect.Signature([inspect.Parameter(o.replace(' ', '_'), kind) for o in names])
     return res
@@ -381,9 +380,7 @@ def _add_explanation(page, app):
     "Add a button to the page that explains its prediction"
     gr = page.gr
     def explain(*values):
-        with _refusing(page):
-            page.check(values)
-            return page.explain(*values)
+        with _checked(page, values): return page.explain(*values)
     with app:
         button,html = gr.Button('Explain'),gr.HTML(label='explanation')
         button.click(explain, app.input_components, html, api_name='explain')

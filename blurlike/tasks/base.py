@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['Task', 'task_options', 'named_subclasses', 'all_tasks', 'task_class', 'get_task', 'infer_task', 'get_block',
-           'check_valid', 'mean_loss', 'loss_of_targets', 'losses_by_row', 'TokenCrossEntropy', 'inner_loss',
-           'loss_setting', 'loss_weights', 'ignored_target', 'TargetLoss', 'target_weight', 'has_two_terms',
-           'loss_terms', 'check_one_divisor', 'loss_to']
+           'has_valid', 'check_valid', 'mean_loss', 'loss_of_targets', 'losses_by_row', 'TokenCrossEntropy',
+           'inner_loss', 'loss_setting', 'loss_weights', 'ignored_target', 'TargetLoss', 'target_weight',
+           'has_two_terms', 'loss_terms', 'check_one_divisor', 'loss_to']
 
 # %% ../../nbs/tasks/20_base.ipynb #e2351198
 import inspect
@@ -31,6 +31,7 @@ class Task:
     name = None # As in `task="..."`
     auto_model = None # The Auto class whose models serve the task
     loss_func = CrossEntropyLossFlat # A loss class, or a method
+    token_accuracy = None # What replaces fastai's `accuracy`, which counts tokens without a target as wrong
 
     def metrics(self) -> list:
         "Return new default metrics"
@@ -350,6 +351,19 @@ Task.row_preds = None
 
 # %% ../../nbs/tasks/20_base.ipynb #1de897a1
 @patch
+def threshold_of(self:Task,
+    learn, # A `Learner`
+) -> float|list|None: # None for a task without a threshold
+    "Return the probability above which `learn` predicts a label, or one for each label"
+
+@patch
+def set_threshold(self:Task,
+    learn, # A `Learner`
+    threshold:float|list, # As from `threshold_of`
+):
+    "Set the threshold of `learn`"
+
+@patch
 def scale_threshold(self:Task,
     learn, # A `Learner`
     factor:float, # What the logits are multiplied by
@@ -424,14 +438,20 @@ def get_block(
     return block
 
 # %% ../../nbs/tasks/20_base.ipynb #11698f77
+def has_valid(
+    learn, # A `Learner`
+) -> bool:
+    "Return whether `learn` has rows to validate on"
+    return len(learn.dls.loaders) > 1 and getattr(learn.dls.valid, 'n', None)!=0
+
 def check_valid(
     learn, # A `Learner`
     dl=None, # The argument of a method, whose default is the validation set
 ):
     "Raise `ValueError` if there is no `dl` and no validation set"
-    if dl is None and len(learn.dls.loaders) < 2:
-        raise ValueError("dl=None needs a validation set, which this learner does not have: pass "
-                         "dl=learn.dls.test_dl(df, with_labels=True).")
+    if dl is not None or has_valid(learn): return
+    raise ValueError("dl=None needs a validation set, which this learner does not have: pass "
+                     "dl=learn.dls.test_dl(df, with_labels=True).")
 
 # %% ../../nbs/tasks/20_base.ipynb #3630ba17
 def mean_loss(

@@ -271,7 +271,7 @@ def facts(self:CausalLM, dataset, block, table=None):
     _check_text(text)
     chat = is_chat(read_chat(text))
     if chat and isinstance(text, str): print_once("Texts that contain a list of messages are read as chats.")
-    return dict(answers=len(sample) > 1 or chat)
+    return dict(answers=len(sample) > 1 or chat or isinstance(sample[0], tuple))
 
 # %% ../../nbs/tasks/31_causal_lm.ipynb #846f1a8a
 @patch

@@ -246,6 +246,7 @@ class Corpus:
 class LanguageModel(Corpus, Task):
     "A task whose targets are its texts"
     loss_func = TokenCrossEntropy
+    token_accuracy = 'TokenAccuracy()'
 
     def metrics(self): return [TokenPerplexity(), TokenAccuracy()]
     def tokenize(self, samples, block): return table_of([o[0] for o in samples])

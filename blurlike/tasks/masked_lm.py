@@ -67,11 +67,16 @@ class BertMasking(Masking):
         return eligible & (torch.rand(len(eligible), generator=rng) < self.probability)
 
 # %% ../../nbs/tasks/32_masked_lm.ipynb #110748a6
+_LONGEST = 10 # Tokens in a word
+
 def _words(eligible, word_ids):
     "Return the word index of each eligible token, counted from 0; -1 for the others"
     new = torch.ones_like(eligible)
     new[1:] = (word_ids[1:] != word_ids[:-1]) | ~eligible[:-1]
     numbers = (new & eligible).cumsum(0) - 1
+    if eligible.any(): # a long "word" is a text without spaces, whose tokens are words
+        new |= torch.bincount(numbers[eligible])[numbers.clamp(min=0)] > _LONGEST
+        numbers = (new & eligible).cumsum(0) - 1
     return torch.where(eligible, numbers, -1)
 
 class WholeWordMasking(Masking):
@@ -171,7 +176,10 @@ def encode_corpus(self:MaskedLM, dataset, block, facts):
     self.strategy(block)
     if self.masking!='bert': fast_tokenizer(block.hf_tokenizer, f'masking={self.masking!r}')
     columns = ['word_ids'] if block.hf_tokenizer.is_fast else []
-    rows = read_rows(dataset, lambda o: block.text_problem(o[0]) or unicode_problem(o[0]))
+    def problem(sample):
+        if isinstance(sample[0], tuple): return f"its text is a tuple, but task={self.name!r} reads one column of texts"
+        return block.text_problem(sample[0]) or unicode_problem(sample[0])
+    rows = read_rows(dataset, problem)
     chunks = [block.contents([s[0] for s in o], columns) for o in rows]
     if not chunks: return TokenTable(dict(input_ids=np.zeros(0, np.int32)), np.zeros(1, np.int64))
     texts,template = TokenTable.concat(chunks),block.template()

@@ -242,11 +242,6 @@ def decode(self:MultipleChoice, logits, config, inputs=None, samples=None):
         return dict(choice=choices[i], index=i, score=probs[i], probs=probs)
     return [one(p, choices) for p,(_,choices) in zip(logits.float().softmax(-1).tolist(), samples, strict=True)]
 
-# %% ../../nbs/tasks/33_multiple_choice.ipynb #95a4c33c
-@patch
-def is_one(self:MultipleChoice, texts, block):
-    return isinstance(texts, (str, tuple, dict)) or not hasattr(texts, '__iter__')
-
 # %% ../../nbs/tasks/33_multiple_choice.ipynb #4246cdcd
 @patch
 def sample(self:MultipleChoice, text, block):

@@ -658,11 +658,6 @@ def decode(self:QuestionAnswering, logits, config, inputs=None, samples=None,
                         handle_impossible_answer=handle_impossible_answer, align_to_words=align_to_words)
     return [o[0] for o in answers] if top_k==1 else answers
 
-# %% ../../nbs/tasks/29_question_answering.ipynb #0a90f3a6
-@patch
-def is_one(self:QuestionAnswering, texts, block):
-    return isinstance(texts, (str, tuple, dict)) or not hasattr(texts, '__iter__')
-
 # %% ../../nbs/tasks/29_question_answering.ipynb #74201f35
 @patch
 def sample(self:QuestionAnswering, text, block):

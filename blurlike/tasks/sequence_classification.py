@@ -50,6 +50,7 @@ def fits_config(cls:SequenceClassification, config):
 # %% ../../nbs/tasks/25_sequence_classification.ipynb #41e051a7
 def _is_repetitive(column):
     "Return whether values are repeated often enough in `column` to be classes"
+    if column.map(is_listy).any(): return True # `y_block` names the first list
     return column.nunique() <= max(20, len(column)//2)
 
 @patch(cls_method=True)

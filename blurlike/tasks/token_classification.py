@@ -249,6 +249,7 @@ class TokenClassification(ClassNames, Windowed, Task):
     loss_func = TokenCrossEntropy
     block_hint = 'a list of labels for each text, one for each word, from a WordLabelsBlock'
     text_col,label_col = 'tokens','labels'
+    token_accuracy = 'word_accuracy()'
     windows,is_split_into_words,columns = True,True,('word_ids',)
 
     def __init__(self,
@@ -508,7 +509,8 @@ def _ordered(inputs):
     "Return padded token columns of `inputs` with a dimension for windows, and the `token_order` of the texts"
     (table,rows),block = inputs.source,inputs.hf_block
     left = block.padding_side=='left'
-    batch = table.pad(rows, dict(input_ids=0, word_ids=-1, sequence_ids=-1, offsets=0), left=left)
+    fill = dict(input_ids=0, word_ids=-1, sequence_ids=-1, offsets=0)
+    batch = table.pad(rows, fill, *block.pad_size(), left=left)
     if table.windows is None: batch = {k: v[:,None] for k,v in batch.items()}
     return batch,token_order(batch['sequence_ids'] >= 0, block.stride, block.hf_tokenizer.truncation_side=='left')
 

@@ -54,6 +54,10 @@ def _parsed(column, kind, one):
     return lower=='true' if not one and lower.isin(['true', 'false']).all() else column
 
 # %% ../../nbs/text/14_files.ipynb #d4b0d3f9
+def _is_text(o):
+    "Return whether a cell is a string or missing, rather than made by a converter"
+    return isinstance(o, str) or (pd.api.types.is_scalar(o) and pd.isna(o))
+
 def parse_targets(
     df:pd.DataFrame, # Rows of a CSV file
     targets:list, # The columns of targets, which are strings
@@ -67,7 +71,7 @@ def parse_targets(
         return _parsed(column, kind, one)
     df = df.copy(deep=False)
     for c in targets:
-        if isinstance(df[c].dtype, pd.StringDtype): df[c] = read(df[c])
+        if df[c].map(_is_text).all(): df[c] = read(df[c])
     return df
 
 # %% ../../nbs/text/14_files.ipynb #97363bb6

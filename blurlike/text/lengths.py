@@ -11,15 +11,20 @@ import pandas as pd
 from matplotlib import pyplot as plt
 from matplotlib.ticker import PercentFormatter
 
+from ..core.checks import brief
 from ..core.inputs import with_progress
+from .rows import SampleProblems
 from .tokens import RowTemplate, tokenize
 
 # %% ../../nbs/text/13_lengths.ipynb #f31ec187
 def text_columns(
     samples:list, # Texts, or tuples of two texts
 ) -> list[list]: # One list of texts, or two for pairs
-    "Return the first texts of `samples`, and the second ones of pairs"
-    pairs = samples and isinstance(samples[0], tuple)
+    "Return the first texts of `samples`, and the second ones of pairs; raise `SampleProblems` for a mix of both"
+    pairs = len(samples) > 0 and isinstance(samples[0], tuple)
+    what = lambda pair: 'a pair of texts' if pair else 'a single text'
+    if mixed := [(i, f"it is {what(not pairs)}, but the first is {what(pairs)}: use one form in a call")
+                 for i,o in enumerate(samples) if isinstance(o, tuple)!=pairs]: raise SampleProblems(mixed)
     return [list(o) for o in zip(*samples, strict=True)] if pairs else [list(samples)]
 
 # %% ../../nbs/text/13_lengths.ipynb #7e618369
@@ -28,12 +33,14 @@ def token_lengths(
     tokenizer, # A Hugging Face tokenizer
     *,
     add_special_tokens:bool=True, # Whether to count special tokens
-    is_split_into_words:bool=None, # Whether texts are lists of words; None to infer it
     chunk:int=1000, # Texts in a call of the tokenizer
 ) -> pd.Series:
     "Return the token length of each text before truncation"
     if hasattr(texts, 'columns'): raise ValueError(f"texts={type(texts).__name__}(...) must be a column of texts.")
     texts = [texts] if isinstance(texts, str) else list(texts)
+    if odd := [i for i,o in enumerate(texts) if not isinstance(o, (str, tuple, list))]:
+        raise ValueError(f"texts[{odd[0]}] is {brief(texts[odd[0]])}, not a text: drop rows without a text, as with "
+                         "df.dropna().")
     n_special = RowTemplate(tokenizer, bool(texts) and isinstance(texts[0], tuple), add_special_tokens).n_special
     def count(some): return sum(tokenize(o, tokenizer).lengths for o in text_columns(some)) + n_special
     counts = [count(texts[i:i+chunk]) for i in with_progress(range(0, len(texts), chunk), 20)]

@@ -123,12 +123,16 @@ def with_class_names(
     return row | {k: _named(row[k], n) for k,n in names.items() if k in row}
 
 # %% ../../nbs/text/10_rows.ipynb #2739a01d
+def _has_transform(ds):
+    "Return whether a function of the user, from `set_transform`, changes the rows of a `datasets.Dataset`"
+    return (getattr(ds, 'format', None) or {}).get('type')=='custom'
+
 def unformatted(
     ds, # A `datasets.Dataset` or `IterableDataset`, or a dict of them; anything else is returned unchanged
 ):
     "Return `ds` without its format, so that rows contain Python's own types"
     if isinstance(ds, dict): return {k: unformatted(v) for k,v in ds.items()}
-    if not hasattr(ds, 'with_format') or (getattr(ds, 'format', None) or {}).get('type')=='custom': return ds
+    if not hasattr(ds, 'with_format') or _has_transform(ds): return ds
     return ds.with_format(None)
 
 # %% ../../nbs/text/10_rows.ipynb #4a40ce50
@@ -313,7 +317,8 @@ def never_changes(
     dataset, # fastai's `Datasets`, or another sequence of samples
 ) -> bool:
     "Return whether each row of `dataset` is the same whenever it is read"
-    tls = getattr(dataset, 'tls', None)
+    tls,ds = getattr(dataset, 'tls', None),getattr(getattr(dataset, 'items', None), 'ds', None)
+    if _has_transform(ds): return False
     return bool(tls) and all(_is_known(f) for o in tls for f in o.tfms.fs)
 
 # %% ../../nbs/text/10_rows.ipynb #da9c7d53

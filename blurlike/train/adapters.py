@@ -17,7 +17,8 @@ from fastai.torch_basics import to_device
 from safetensors import safe_open
 from torch import nn
 
-from ..core.checks import brief, first_line, import_extra, preview
+from ..core.checks import brief, first_line, import_extra, preview, print_once
+from ..core.compat import keep_4bit_weights
 from ..core.objects import (forward_args, forward_kwargs, has_adapters, in_body, inner_model, is_hf_model,
                                    position_limit, prompt_length, weight_files)
 from ..core.precision import DTYPES
@@ -121,12 +122,25 @@ def check_adapters(
     raise ValueError(f"model={type(model).__name__}(...) has adapters already: leave out lora= and peft_config=.")
 
 # %% ../../nbs/train/66_adapters.ipynb #1fc70a79
+def _check_targets(config, model, given):
+    "Raise `ValueError` if `model` has none of `target_modules`; print a line if it lacks some"
+    names,layers = getattr(config, 'target_modules', None),dict(model.named_modules())
+    if names is None or isinstance(names, str): return # a pattern
+    lost = [o for o in names if not any(f'.{k}'.endswith(f'.{o}') for k in layers)]
+    if not lost: return
+    linear = dict.fromkeys(k.split('.')[-1] for k,o in layers.items() if type(o).__name__ in ('Linear', 'Conv1D'))
+    why = (f"target_modules={sorted(names)} of {given}: {type(model).__name__} has no {preview(sorted(lost))}; its "
+           f"linear layers are {preview(linear, 20)}.")
+    if len(lost)==len(names): raise ValueError(why)
+    print_once(why)
+
 def _adapted(model, config, given, folder=None):
     "Add the adapters of `config` to `model`, with the weights in `folder`; raise `ValueError` if they do not fit"
     peft = import_extra('peft', 'peft')
     with warnings.catch_warnings():
         warnings.simplefilter('ignore', FutureWarning) # peft uses names that transformers has deprecated
         try:
+            keep_4bit_weights(model)
             res = peft.get_peft_model(model, config, revision=getattr(model, 'revision', None))
             to_float32(res)
             if folder: res.load_adapter(str(folder), 'default', is_trainable=not config.inference_mode)
@@ -147,6 +161,7 @@ def add_adapters(
     if config.is_prompt_learning and config.task_type is None:
         raise ValueError(f"{given} does not work with {type(model).__name__}, because peft has no learned tokens "
                          "for its task: use LoraConfig(...).")
+    _check_targets(config, model, given)
     return _adapted(model, config, given)
 
 # %% ../../nbs/train/66_adapters.ipynb #ecb33734
@@ -200,6 +215,7 @@ def check_adapted(
     _check_inputs(model)
     _check_random(model)
     _check_head(model)
+    keep_4bit_weights(model)
     to_float32(model)
 
 # %% ../../nbs/train/66_adapters.ipynb #ba24496a

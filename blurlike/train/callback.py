@@ -28,22 +28,23 @@ from fastai.callback.core import (
 from fastai.callback.mixup import MixHandler
 from fastai.callback.training import GradientAccumulation
 from fastai.learner import Learner, Recorder
+from fastai.metrics import accuracy, error_rate, top_k_accuracy
 from fastai.torch_basics import GetAttr, L, apply, find_bs, getcallable, patch
 from fastai.torch_core import get_model
 from transformers.utils import ModelOutput
 
 from ..calibrate import drop_calibration, scaled, temperature_of
 from ..core.checks import preview, print_once
-from ..core.compat import (autocast_depth, end_cleanup, epoch_loop, has_pre_hook, remove_capture_hooks,
-                                  run_epochs, take_step)
+from ..core.compat import (autocast_depth, end_cleanup, epoch_loop, has_pre_hook, release_lock,
+                                  remove_capture_hooks, run_epochs, take_step)
 from ..core.inputs import HFInputs, HFRows, can_redraw
 from ..core.objects import forward_kwargs, has_adapters, inner_model
 from ..core.precision import DTYPES, train_in_fp32, without_cudnn_attention
 from ..tasks.base import (TargetLoss, TokenCrossEntropy, check_one_divisor, loss_terms, loss_to,
-                                 target_weight)
+                                 loss_weights, target_weight)
 from ..tasks.generation import Generates
 from .splitter import adapter_params
-from .tracking import adapt_trackers, rate_schedule
+from .tracking import adapt_trackers, rate_schedule, training_setup
 
 # %% ../../nbs/train/62_callback.ipynb #13e39cce
 class HFLoss:
@@ -107,8 +108,15 @@ class HFCallback(Callback):
     ):
         self.kwargs,self.runs,self.checked,self.skipped = kwargs,[],None,0
 
-    def state_dict(self): return dict(runs=self.runs)
-    def load_state_dict(self, state): self.runs = state['runs']
+    def state_dict(self):
+        threshold = None if self.task is None else self.task.threshold_of(self.learn)
+        if isinstance(threshold, list): threshold = [*threshold]
+        return dict(runs=self.runs, calibration=self.calibration, threshold=threshold)
+
+    def load_state_dict(self, state):
+        self.runs,self.calibration = state['runs'],state.get('calibration')
+        threshold = state.get('threshold')
+        if threshold not in (None, self.task.threshold_of(self.learn)): self.task.set_threshold(self.learn, threshold)
 
 # %% ../../nbs/train/62_callback.ipynb #30bc7fd9
 @patch(as_prop=True)
@@ -127,7 +135,7 @@ def take_dict(
 
 # %% ../../nbs/train/62_callback.ipynb #3ef5832e
 @patch
-def _check(self:HFCallback):
+def check(self:HFCallback):
     "Check that the model fits the data, and configure it; raise `ValueError` if it does not"
     def state(): return id(self.dls),id(self.model),str(getattr(getattr(self.model, 'config', None), 'id2label', None))
     model = get_model(self.model)
@@ -145,7 +153,7 @@ def _check(self:HFCallback):
 def after_create(self:HFCallback):
     "Check the model, keep frozen norms frozen, and complete an `HFLoss`"
     self.learn.train_bn = False
-    self._check()
+    self.check()
     if self.task and isinstance(self.loss_func, HFLoss) and self.loss_func.loss_func is None:
         self.loss_func.loss_func = self.task.loss_func()
 
@@ -449,6 +457,15 @@ def _hide_bar(self:HFCallback):
 
 # %% ../../nbs/train/62_callback.ipynb #c6da431c
 @patch
+def _check_metrics(self:HFCallback):
+    "Raise `ValueError` for a metric of fastai that counts tokens without a target as wrong"
+    instead = getattr(self.task, 'token_accuracy', None)
+    for o in self.learn.metrics if instead else ():
+        func = getattr(o, 'func', None)
+        if getattr(func, 'func', func) not in (accuracy, error_rate, top_k_accuracy): continue
+        raise ValueError(f"metrics={o.name} counts tokens without a target, such as padding, as wrong: use {instead}.")
+
+@patch
 def _check_groups(self:HFCallback):
     "Raise `ValueError` if the optimizer changes parameters that are not saved with the adapters"
     model = get_model(self.model)
@@ -464,14 +481,24 @@ def _check_groups(self:HFCallback):
 def before_fit(self:HFCallback):
     "Check data, model and callbacks, and move the loss to the model's device"
     adapt_trackers()
-    self._check()
+    self.check()
     self._check_groups()
+    self._check_metrics()
     self.skipped = 0
     if mixing := [type(o).__name__ for o in self.learn.cbs if isinstance(o, MixHandler)]:
         raise ValueError(f"cbs={mixing} mixes the inputs of a batch, but token ids cannot be mixed: remove it.")
     loss_to(self.loss_func, next(self.model.parameters()).device)
     self._hide_bar()
     if self.learn.logger is print and not can_redraw(): self.learn.logger = self._log
+
+# %% ../../nbs/train/62_callback.ipynb #f0082c92
+@patch
+def __call__(self:HFCallback, event_name):
+    "Handle an event; after an exception at the start, release the learner's lock"
+    try: return super(HFCallback, self).__call__(event_name)
+    except Exception:
+        if event_name in ('before_fit', 'before_epoch'): release_lock(self.learn)
+        raise
 
 # %% ../../nbs/train/62_callback.ipynb #b86c20a6
 def skipped_rates(
@@ -497,7 +524,10 @@ def last_run(
     rows = [[float(v) if isinstance(v, Number) and math.isfinite(v) else None for v in o] for o in recorder.values]
     sizes = {o: getattr(learn.dls.train, o, None) for o in ('bs', 'batch_tokens')}
     groups = dict(frozen=learn.opt.frozen_idx, groups=len(learn.opt.param_lists))
-    return dict(epochs=skipped+len(rows), lr=float(highest), **sizes, **groups, columns=columns, rows=rows)
+    setup = training_setup(learn) | dict(class_weights=loss_weights(learn.loss_func))
+    base = str(getattr(getattr(get_model(learn.model), 'config', None), 'name_or_path', '') or '')
+    return dict(epochs=skipped+len(rows), lr=float(highest), **sizes, **groups, **setup, base=base, columns=columns,
+                rows=rows)
 
 # %% ../../nbs/train/62_callback.ipynb #37804d56
 @patch

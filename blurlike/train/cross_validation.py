@@ -19,6 +19,7 @@ from fastai.torch_basics import L, is_listy, patch
 from fastprogress.fastprogress import format_time
 
 from ..core.checks import as_names, brief, columns, preview, print_line, print_once, whole_number
+from ..core.ranks import n_ranks
 from ..tasks.base import get_block
 from ..tasks.labels import get_vocab, has_fractions
 from ..tasks.token_classification import label_order
@@ -57,6 +58,7 @@ def fold_numbers(
     if k > len(df): raise ValueError(f"k={k} must be at most {len(df)}, the number of rows.")
     names,codes = as_names(label_col),_group_codes(df, groups, k)
     classes = _strata(plain_columns(df, names).iloc[:,0], k) if len(names)==1 else np.zeros(len(df), dtype=int)
+    if seed is None and n_ranks() > 1: seed = 0 # processes that train together need the same folds
     split = (StratifiedKFold if groups is None else StratifiedGroupKFold)(k, shuffle=True, random_state=seed)
     res = np.zeros(len(df), dtype=int)
     with warnings.catch_warnings():
@@ -137,7 +139,7 @@ def add(self:_Folds, learn, idxs):
     for j,i in enumerate(idxs): self.rows[i] = read(j)[0],preds[j],targs[j]
     self.join,self.label_col = list if isinstance(preds, list) else np.stack,columns_of(learn.dls.train_ds)['label_col']
     names = ['valid_loss', *L(learn.metrics).attrgot('name')]
-    self.metrics.append(dict(zip(names, learn.validate(), strict=True)))
+    self.metrics.append(dict(zip(names, learn.final_record, strict=True)))
 
 # %% ../../nbs/train/69_cross_validation.ipynb #5140b33e
 @patch

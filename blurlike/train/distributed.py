@@ -4,11 +4,13 @@
 
 # %% auto #0
 __all__ = ['distrib_ctx', 'ShareLoss', 'own_random_numbers', 'save_for_lr_find', 'ddp_options', 'ShareRows', 'check_accelerator',
-           'join_ranks', 'leave_ranks']
+           'check_same_rows', 'join_ranks', 'leave_ranks']
 
 # %% ../../nbs/train/65_distributed.ipynb #48f9e2d2
 from contextlib import contextmanager
+from zlib import crc32
 
+import numpy as np
 import torch
 from fastai.callback.core import Callback
 from fastai.callback.fp16 import MixedPrecision
@@ -19,7 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ..core.checks import import_extra
 from ..core.compat import keep_loaders
-from ..core.ranks import from_rank0, join_shares, n_ranks, share, sum_of_ranks
+from ..core.ranks import from_rank0, from_ranks, join_shares, n_ranks, share, sum_of_ranks
 from ..data.loader import HFDataLoader
 from ..tasks.base import check_one_divisor, target_weight
 from .callback import HFCallback, HFLoss
@@ -42,8 +44,6 @@ if not hasattr(Learner, 'distrib_ctx'): patch(distrib_ctx)
 class ShareLoss(Callback):
     "Make the average of the ranks' gradients equal to the gradient of their combined batch"
     order,run_valid = HFCallback.order-.5,False
-
-    def before_fit(self): check_one_divisor(self.loss_func, 'in several processes')
 
     def after_loss(self):
         "Weight the loss by the targets of this rank; a spare batch has none"
@@ -169,6 +169,19 @@ def check_accelerator(
         raise ValueError(f"mixed_precision={precision!r}: pass precision={precision!r} to hf_learner instead.")
 
 # %% ../../nbs/train/65_distributed.ipynb #98f03720
+def _checksum(dl):
+    "Return the number of rows, and a checksum of their token lengths if they are known"
+    lengths = getattr(dl, 'token_lengths', None)
+    return getattr(dl, 'n', None),None if lengths is None else crc32(np.ascontiguousarray(lengths))
+
+def check_same_rows(
+    dls, # `DataLoaders`
+):
+    "Raise `ValueError` if the ranks train or validate on different rows"
+    found = from_ranks([_checksum(o) for o in dls.loaders])
+    if all(o==found[0] for o in found): return
+    raise ValueError("dls has different rows in each process: pass seed=, or choose the rows with valid_col=.")
+
 def join_ranks(
     learn, # A `Learner` in `distrib_ctx`, before fastai's own preparations
 ):
@@ -182,6 +195,8 @@ def join_ranks(
     if not isinstance(learn.dls.train, HFDataLoader):
         raise ValueError(f"dls={type(learn.dls).__name__}(...) was not made with an HFTextBlock, which training on "
                          "several processes requires.")
+    check_same_rows(learn.dls)
+    check_one_divisor(learn.loss_func, 'in several processes')
     keep_loaders(trainer, HFDataLoader)
     handler = trainer.accelerator.ddp_handler = trainer.accelerator.ddp_handler or DistributedDataParallelKwargs()
     if not (handler.find_unused_parameters or handler.static_graph):

@@ -129,8 +129,8 @@ def _same_state(learn):
     "Restore the attributes of the learner, its callbacks and its metrics, and the optimizer's state"
     parts,opt = [*learn.cbs, *learn.metrics],io.BytesIO()
     memo = {id(o): o for o in (learn, learn.dls, learn.opt, learn.loss_func, *_modules(learn), *parts)}
-    saved = [(o, {k: _copied(v, memo) for k,v in vars(o).items()}) for o in parts]
-    saved.append((learn, vars(learn) | dict(cbs=learn.cbs.copy())))
+    saved = [*((o, dict(vars(o))) for o in parts), (learn, vars(learn) | dict(cbs=learn.cbs.copy()))]
+    for o in parts: vars(o).update({k: _copied(v, memo) for k,v in vars(o).items()})
     if learn.opt: torch.save(learn.opt.state_dict(), opt)
     try: yield
     finally:

@@ -29,6 +29,7 @@ from safetensors.torch import load_file, save_file
 from ..core.checks import brief, import_extra, one_of, print_line, whole_number
 from ..core.precision import train_in_fp32
 from ..core.ranks import n_ranks
+from ..tasks.base import has_valid
 from .callback import HFCallback
 from .splitter import adapter_state
 
@@ -113,11 +114,11 @@ def save_weights(
     learn, # A trained `Learner`
     file:Path, # Created with its folder
 ):
-    "Save the weights that training changes, and what the model card reports about the training"
+    "Save the weights that training changes, and the state of `HFCallback`, such as a temperature"
     weights = {k: v.detach().to('cpu', copy=True).contiguous() for k,v in adapter_state(get_model(learn.model)).items()}
     file.parent.mkdir(parents=True, exist_ok=True)
-    runs = next((o.runs for o in learn.cbs if isinstance(o, HFCallback)), [])
-    save_file(weights, file, metadata=dict(runs=json.dumps(runs)))
+    state = next((o.state_dict() for o in learn.cbs if isinstance(o, HFCallback)), {})
+    save_file(weights, file, metadata=dict(state=json.dumps(state)))
 
 # %% ../../nbs/train/68_search.ipynb #312f16be
 def restore_weights(
@@ -132,9 +133,9 @@ def restore_weights(
                          f"{len(state.keys() ^ weights.keys())} weights differ.")
     if any(v.dtype!=state[k].dtype for k,v in weights.items()): train_in_fp32(model)
     model.load_state_dict(weights, strict=False)
-    with safe_open(file, 'pt') as f: runs = json.loads(f.metadata()['runs'])
+    with safe_open(file, 'pt') as f: state = json.loads(f.metadata()['state'])
     for o in learn.cbs:
-        if isinstance(o, HFCallback): o.runs = runs
+        if isinstance(o, HFCallback): o.load_state_dict(state)
 
 # %% ../../nbs/train/68_search.ipynb #b3eae7e9
 def best_number(
@@ -213,6 +214,8 @@ def new_learner(
     learn = make_learner(trial)
     if not isinstance(learn, Learner):
         raise TypeError(f"make_learner returned {brief(learn)}, but must return a Learner.")
+    if not has_valid(learn):
+        raise ValueError(f"metric={metric!r} needs a validation set, which the learner of make_learner does not have.")
     check_metric(learn, metric)
     return learn
 
@@ -314,9 +317,10 @@ def find_hyperparameters(
     study = open_study(storage, study_name, metric, direction, sampler=sampler, pruner=pruner)
     with weights_folder(storage) as folder:
         trial = partial(run_trial, make_learner, fit, metric, folder)
-        left = n_trials - n_done(study)
-        if left > 0:
-            study.optimize(trial, left, timeout, catch=catch, callbacks=[partial(keep_best, folder)],
+        done = n_done(study)
+        if done: print_line(f"Continuing study_name={study_name!r}: {done} of {n_trials} trials are done.")
+        if done < n_trials:
+            study.optimize(trial, n_trials - done, timeout, catch=catch, callbacks=[partial(keep_best, folder)],
                            gc_after_trial=True)
         if best_number(study) is None:
             raise ValueError(f"n_trials={n_trials}: no trial is complete. {n_done(study)} of "
