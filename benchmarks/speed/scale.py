@@ -63,7 +63,7 @@ def in_process(
     folder, # Where the model is, and data and scores are written
 ) -> dict: # Numbers
     "Measure a run in a new process"
-    data,out = folder/f'{rows}.parquet',folder/f'{way}-{rows}'
+    data,out = folder/f'{rows}.parquet',tempfile.mkdtemp(dir=folder) # an earlier run would be continued
     if not data.exists(): make_data(data, rows)
     args = [str(o) for o in (way, data, folder/'model', out)]
     code = f'import json; from benchmarks.speed.scale import score_once; print(json.dumps(score_once(*{args!r})))'
