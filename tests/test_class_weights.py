@@ -188,7 +188,7 @@ def test_the_command_line_passes_class_weights(df, hf, tmp_path, capsys):
     assert run([*args, 'balanced']) == 0
     assert 'class weights 1, 1' in (tmp_path/'out'/'README.md').read_text()
     assert run([*args, 'equal']) == 1
-    assert "class_weight='equal'" in capsys.readouterr().err
+    assert "--class-weight='equal'" in capsys.readouterr().err
 
 
 @settings(deadline=None, max_examples=10)
