@@ -211,7 +211,7 @@ class HFTextCleaner:
         from IPython.display import display
         display(self.widget)
 
-# %% ../nbs/83_clean.ipynb #3db1dd45
+# %% ../nbs/83_clean.ipynb #f4baf209
 @patch
 def row(self:HFTextCleaner,
     i:int, # The position of a row, from 0 for the label that is most likely wrong
@@ -222,6 +222,7 @@ def row(self:HFTextCleaner,
         self._rows[i] = _CleanerRow(self.widgets, _html_of(row, self.trunc_at), row.suggested, self.preds.vocab)
     return self._rows[i]
 
+# %% ../nbs/83_clean.ipynb #3db1dd45
 @patch
 def show_page(self:HFTextCleaner, change=None):
     "Show the rows of the current page"

@@ -405,7 +405,7 @@ def _parser(
     parser.formatter_class = type('Formatter', (RawDescriptionHelpFormatter, parser.formatter_class), {})
     return parser
 
-# %% ../nbs/80_cli.ipynb #1de15529
+# %% ../nbs/80_cli.ipynb #590a15f6
 def _options_of(
     name:str, # A command
 ) -> list:
@@ -413,6 +413,7 @@ def _options_of(
     options = [k for k,v in signature(_COMMANDS[name]).parameters.items() if v.default is not v.empty]
     return ['--help', *(f"--{k.replace('_', '-')}" for k in options)]
 
+# %% ../nbs/80_cli.ipynb #2b629034
 def _as_options(
     message:str, # The message of an error
     name:str, # A command
@@ -423,6 +424,7 @@ def _as_options(
     for k,o in options.items(): message = re.sub(rf'(?<![\w-]){k}=', f'{o}=', message)
     return message
 
+# %% ../nbs/80_cli.ipynb #1de15529
 def _parse_args(
     name:str, # A command
     argv:list, # Its arguments

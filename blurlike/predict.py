@@ -179,7 +179,7 @@ def default_batch_tokens(
     "Return the maximum number of tokens in a batch on the device of `model`"
     return 1024 if next(model.parameters()).device.type=='cpu' else 4096
 
-# %% ../nbs/50_predict.ipynb #7e551109
+# %% ../nbs/50_predict.ipynb #96556be4
 def check_model(
     learn, # A `Learner`
     model, # Its model
@@ -189,6 +189,7 @@ def check_model(
     if hf is None: get_block(learn.dls).check_vocab(model)
     else: hf.check()
 
+# %% ../nbs/50_predict.ipynb #7e551109
 @patch
 def hf_predict(self:Learner,
     texts, # A text, or a list or column of texts, in the form that the learner was trained on

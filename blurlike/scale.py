@@ -388,7 +388,7 @@ def _run(engine, scorer, args, chunks, out, workers):
             bar.update(len(preds))
             done,wrong = done + len(preds),wrong + len(preds) - preds[-1].null_count
             if wrong: bar.set_postfix(errors=wrong)
-    before = f'; the other {chunks.n_rows-done:,} were complete' if done < chunks.n_rows else ''
+    before = f'; the other {chunks.n_rows-done:,} were complete already' if done < chunks.n_rows else ''
     errors = f" {wrong:,} of them could not be predicted: see the column {preds.column_names[-1]!r}." if wrong else ''
     print_line(f"Scored {done:,} rows{before}.{errors}")
 

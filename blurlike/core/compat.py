@@ -29,13 +29,14 @@ def end_cleanup(
     "Release the learner's batch, predictions and loss, as fastai does at the end of `fit`"
     learn._end_cleanup()
 
-# %% ../../nbs/core/01_compat.ipynb #7061fdfd
+# %% ../../nbs/core/01_compat.ipynb #f8196a85
 def release_lock(
     learn, # A fastai `Learner` whose callback raised an exception
 ):
     "Release the lock of `validate` and `get_preds`, which fastai keeps after an exception at the start"
     if not learn.create_mbar and learn.lock.locked(): learn.lock.release()
 
+# %% ../../nbs/core/01_compat.ipynb #7061fdfd
 @contextmanager
 def epoch_loop(
     learn, # A fastai `Learner`

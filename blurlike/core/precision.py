@@ -167,7 +167,7 @@ def _check_evaluation(model, precision):
     if precision in DTYPES: check_precision(precision, next(model.parameters()).device)
     half = next((o.dtype for o in model.parameters() if o.dtype in DTYPES.values()), None)
     if precision!='fp32' or half is None: return
-    raise ValueError(f"precision='fp32' is not possible: weights are {str(half).removeprefix('torch.')}. Leave out "
+    raise ValueError(f"precision='fp32' is not possible: the weights are {str(half).removeprefix('torch.')}. Leave out "
                      "precision=, or load the model with dtype=torch.float32.")
 
 # %% ../../nbs/core/04_precision.ipynb #1ef67a8a

@@ -349,12 +349,13 @@ def _check_unpadded(batch, padding):
     raise ValueError(f"padding={padding!r} leaves rows of different lengths, which cannot be stacked into one tensor: "
                      "use padding=True.")
 
-# %% ../../nbs/data/41_block.ipynb #bd12dd39
+# %% ../../nbs/data/41_block.ipynb #89ff0e17
 @patch
 def pad_size(self:HFTextBlock) -> tuple: # For `TokenTable.pad`
     "Return the length that rows are padded to, or None, and the number that it is a multiple of, or None"
     return self.max_length if self.padding=='max_length' else None, self.pad_to_multiple_of
 
+# %% ../../nbs/data/41_block.ipynb #bd12dd39
 @patch
 def inputs(self:HFTextBlock,
     table:TokenTable, # From `tokenize`

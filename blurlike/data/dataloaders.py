@@ -368,8 +368,11 @@ def _folder_splits(files, path, train, valid):
     "Return the positions of the files in the folders `train` and `valid`; raise `ValueError` if one of them is empty"
     top = np.array([o.relative_to(path).parts[0] for o in files])
     splits = [np.flatnonzero(top==o).tolist() for o in (train, valid)]
-    for name,o in zip((train, valid), splits, strict=True):
-        if not o: raise ValueError(f"path={str(path)!r}: the folder {name!r} contains no .txt files.")
+    for arg,name,o in zip(('train', 'valid'), (train, valid), splits, strict=True):
+        if o: continue
+        raise ValueError(f"{arg}={name!r}: path={str(path)!r} has no folder {name!r} with .txt files. Its folders are "
+                         f"{preview(sorted(o.name for o in path.glob('*') if o.is_dir()))}: pass one of them, or "
+                         "valid_pct= to choose among all files.")
     return splits
 
 # %% ../../nbs/data/42_dataloaders.ipynb #852b9161
@@ -392,11 +395,6 @@ def from_folder(cls:HFTextDataLoaders,
         raise ValueError(f"task={task!r} has targets that cannot be folder names: pass "
                          "task='sequence-classification', or a language model such as 'causal-lm'.")
     two = valid_pct is None and (path/train).is_dir()
-    if two and not (path/valid).is_dir():
-        there = sorted(o.name for o in path.iterdir() if o.is_dir() and o.name!=train)
-        raise ValueError(f"valid={valid!r} is not a folder in path={str(path)!r}, which has the folder {train!r}: pass "
-                         f"valid={f', one of {preview(there)}' if there else ''}, or valid_pct= to choose among all "
-                         "files.")
     files = get_text_files(path, folders=[train, valid] if two else None)
     where = '' if is_corpus else ' in folders named after their labels'
     if not files: raise ValueError(f"path={str(path)!r} contains no .txt files{where}.")

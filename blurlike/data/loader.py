@@ -224,12 +224,12 @@ def get_idxs(self:HFDataLoader):
 # %% ../../nbs/data/40_loader.ipynb #8d4d7945
 @patch(as_prop=True)
 def _mixes(self:HFDataLoader):
-    "Whether rows may change places; not without shuffling, nor if `get_preds` replaced `get_idxs`"
+    "Return whether rows may change places: only with shuffling, and unless `get_preds` replaced `get_idxs`"
     return self.shuffle and isinstance(self.get_idxs, MethodType)
 
 @patch(as_prop=True)
 def _group(self:HFDataLoader):
-    "How many batches are read together: a pool, or one if there is a table, or if several workers must keep the order"
+    "Return how many batches are read together: a pool; one if there is a table, or several workers keep the order"
     return self.pool if self.table is None and (self._mixes or self.fake_l.num_workers < 2) else 1
 
 @patch

@@ -68,7 +68,8 @@ def _class_weights(weights):
 
 # %% ../../nbs/ship/70_card.ipynb #2a97ffae
 def _training_setup(run):
-    "Return the names of the optimizer, the loss and the precision of a run as text"
+    "Return the names of the optimizer, the loss and the precision of a run as text; empty if they were not recorded"
+    if 'optimizer' not in run: return ''
     suffix = _class_weights(run['class_weights']) + (f"; precision: {run['precision']}" if 'precision' in run else '')
     return f"Optimizer: `{run['optimizer']}`; loss: `{run['loss']}`{suffix}."
 
@@ -81,10 +82,10 @@ def _training(learn, int8=False):
     runs = training_runs(learn)
     if not runs: return 'No training was recorded for this model.'
     setups = [_training_setup(o) for o in runs]
-    same = len(set(setups))==1
-    steps = '\n'.join(f"{i}. {_settings(o)}{'' if same else f'. {s}'}"
+    same = setups[:1] if len(set(setups))==1 else []
+    steps = '\n'.join(f"{i}. {_settings(o)}{f'. {s}' if s and not same else ''}"
                       for i,(o,s) in enumerate(zip(runs, setups, strict=True), 1))
-    parts = ['Training runs:', steps, *(setups[:1] if same else []), _RESULTS, _results_table(runs)]
+    parts = ['Training runs:', steps, *filter(None, same), _RESULTS, _results_table(runs)]
     return '\n\n'.join([*parts, _INT8] if int8 else parts)
 
 # %% ../../nbs/ship/70_card.ipynb #718bd6a4
@@ -187,7 +188,7 @@ def _base_model(model, runs=()):
     "Return the name on the Hub of the base model, or of the first of the `runs` that had one; None for local folders"
     adapter = next(iter(model.peft_config.values())) if has_adapters(model) else None
     name = str(model.config.name_or_path if adapter is None else adapter.base_model_name_or_path or '')
-    return next(filter(_is_on_hub, [name, *(o['base'] for o in runs)]), None)
+    return next(filter(_is_on_hub, [name, *(o.get('base', '') for o in runs)]), None)
 
 # %% ../../nbs/ship/70_card.ipynb #2b915df9
 def _facts(learn):

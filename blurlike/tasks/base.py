@@ -437,13 +437,14 @@ def get_block(
                          "a DataBlock with one.")
     return block
 
-# %% ../../nbs/tasks/20_base.ipynb #11698f77
+# %% ../../nbs/tasks/20_base.ipynb #04442e22
 def has_valid(
     learn, # A `Learner`
 ) -> bool:
     "Return whether `learn` has rows to validate on"
     return len(learn.dls.loaders) > 1 and getattr(learn.dls.valid, 'n', None)!=0
 
+# %% ../../nbs/tasks/20_base.ipynb #11698f77
 def check_valid(
     learn, # A `Learner`
     dl=None, # The argument of a method, whose default is the validation set

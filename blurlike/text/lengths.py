@@ -23,7 +23,7 @@ def text_columns(
     "Return the first texts of `samples`, and the second ones of pairs; raise `SampleProblems` for a mix of both"
     pairs = len(samples) > 0 and isinstance(samples[0], tuple)
     what = lambda pair: 'a pair of texts' if pair else 'a single text'
-    if mixed := [(i, f"it is {what(not pairs)}, but the first is {what(pairs)}: use one form in a call")
+    if mixed := [(i, f"it is {what(not pairs)}, but the first is {what(pairs)}: do not mix them")
                  for i,o in enumerate(samples) if isinstance(o, tuple)!=pairs]: raise SampleProblems(mixed)
     return [list(o) for o in zip(*samples, strict=True)] if pairs else [list(samples)]
 

@@ -121,7 +121,7 @@ def check_adapters(
     if model is None or not has_adapters(model): return
     raise ValueError(f"model={type(model).__name__}(...) has adapters already: leave out lora= and peft_config=.")
 
-# %% ../../nbs/train/66_adapters.ipynb #1fc70a79
+# %% ../../nbs/train/66_adapters.ipynb #946e180d
 def _check_targets(config, model, given):
     "Raise `ValueError` if `model` has none of `target_modules`; print a line if it lacks some"
     names,layers = getattr(config, 'target_modules', None),dict(model.named_modules())
@@ -134,6 +134,7 @@ def _check_targets(config, model, given):
     if len(lost)==len(names): raise ValueError(why)
     print_once(why)
 
+# %% ../../nbs/train/66_adapters.ipynb #1fc70a79
 def _adapted(model, config, given, folder=None):
     "Add the adapters of `config` to `model`, with the weights in `folder`; raise `ValueError` if they do not fit"
     peft = import_extra('peft', 'peft')

@@ -455,7 +455,7 @@ def _hide_bar(self:HFCallback):
     "Turn off fastai's progress bar until the end of `fit` if output goes to a file"
     if hasattr(self.learn, 'progress') and not can_redraw(): self.learn.progress.run = False
 
-# %% ../../nbs/train/62_callback.ipynb #c6da431c
+# %% ../../nbs/train/62_callback.ipynb #bbe85ac1
 @patch
 def _check_metrics(self:HFCallback):
     "Raise `ValueError` for a metric of fastai that counts tokens without a target as wrong"
@@ -465,6 +465,7 @@ def _check_metrics(self:HFCallback):
         if getattr(func, 'func', func) not in (accuracy, error_rate, top_k_accuracy): continue
         raise ValueError(f"metrics={o.name} counts tokens without a target, such as padding, as wrong: use {instead}.")
 
+# %% ../../nbs/train/62_callback.ipynb #c6da431c
 @patch
 def _check_groups(self:HFCallback):
     "Raise `ValueError` if the optimizer changes parameters that are not saved with the adapters"

@@ -168,7 +168,7 @@ def check_accelerator(
     if (precision := accelerator.mixed_precision) != 'no':
         raise ValueError(f"mixed_precision={precision!r}: pass precision={precision!r} to hf_learner instead.")
 
-# %% ../../nbs/train/65_distributed.ipynb #98f03720
+# %% ../../nbs/train/65_distributed.ipynb #0ba6499a
 def _checksum(dl):
     "Return the number of rows, and a checksum of their token lengths if they are known"
     lengths = getattr(dl, 'token_lengths', None)
@@ -182,6 +182,7 @@ def check_same_rows(
     if all(o==found[0] for o in found): return
     raise ValueError("dls has different rows in each process: pass seed=, or choose the rows with valid_col=.")
 
+# %% ../../nbs/train/65_distributed.ipynb #98f03720
 def join_ranks(
     learn, # A `Learner` in `distrib_ctx`, before fastai's own preparations
 ):
