@@ -13,7 +13,7 @@ import pandas as pd
 from fastai.learner import Learner
 from fastai.torch_basics import is_listy, patch
 
-from .core.checks import as_names, brief, import_extra, one_of, whole_number
+from .core.checks import as_names, brief, import_extra, one_of, print_once, whole_number
 from .show import MarkedText
 from .tasks.base import check_valid, get_block
 from .tasks.labels import get_vocab
@@ -61,6 +61,14 @@ def _preds_of(source, dl=None):
     if targs is None: raise ValueError("dl has no labels: make it with learn.dls.test_dl(df, with_labels=True).")
     return CrossValPreds(frame, texts, preds, targs, get_vocab(source.dls), columns_of(dl.dataset).get('label_col'))
 
+# %% ../nbs/83_clean.ipynb #7eed0341
+def _note_weak(labels, guesses, names):
+    "Print a line if the predictions agree with no more labels than the most common label would"
+    counts = np.bincount(labels, minlength=len(names))
+    if (agree := np.mean(labels==guesses)) > counts.max()/len(labels): return
+    print_once(f"The predictions agree with {agree:.0%} of the labels; always predicting {names[counts.argmax()]!r} "
+               f"would agree with {counts.max()/len(labels):.0%}. Improve the model before you rely on the ranking.")
+
 # %% ../nbs/83_clean.ipynb #ba2e59d6
 def _one_label(res, rank_by, filter_by):
     "Return columns of a table for texts with one label each"
@@ -69,7 +77,9 @@ def _one_label(res, rank_by, filter_by):
     labels,probs,names = res.targets,res.preds.astype(float),np.array(res.vocab, dtype=object)
     if len(np.unique(labels)) < 2:
         raise ValueError(f"source: all {len(labels)} rows have the label {names[labels[0]]!r}; two classes are needed.")
-    return dict(row=range(len(labels)), label=names[labels], suggested=names[probs.argmax(1)],
+    guesses = probs.argmax(1)
+    _note_weak(labels, guesses, names)
+    return dict(row=range(len(labels)), label=names[labels], suggested=names[guesses],
                 score=get_label_quality_scores(labels, probs, method=rank_by),
                 is_issue=find_label_issues(labels, probs, filter_by=filter_by, n_jobs=1))
 
@@ -107,8 +117,10 @@ def _words(res, rank_by, filter_by):
     scores = get_label_quality_scores(labels, probs, token_score_method=rank_by)[1]
     found,names = set(find_label_issues(labels, probs, filter_by=filter_by, n_jobs=1)),np.array(res.vocab, dtype=object)
     places = [(i, j) for i,o in enumerate(labels) for j in range(len(o))]
+    given,guesses = np.concatenate(labels),np.concatenate(probs).argmax(1)
+    _note_weak(given, guesses, names)
     return dict(row=[rows[i] for i,_ in places], position=[int(seen[rows[i]][j]) for i,j in places],
-                label=names[np.concatenate(labels)], suggested=names[np.concatenate(probs).argmax(1)],
+                label=names[given], suggested=names[guesses],
                 score=np.concatenate(scores), is_issue=[o in found for o in places])
 
 # %% ../nbs/83_clean.ipynb #25fe5c09

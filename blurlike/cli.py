@@ -370,7 +370,7 @@ def serve(
     title:str=None, # Title of the page; the task by default
     max_chars:int=20_000, # Maximum number of characters per text
 ):
-    "Open a web page to try a model"
+    "Serve a web page to try a model, and print its address"
     from blurlike.ship.serve import serve
     serve(model, host, port, title, max_chars=max_chars, wait=True)
 

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['TOLERANCE', 'shared_copy', 'first_column', 'vectors_of', 'EmbeddingCall', 'embedding_call', 'innermost',
-           'TokenEmbeddings', 'with_positions', 'unique_tokens', 'join_words', 'Piece', 'TextTokens', 'ExplainedOutput',
-           'Explanation', 'shade', 'check_gradients', 'Explainer', 'can_explain']
+           'TokenEmbeddings', 'with_positions', 'unique_tokens', 'join_words', 'Attribution', 'TextTokens',
+           'ExplainedOutput', 'Explanation', 'shade', 'check_gradients', 'Explainer', 'can_explain']
 
 # %% ../nbs/54_explain.ipynb #36e18a12
 from collections import Counter
@@ -247,7 +247,7 @@ def join_words(
     return [tuple(o[1:]) for o in res],of
 
 # %% ../nbs/54_explain.ipynb #42ba2dcd
-class Piece(NamedTuple):
+class Attribution(NamedTuple):
     "A word or a token, and its attribution"
     text:str # The characters of a word, or a token of the tokenizer
     attribution:float # What it adds to the output
@@ -311,14 +311,14 @@ def _of_list(self:TextTokens, words):
 @patch
 def pieces(self:TextTokens,
     values:np.ndarray, # The attribution of each position, windows x sequence
-) -> tuple[list, list]: # Of `Piece`s
+) -> tuple[list, list]: # Of `Attribution`s
     "Return the words and the tokens with their attributions"
     inside = self.index >= 0
     sums = np.bincount(self.index[inside], values[inside], len(self.keys))
     by_word = np.bincount(np.array(self.word_of, dtype=int), sums, len(self.words))
-    words = [Piece(self.texts[i][a:b], float(v), a, b, i) for (i,a,b),v in zip(self.words, by_word, strict=True)]
+    words = [Attribution(self.texts[i][a:b], float(v), a, b, i) for (i,a,b),v in zip(self.words, by_word, strict=True)]
     tokens = zip(self.strings, sums, self.keys, strict=True)
-    return words,[Piece(s, float(v), a, b, i) for s,v,(i,_,a,b) in tokens]
+    return words,[Attribution(s, float(v), a, b, i) for s,v,(i,_,a,b) in tokens]
 
 # %% ../nbs/54_explain.ipynb #1f206f6c
 TOLERANCE = .05
@@ -328,8 +328,8 @@ class ExplainedOutput(NamedTuple):
     name:str # Such as the name of a class
     value:float # The output for the text
     baseline:float # The output for the baseline
-    words:list # `Piece`s
-    tokens:list # `Piece`s
+    words:list # `Attribution`s
+    tokens:list # `Attribution`s
 
     @property
     def difference(self): return self.value - self.baseline

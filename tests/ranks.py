@@ -78,7 +78,8 @@ def exact(task, own_loss=False, bs=3, cbs=(), **kwargs):
         preds = learn.get_preds(with_loss=True)
         again = learn.get_preds(dl=dls.train.new(bs=5, shuffle=False))
     return dict(gradients=cb.gradients, seen=cb.seen, before=before, values=list(map(list, learn.recorder.values)),
-                preds=preds, again=again, after=learn.get_preds(with_loss=True), weights=weights(learn))
+                preds=preds, again=again, after=learn.get_preds(with_loss=True), weights=weights(learn),
+                run=learn.hf.runs[-1])
 
 
 def exact_all(bs=3): return {o: exact(*o, bs=bs) for o in EXACT}

@@ -438,7 +438,7 @@ def test_a_skipped_fit_leaves_the_learner_as_it_ended(stop, keep, two_fits, caps
     again,end = two_fits(keep=keep)
     same_values(again, first)
     out = capsys.readouterr().out
-    assert 'step-10 is the end of fit 1' in out
+    assert 'Fit 1 is complete' in out
     again,same_end = two_fits(keep=keep) # the run is finished
     same_values(again, first)
     same_values(same_end, end)

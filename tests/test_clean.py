@@ -137,6 +137,22 @@ def test_words_without_a_prediction_are_left_out():
     assert (issues.position[res.df.index[3]] > 0).all()
 
 
+def test_a_model_that_knows_nothing_is_named(capsys):
+    for res in one_label(), word_labels(): find_label_issues(res)
+    assert 'agree' not in capsys.readouterr().out
+    res = one_label()
+    res.preds = res.preds[::-1].copy()
+    res.targets = np.r_[0, np.ones(59, dtype=int)]
+    find_label_issues(res)
+    out = capsys.readouterr().out
+    agree = (res.preds.argmax(1)==res.targets).mean()
+    for o in f'{agree:.0%}', f'{59/60:.0%}', repr(NAMES[1]): assert o in out
+    words = word_labels()
+    words.preds = [np.roll(o, 1, axis=1) for o in words.preds]
+    find_label_issues(words)
+    assert 'agree with 0%' in capsys.readouterr().out
+
+
 def test_pairs_have_both_texts():
     res = one_label()
     res.texts = [(o, f'other {o}') for o in res.texts]

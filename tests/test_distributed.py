@@ -78,8 +78,10 @@ def test_two_processes_are_one_with_the_larger_batch(task, own_loss, both):
 
 
 def test_accumulated_gradients_are_those_of_all_processes(both):
-    check_same(ranks.accumulated(bs=4), [o['accumulated'] for o in both])
-    assert len(both[0]['accumulated']['gradients']) < 10
+    one,two = ranks.accumulated(bs=4),[o['accumulated'] for o in both]
+    check_same(one, two)
+    assert len(two[0]['gradients']) < 10
+    assert [(o['run'].get('n_acc'), o['run'].get('processes')) for o in (one, *two)]==[(8, None), (8, 2), (8, 2)]
 
 
 @pytest.mark.parametrize('name', ranks.UNUSED)

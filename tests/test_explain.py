@@ -21,7 +21,7 @@ from blurlike.all import HFTextDataLoaders, gradio_page, hf_learner, load_hf_lea
 from blurlike.cli import run
 from blurlike.core.checks import print_once
 from blurlike.core.precision import in_int8
-from blurlike.explain import ExplainedOutput, Explanation, Piece, TextTokens, can_explain, join_words
+from blurlike.explain import Attribution, ExplainedOutput, Explanation, TextTokens, can_explain, join_words
 from blurlike.ship.onnx import OnnxModel
 from blurlike.train.callback import HFCallback
 
@@ -375,7 +375,7 @@ def test_too_few_steps_print_a_line(trained, capsys):
 
 # ---- what is shown
 
-OUTPUT = ExplainedOutput('<b>', 2., -1., [Piece('good', 4., 0, 4), Piece('<i>', -1., 5, 8)], [])
+OUTPUT = ExplainedOutput('<b>', 2., -1., [Attribution('good', 4., 0, 4), Attribution('<i>', -1., 5, 8)], [])
 
 
 def test_markup_is_text():

@@ -10,6 +10,7 @@ from fastai.callback.core import Callback
 from fastai.callback.fp16 import MixedPrecision
 from fastai.callback.progress import CSVLogger
 from fastai.callback.tracker import EarlyStoppingCallback
+from fastai.callback.training import GradientAccumulation
 from fastai.learner import Learner
 from fastai.metrics import accuracy
 from fastai.optimizer import Adam
@@ -195,10 +196,10 @@ def test_arguments_must_be_functions(kwargs, fact):
     with pytest.raises(TypeError, match=mentions(fact)): HFTracker(**dict(log=noop) | kwargs)
 
 
-def test_the_setup_has_the_precision(learn):
+def test_the_setup_has_the_precision_and_the_accumulation(learn):
     assert training_setup(learn)==dict(optimizer='hf_adamw', loss='CrossEntropyLossFlat')
-    learn.add_cb(MixedPrecision())
-    assert training_setup(learn)['precision']=='fp16'
+    learn.add_cbs([MixedPrecision(), GradientAccumulation(64)])
+    assert training_setup(learn)==dict(optimizer='hf_adamw', loss='CrossEntropyLossFlat', precision='fp16', n_acc=64)
 
 
 def test_a_table_in_markdown_has_a_line_for_each_row():

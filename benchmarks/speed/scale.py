@@ -1,4 +1,4 @@
-"""Scoring a data set: `score` with a tiny BERT (2 layers of 32 units, random weights) on Parquet files of reviews.
+"""Scoring a dataset: `score` with a tiny BERT (2 layers of 32 units, random weights) on Parquet files of reviews.
 
 The tiny model makes reading, tokenizing and writing count. The peak is that of the anonymous memory of the process,
 which excludes memory-mapped files, above its memory before the call, each in a process of its own. Ray has as many
@@ -73,7 +73,7 @@ def in_process(
 
 def measure(
     rounds:int, # Not used: a run is long
-    few:int, # Rows of the small data set
+    few:int, # Rows of the small dataset
     many:int, # Rows of the large one
     others:int, # Rows for comparing engines
 ) -> dict: # Captions and tables

@@ -407,7 +407,8 @@ def tie_again(
     lost = [k for k,(a, b) in ties.items() if not torch.allclose(a.float(), b.float())]
     if lost and len(ties) > 1:
         raise ValueError(f"{asked} is not possible: the adapter changes {model.all_tied_weights_keys[lost[0]]}, which "
-                         f"{type(model).__name__} shares with {lost[0]}: leave this module out of the adapter's.")
+                         f"{type(model).__name__} shares with {lost[0]}: remove this module from the configuration "
+                         "of the adapter.")
     if ties: model.config.tie_word_embeddings = not lost
     if lost: model.all_tied_weights_keys = {}
     else:
@@ -417,7 +418,8 @@ def tie_again(
 def _check_merge(model, asked):
     "Raise `ValueError` if adapters of `model` cannot be merged"
     if not hasattr(model, 'merge_and_unload'):
-        raise ValueError(f"{asked} is not possible: the adapters of {type(model).__name__} are not part of weights.")
+        raise ValueError(f"{asked} is not possible: the adapters of {type(model).__name__} are not weights of its "
+                         "layers.")
     if getattr(inner_model(model), 'is_quantized', False):
         raise ValueError(f"{asked} is not possible: the base is quantized, and merging would round the adapters. Save "
                          "them, load them with PeftModel.from_pretrained on the base in 16 bits, and merge there.")

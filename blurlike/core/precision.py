@@ -40,7 +40,7 @@ def check_precision(
         raise ValueError(f"precision={precision!r} is not supported on {device} ({first_line(e)}): "
                          "use precision='fp32'.") from e
     if device.type in ('cpu', 'cuda') and not has_native_arithmetic(device, DTYPES[precision]):
-        print_once(f"precision={precision!r} is emulated on this {device.type} device, which can be ten times slower "
+        print_once(f"precision={precision!r} is emulated on this {device.type.upper()}, and can be ten times slower "
                    f"than 'fp32'. best_precision({device.type!r}) returns the faster of 'bf16' and 'fp32'.")
 
 # %% ../../nbs/core/04_precision.ipynb #8d3fcdc5

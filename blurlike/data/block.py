@@ -63,7 +63,8 @@ def resolve_max_length(
 # %% ../../nbs/data/41_block.ipynb #a105d11a
 _PADDING = (True, False, 'longest', 'max_length', 'do_not_pad')
 _TRUNCATION = (True, False, 'longest_first', 'only_first', 'only_second', 'do_not_truncate')
-_HERE = dict(return_tensors='batches are PyTorch tensors', return_overflowing_tokens='use windows=True for long texts')
+_HERE = dict(return_tensors='omit it, batches are always PyTorch tensors',
+             return_overflowing_tokens='use windows=True for long texts')
 
 def _check_tokenizer_options(padding, truncation, tok_kwargs):
     "Raise `ValueError` for invalid tokenizer options"

@@ -22,7 +22,7 @@ from fastai.torch_basics import delegates, flatten, get_first, is_listy, patch
 from fasttransform import Transform
 
 from ..core.checks import (as_names, brief, check_options, columns, first_line, fraction,
-                           preview, print_line, print_once, whole_number)
+                           preview, print_once, whole_number)
 from ..core.compat import has_shuffle_buffer, type_transforms
 from ..core.objects import HFObjects, load_hf_config, load_hf_tokenizer
 from ..core.ranks import n_ranks
@@ -231,7 +231,7 @@ def _infer_task_of(label_col, texts, labels):
         _check_labels(labels.isna().any(axis=1).to_numpy(), f"label_col={label_col!r}", len(labels), labels.index)
         raise ValueError(f"label_col={label_col!r} fits several tasks, or none: pass task=, one of "
                          f"{', '.join(map(repr, sorted(all_tasks())))}.")
-    print_line(f"Inferred task={task.name!r} from label_col={label_col!r}; pass task= to change it.")
+    print_once(f"Inferred task={task.name!r} from label_col={label_col!r}; pass task= to change it.")
     return task
 
 # %% ../../nbs/data/42_dataloaders.ipynb #c8a86ad4
@@ -304,7 +304,7 @@ class HFTextDataLoaders(DataLoaders):
         seed:int=None, # Seed of the random split and of the shuffle
         **kwargs
     ) -> DataLoaders:
-        "Create from the columns of a DataFrame; raise `ValueError` for rows or columns that cannot be used"
+        "Create `DataLoaders` from a DataFrame; raise `ValueError` for rows or columns that cannot be used"
         if not isinstance(df, pd.DataFrame):
             raise ValueError(f"df={brief(df)} must be a DataFrame; use "
                              f"{_frame_of(df) or 'from_csv for a CSV file, from_dataset for a datasets.Dataset'}.")
@@ -345,7 +345,7 @@ def from_csv(cls:HFTextDataLoaders,
     csv_kwargs:dict=None, # Passed to `pandas.read_csv`, such as `sep`
     **kwargs
 ) -> DataLoaders:
-    "Create from the columns of a CSV file"
+    "Create `DataLoaders` from a CSV file"
     if 'from_df' in (how := _frame_of(csv)): raise ValueError(f"csv={brief(csv)} must be a CSV file; use {how}.")
     named = {k: kwargs[k] for k in ('task', 'text_col', 'label_col', 'vocab') if k in kwargs}
     df = read_csv(csv, **csv_columns(**named), **(csv_kwargs or {}))
@@ -389,7 +389,7 @@ def from_folder(cls:HFTextDataLoaders,
     encoding:str=None, # The encoding of the files; None for UTF-8
     **kwargs
 ) -> DataLoaders:
-    "Create from text files in one folder for each label; raise `ValueError` if there are none"
+    "Create `DataLoaders` from text files, with a folder for each label; raise `ValueError` if there are none"
     path,is_corpus = Path(path),issubclass(task_class(task), Corpus)
     if not is_corpus and not task_class(task).has_labels:
         raise ValueError(f"task={task!r} has targets that cannot be folder names: pass "
@@ -559,7 +559,7 @@ def from_dataset(cls:HFTextDataLoaders,
     seed:int=None, # Seed of the random split and of the shuffle
     **kwargs
 ) -> DataLoaders:
-    "Create from a `Dataset`, or a dict of datasets or streams, without a copy; raise `ValueError` for unusable rows"
+    "Create `DataLoaders` from a `Dataset`, or a dict of datasets or streams; raise `ValueError` for unusable rows"
     dataset = unformatted(dataset)
     if (streams := _streams(dataset, train, valid)) is not None:
         for k,v in dict(valid_col=valid_col, valid_pct=valid_pct, splits=splits).items():

@@ -42,6 +42,7 @@ def _settings(run):
     parts = [f"{epochs} epoch{'s'*(epochs != 1)}", f"maximum learning rate {run['lr']:.3g}"]
     if run.get('batch_tokens'): parts.append(f"at most {run['batch_tokens']} tokens per batch")
     elif run['bs']: parts.append(f"batch size {run['bs']}")
+    if run.get('processes'): parts[-1] += f" in each of {run['processes']} processes"
     which = f'all but the last of {groups}' if frozen==groups-1 else f'the first {frozen} of {groups}'
     if frozen: parts.append(f'{which} layer groups frozen')
     return ', '.join(parts)
@@ -68,10 +69,12 @@ def _class_weights(weights):
 
 # %% ../../nbs/ship/70_card.ipynb #2a97ffae
 def _training_setup(run):
-    "Return the names of the optimizer, the loss and the precision of a run as text; empty if they were not recorded"
+    "Return the optimizer, the loss, the precision and the accumulation of a run; empty if they were not recorded"
     if 'optimizer' not in run: return ''
-    suffix = _class_weights(run['class_weights']) + (f"; precision: {run['precision']}" if 'precision' in run else '')
-    return f"Optimizer: `{run['optimizer']}`; loss: `{run['loss']}`{suffix}."
+    parts = [f"Optimizer: `{run['optimizer']}`", f"loss: `{run['loss']}`{_class_weights(run['class_weights'])}"]
+    if 'precision' in run: parts.append(f"precision: {run['precision']}")
+    if 'n_acc' in run: parts.append(f"gradients accumulated over {run['n_acc']} rows")
+    return '; '.join(parts) + '.'
 
 # %% ../../nbs/ship/70_card.ipynb #2da7e369
 _RESULTS = 'Losses and metrics after each epoch (all but `train_loss` are measured on the validation set):'
@@ -168,13 +171,16 @@ def _description(facts, datasets=None):
     return f'This model is {kind} for {_in_words(facts.task)}{data}.{labels}'
 
 # %% ../../nbs/ship/70_card.ipynb #c47ba357
-def _limitations(block):
-    "Return what the model does with long inputs"
+_TRUNCATES = 'The `pipeline` of transformers truncates them instead, so its scores differ.'
+
+def _limitations(block, tag=None):
+    "Return what the model does with long inputs; `tag` is that of its pipeline"
     limit = block.length_limit
     if not limit: return 'Inputs are not truncated, whatever their length.'
     if not block.windows: return f'Inputs are truncated to {limit} tokens, including special tokens.'
     overlap = f' that overlap by {block.stride} tokens' if block.stride else ''
-    return f'Texts longer than {limit} tokens are split into windows of {limit} tokens{overlap}.'
+    windows = f'Texts longer than {limit} tokens are split into windows of {limit} tokens{overlap}.'
+    return f'{windows} {_TRUNCATES}' if tag=='text-classification' else windows
 
 # %% ../../nbs/ship/70_card.ipynb #568d8446
 def _is_on_hub(name):
@@ -251,5 +257,6 @@ def model_card(self:Learner,
     versions = '\n'.join(f'- {o.__name__} {o.__version__}' for o in (blurlike, fastai, transformers, torch))
     body = [f'# {model_name}', GENERATED, _description(facts, datasets),
             '## Usage', _usage(facts), '## Training', _training(self, facts.int8), *_calibration(self),
-            '## Limitations', _limitations(facts.block), *([limits] if limits else []), '## Versions', versions]
+            '## Limitations', _limitations(facts.block, facts.tag), *([limits] if limits else []),
+            '## Versions', versions]
     return ModelCard(f'---\n{meta.to_yaml()}\n---\n\n' + '\n\n'.join(body) + '\n')

@@ -311,7 +311,7 @@ class HFCheckpoint(Callback):
     order = 1000 # after callbacks that change their state or the learner's
     def __init__(self,
         path:str|Path, # The folder of the run; each checkpoint is a folder in it
-        every:int=None, # Steps between checkpoints, in addition to one per epoch; None to use at most 2% of the time
+        every:int=None, # Write every n steps and after each epoch; None for as often as 1.5% of the time allows
         keep:int=2, # How many of the newest checkpoints to keep; those at the end of each fit are always kept
         resume:bool=True, # Whether to continue a run; False deletes its checkpoints and starts again
     ):
@@ -579,7 +579,7 @@ def restore_finished(self:HFCheckpoint, learn, cbs):
     newest,info = self.found
     end,last = self.ends.get(self.stage),self.stage==info['stage']
     self.restore_all(learn, cbs, self.load(learn, *((end, read_checkpoint(end)) if end else self.found)))
-    print_line(f"{end} is the end of fit {self.stage+1}: its weights and results are restored, and nothing is trained."
+    print_line(f"Fit {self.stage+1} is complete: its weights and results are restored from {end}."
                + " To train again, pass resume=False or another path."*last if end else
                f"Fit {self.stage+1} was trained before, but {self.path} no longer contains its end: until the next "
                f"fit, the learner has the later weights and results of {newest.name}.")
@@ -593,8 +593,8 @@ def one_fit(self:HFCheckpoint, learn, run, cbs):
     if finished: return self.restore_finished(learn, cbs)
     self.active = True
     if self.stage==info['stage']:
-        where = f"epoch {info['epoch']+1}, batch {info['batch']+1}" + (f', of fit {self.stage+1}' if self.stage else '')
-        print_line(f"Continuing from {folder}: {where}.")
+        where = f"{info['batch']} batches of epoch {info['epoch']} of fit {self.stage+1} are done"
+        print_line(f"Continuing from {folder}: {where} (the first epoch is 0).")
         train_in_fp32(get_model(learn.model)) # before `distrib_ctx` wraps the model
         with epoch_loop(learn, lambda: self.run_from(learn, self.load(learn, *self.found))): run()
     else: run()

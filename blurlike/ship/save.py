@@ -260,7 +260,7 @@ def check_base(
     if not missing and changed is None: return
     where = f'the folder {name!r}, which has no config.json' if name else 'not from a checkpoint'
     why = f'was trained: {changed!r} differs from {name!r}' if changed else f'is {where}'
-    raise ValueError(f"The base of the adapter {why}, so that it could not be loaded again: pass merge=True to "
+    raise ValueError(f"The base of the adapter {why}, so the adapter could not be loaded: pass merge=True to "
                      "save a whole model, or save the base first and train with that.")
 
 # %% ../../nbs/ship/71_save.ipynb #7093524d

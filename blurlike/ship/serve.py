@@ -456,7 +456,7 @@ def serve(
     learn = model if isinstance(model, Learner) else load_hf_learner(model, **kwargs)
     app = gradio_page(learn, title, description, examples, max_chars)
     _launch(app, host, port, 100_000 + 16*max_chars)
-    network = '' if host in ('127.0.0.1', 'localhost') else ', open to the network'
+    network = '' if host in ('127.0.0.1', 'localhost') else ', reachable from the network'
     print(f"The page is at {app.local_url}{network}", flush=True)
     if wait or (wait is None and not IN_NOTEBOOK): app.block_thread()
     return app
@@ -489,7 +489,7 @@ def _space_files(
     "Return the files of a Space, without the model"
     version = import_extra('serve', 'gradio').__version__
     meta = SpaceCardData(title=title, sdk='gradio', sdk_version=version, app_file='app.py', tags=['blurlike', 'fastai'])
-    about = f'{GENERATED}\n\n`blurlike/` makes the page of the model in `model/`.'
+    about = f'{GENERATED}\n\n`app.py` serves the model in `model/` with the copy of blurlike in `blurlike/`.'
     return {'app.py': _APP.format(title=title),
             'requirements.txt': _requirements('serve', *extras),
             'README.md': f'---\n{meta.to_yaml()}\n---\n\n# {title}\n\n{about}\n'}

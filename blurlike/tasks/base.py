@@ -27,7 +27,7 @@ from .labels import match_outputs
 
 # %% ../../nbs/tasks/20_base.ipynb #9c121f73
 class Task:
-    "The answers that fit most tasks"
+    "Base class of tasks: what most of them have in common"
     name = None # As in `task="..."`
     auto_model = None # The Auto class whose models serve the task
     loss_func = CrossEntropyLossFlat # A loss class, or a method

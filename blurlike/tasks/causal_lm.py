@@ -312,7 +312,7 @@ def _check_answer(self:CausalLM, row, block):
     "Raise `ValueError` if truncation leaves nothing of the answer in `row`"
     if truncated(row, block.length_limit, block.hf_tokenizer).columns['counts'][1:].any(): return
     first = int(row.columns['counts'].argmax())+1
-    raise ValueError(f"max_length={block.max_length} leaves nothing of the answer, "
+    raise ValueError(f"max_length={block.max_length} cuts off the whole answer, "
                      f"whose first token is token {first} of {len(row)}")
 
 # %% ../../nbs/tasks/31_causal_lm.ipynb #f0c82fb6

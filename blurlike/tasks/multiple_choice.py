@@ -75,7 +75,7 @@ def as_question(
 
 # %% ../../nbs/tasks/33_multiple_choice.ipynb #fad44b50
 class ChoiceTarget(NamedTuple):
-    "The right one of several choices"
+    "The correct choice among several"
     choice:int|str # Its index, or its text
 
 # %% ../../nbs/tasks/33_multiple_choice.ipynb #0cfd6fbf
@@ -86,7 +86,7 @@ class ReadChoice(Transform):
 
 # %% ../../nbs/tasks/33_multiple_choice.ipynb #44102e0b
 def ChoiceBlock():
-    "Return a `TransformBlock` for the right one of several choices"
+    "Return a `TransformBlock` for the correct choice among several"
     return TransformBlock(type_tfms=[ReadChoice()])
 
 # %% ../../nbs/tasks/33_multiple_choice.ipynb #97c02a8c
@@ -127,7 +127,7 @@ class ChoiceLoss(CrossEntropyLossFlat):
 
 # %% ../../nbs/tasks/33_multiple_choice.ipynb #9050d3f8
 class MultipleChoice(Task):
-    "Predict the right one of several choices, trained with cross-entropy"
+    "Predict the correct choice among several, trained with cross-entropy"
     name = 'multiple-choice'
     auto_model = AutoModelForMultipleChoice
     loss_func = ChoiceLoss
@@ -159,7 +159,7 @@ def y_block(self:MultipleChoice, labels):
     "Return a `ChoiceBlock`; raise `ValueError` for several columns and for missing targets"
     names = list(labels().columns)
     if len(names)==1: return self.target_block()
-    raise ValueError(f"label_col={names} must be one column, with the index or the text of the right choice.")
+    raise ValueError(f"label_col={names} must be one column, with the index or the text of the correct choice.")
 
 # %% ../../nbs/tasks/33_multiple_choice.ipynb #22d60fd8
 @patch

@@ -271,7 +271,7 @@ class HyperparameterSearch:
 # %% ../../nbs/train/68_search.ipynb #4a06cc60
 @patch
 def table(self:HyperparameterSearch) -> pd.DataFrame:
-    "Return a table of the trials, the best first; the value of a pruned trial is that of its last epoch"
+    "Return a table of the complete, the pruned and the failed trials, each best first; `duration` is in seconds"
     df = self.study.trials_dataframe(attrs=('number', 'value', 'params', 'duration', 'state'))
     names = {'number': 'trial', 'value': self.metric}
     names |= {o: o.removeprefix('params_') for o in df.columns if o.startswith('params_')}

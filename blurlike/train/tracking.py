@@ -26,7 +26,7 @@ from fastai.torch_core import get_model
 from ..core.checks import whole_number
 from ..core.inputs import HFInputs
 from ..core.objects import inner_model
-from ..core.ranks import alone
+from ..core.ranks import alone, n_ranks
 from ..show import SampleTable, prediction_rows
 from ..tasks.base import get_block
 
@@ -36,11 +36,14 @@ def _name(o): return getattr(o, '__name__', None) or type(o).__name__
 def training_setup(
     learn, # A `Learner`
 ) -> dict: # Names
-    "Return the names of the optimizer, the loss and the precision; omit the precision if it is the default"
-    precision = getattr(getattr(learn, 'mixed_precision', None), 'amp_mode', None)
+    "Return the names of the optimizer and the loss, and the precision, accumulation and processes unless default"
     opt_func = getattr(learn.opt_func, 'func', learn.opt_func) # what a `partial` calls
+    others = dict(
+        precision=getattr(getattr(getattr(learn, 'mixed_precision', None), 'amp_mode', None), 'value', None),
+        n_acc=next((o.n_acc for o in learn.cbs if isinstance(o, GradientAccumulation)), None),
+        processes=n_ranks() if hasattr(learn, 'share_rows') else None)
     names = dict(optimizer=_name(opt_func), loss=_name(learn.loss_func))
-    return names | (dict(precision=precision.value) if precision else {})
+    return names | {k: v for k,v in others.items() if v is not None}
 
 # %% ../../nbs/train/67_tracking.ipynb #a9a2bcb7
 def rate_schedule(
@@ -62,9 +65,9 @@ def highest_rate(
 
 # %% ../../nbs/train/67_tracking.ipynb #43e8da21
 def _base_name(config):
-    "Return the name of the checkpoint, or the name of its folder if it is local; None if it has none"
+    "Return the name of the checkpoint, or the last two parts of its path if it is local; None if it has none"
     name = str(getattr(config, 'name_or_path', '') or '')
-    return Path(name).name if name and Path(name).exists() else name or None
+    return '/'.join(Path(name).absolute().parts[-2:]) if name and Path(name).exists() else name or None
 
 # %% ../../nbs/train/67_tracking.ipynb #e9413d4c
 def hyperparameters(
@@ -80,7 +83,6 @@ def hyperparameters(
         rows=getattr(train, 'n', None), bs=getattr(train, 'bs', None),
         batch_tokens=getattr(train, 'batch_tokens', None),
         frozen_groups=learn.opt.frozen_idx, groups=len(learn.opt.param_lists),
-        n_acc=next((o.n_acc for o in learn.cbs if isinstance(o, GradientAccumulation)), None),
         max_grad_norm=next((o.max_norm for o in learn.cbs if isinstance(o, GradientClip)), None))
     if found['batch_tokens']: found['bs'] = None
     return {k: v for k,v in found.items() if v is not None}
