@@ -21,7 +21,7 @@ from scipy.optimize import minimize_scalar
 from torch.nn.utils.rnn import pad_sequence
 
 from .core.checks import print_line
-from .tasks.base import check_valid, get_block
+from .tasks.base import check_targets, check_valid, get_block
 
 # %% ../nbs/55_calibrate.ipynb #ac63238e
 def scaled(
@@ -205,7 +205,7 @@ def calibrate(self:Learner,
     _check_calibrates(self)
     check_valid(self, dl)
     with _uncalibrated(_keeper(self)): preds,targs = self.get_preds(dl=dl, act=noop, reorder=False)
-    if targs is None: raise ValueError("dl has no targets: make it with learn.dls.test_dl(df, with_labels=True).")
+    check_targets(targs)
     res = Calibration(*flat_targets(preds, targs))
     set_calibration(self, {k: getattr(res, k) for k in ('temperature', 'targets', 'ece', 'nll')})
     return res

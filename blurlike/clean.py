@@ -15,7 +15,7 @@ from fastai.torch_basics import is_listy, patch
 
 from .core.checks import as_names, brief, import_extra, one_of, print_once, whole_number
 from .show import MarkedText
-from .tasks.base import check_valid, get_block
+from .tasks.base import check_targets, check_valid, get_block
 from .tasks.labels import get_vocab
 from .text.rows import DatasetItems, StreamSamples, as_list, as_plain, columns_of, sample_reader
 from .train.cross_validation import CrossValPreds
@@ -58,7 +58,7 @@ def _preds_of(source, dl=None):
     texts = [read(i)[0] for i in range(len(dl.dataset))]
     _check_unseen(source, texts)
     preds,targs = task.row_preds(source, dl)
-    if targs is None: raise ValueError("dl has no labels: make it with learn.dls.test_dl(df, with_labels=True).")
+    check_targets(targs)
     return CrossValPreds(frame, texts, preds, targs, get_vocab(source.dls), columns_of(dl.dataset).get('label_col'))
 
 # %% ../nbs/83_clean.ipynb #7eed0341
@@ -282,5 +282,6 @@ def to_df(self:HFTextCleaner) -> pd.DataFrame:
         place = (self.table.position[i],) if 'position' in self.table else ()
         _replaced(cells, self.table.row[i], place, self._rows[i].new)
     gone = {self.table.row[i] for i in self._chosen('Delete')}
-    df = df.assign(**{k: pd.Series(v, df.index, dtype=df[k].dtype) for k,v in cells.items()})
+    df = df.copy(deep=False)
+    for k,v in cells.items(): df[k] = pd.Series(v, df.index, dtype=df[k].dtype)
     return df[[i not in gone for i in range(len(df))]]

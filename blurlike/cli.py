@@ -104,7 +104,12 @@ def _vocab(
     from blurlike.text.files import read_list
     cells = [o for c in columns for o in columns[c]]
     found = {str(o): o for cell in cells for o in (cell if isinstance(cell, list) else [cell])}
-    return [found.get(str(o), o) for o in read_list(names) or [o.strip() for o in names.split(',')]]
+    whole = found and all(type(o) is int for o in found.values())
+    def parsed(o):
+        if o in found or not whole: return found.get(o, o)
+        try: return int(o)
+        except ValueError: raise ValueError(f"vocab={names!r}: {o!r} is not a whole number, as in the data.") from None
+    return [parsed(str(o)) for o in read_list(names) or [o.strip() for o in names.split(',')]]
 
 # %% ../nbs/80_cli.ipynb #cf6bff74
 def _check_training(
@@ -117,11 +122,11 @@ def _check_training(
     whole_number('epochs', epochs)
     if not 0 < lr < float('inf'): raise ValueError(f"lr={lr} must be a number above 0.")
     from blurlike.core.checks import import_extra
-    from blurlike.ship.save import folder_to_replace, keep_weights, names_in
+    from blurlike.ship.save import folder_to_replace, check_weights_kept, names_in
     old = folder_to_replace(out) # fail now rather than after training
     if not lora: return
     import_extra('peft', 'peft')
-    keep_weights(f"out={out}", names_in(old), ['adapter_model.safetensors'])
+    check_weights_kept(f"out={out}", names_in(old), ['adapter_model.safetensors'])
 
 # %% ../nbs/80_cli.ipynb #357137c9
 def train(
@@ -171,7 +176,7 @@ def _options(
 ) -> dict: # Values are parsed as JSON if they are JSON
     "Parse `--option`"
     res = {}
-    for o in option.split(',') if option else []:
+    for o in re.split(r',(?=\s*\w+\s*=)', option) if option else []: # values may contain commas
         name,eq,value = o.partition('=')
         if not eq: raise ValueError(f"option={o!r} must be name=value, such as precision=int8.")
         try: res[name] = json.loads(value)
@@ -254,9 +259,10 @@ def _method(learn, generate, explain):
     return (learn.hf_generate, {}) if writes else (learn.hf_predict, dict(many=True))
 
 def _print(
-    result, # A prediction or an `Explanation`
+    result, # A prediction, an `Explanation`, or why there is none
 ):
     "Print a result as JSON; print an `Explanation` in color if standard output is a terminal"
+    if isinstance(result, Exception): result = dict(error=str(result))
     if hasattr(result, 'to_dict') and sys.stdout.isatty(): result.show()
     else: _print_json(result.to_dict() if hasattr(result, 'to_dict') else result)
 
@@ -313,6 +319,7 @@ def embed(
     _check_encoding(encoding)
     if file: _check_file('file', file)
     if Path(out).suffix!='.npy': raise ValueError(f"out={str(out)!r} must end in .npy.")
+    if not Path(out).absolute().parent.is_dir(): raise FileNotFoundError(f"out={str(out)!r} is in no existing folder.")
     import numpy as np
 
     from blurlike.all import HFEmbedder
@@ -353,14 +360,17 @@ def push(
     repo_id:str, # Name of the repository, such as user/model; created if it does not exist
     private:bool=False, # Make a new repository private
     message:str='Upload model', # Message of the commit
+    merge:bool=False, # Merge an adapter into its base, and push a whole model
 ):
     "Push a model to the Hugging Face Hub, with the token that you logged in with or HF_TOKEN"
     from huggingface_hub import ModelCard
 
     from blurlike.all import load_hf_learner
+    from blurlike.ship.card import is_generated
     learn,path = load_hf_learner(model),Path(model)/'README.md'
-    card = ModelCard.load(path) if path.is_file() else None
-    print(learn.push_to_hub(repo_id, private=private or None, commit_message=message, card=card).commit_url)
+    card = ModelCard.load(path) if path.is_file() and not merge else None # a merged model gets its own
+    print(learn.push_to_hub(repo_id, private=private or None, commit_message=message, card=card, merge=merge,
+                            replace_card=card is not None and not is_generated(str(card))).commit_url)
 
 # %% ../nbs/80_cli.ipynb #437aafbb
 def serve(

@@ -9,6 +9,7 @@ __all__ = ['POOLINGS', 'pool', 'text_body', 'Embedding', 'embedding_block', 'uni
 # %% ../nbs/53_embed.ipynb #aca0ecce
 import inspect
 import json
+from contextlib import suppress
 from copy import copy
 from pathlib import Path
 
@@ -18,6 +19,7 @@ import torch
 from fastai.learner import Learner
 from fastai.torch_basics import default_device, patch
 from fastai.torch_core import get_model
+from huggingface_hub.errors import LocalEntryNotFoundError
 from torch import nn
 from transformers import AutoModel, AutoModelForTextEncoding
 from transformers.utils import cached_file
@@ -25,8 +27,8 @@ from transformers.utils import cached_file
 from .core.checks import brief, one_of, preview, whole_number
 from .core.compat import has_model_class, model_classes
 from .core.inputs import by_window
-from .core.objects import (prompt_length, inner_model, is_hf_model, load_hf_config, load_hf_model,
-                                   load_hf_tokenizer)
+from .core.objects import (inner_model, is_hf_model, load_hf_config, load_hf_model, load_hf_tokenizer,
+                                   position_limit, prompt_length)
 from .data.block import HFTextBlock
 from .predict import default_batch_tokens, predict_samples, as_samples, as_several, text_batches
 from .tasks.base import Task, get_block
@@ -147,7 +149,10 @@ def hf_embed(self:Learner,
 def _json_of(checkpoint, name):
     "Return the content of a JSON file of `checkpoint`, empty if it has none"
     try: return json.loads(Path(cached_file(str(checkpoint), name)).read_text(encoding='utf-8'))
-    except OSError: return {}
+    except OSError as e:
+        if not isinstance(e.__cause__, LocalEntryNotFoundError): return {}
+        raise OSError(f"checkpoint={str(checkpoint)!r}: {name} is not in the cache and cannot be downloaded, so that "
+                      "the settings of the checkpoint are not known: pass pooling= and max_length=.") from e
 
 # %% ../nbs/53_embed.ipynb #352bd584
 _THEIRS = dict(lasttoken='last') # sentence-transformers' names, where they differ from ours
@@ -185,9 +190,11 @@ def _config_of(checkpoint, trust):
     "Return the configuration of `checkpoint`; raise `ValueError` for adapters without a model"
     try: return load_hf_config(checkpoint, **trust)
     except OSError as e:
-        if not _json_of(checkpoint, 'adapter_config.json'): raise
-        raise ValueError(f"checkpoint={str(checkpoint)!r} has adapters and no model: use "
-                         "load_hf_learner(checkpoint).hf_embed, or save with merge=True.") from e
+        with suppress(OSError): # of a Hub that cannot be reached
+            if _json_of(checkpoint, 'adapter_config.json'):
+                raise ValueError(f"checkpoint={str(checkpoint)!r} has adapters and no model: use "
+                                 "load_hf_learner(checkpoint).hf_embed, or save with merge=True.") from e
+        raise
 
 class HFEmbedder:
     "Embed texts with a checkpoint, without a learner"
@@ -205,7 +212,8 @@ class HFEmbedder:
         config = _config_of(checkpoint, trust)
         tokenizer = load_hf_tokenizer(checkpoint, config, **trust)
         self.model = load_body(checkpoint, config, model_kwargs, **trust).to(device or default_device()).eval()
-        if max_length is None: max_length = _json_of(checkpoint, 'sentence_bert_config.json').get('max_seq_length')
+        if max_length is None and (stored := _json_of(checkpoint, 'sentence_bert_config.json').get('max_seq_length')):
+            max_length = min(stored, position_limit(self.model) or stored) # some files count special positions
         self.block = HFTextBlock(config.model_type, config, tokenizer, self.model, max_length, task=task)
 
     def __repr__(self):

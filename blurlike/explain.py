@@ -37,8 +37,8 @@ from .show import highlight_style
 from .tasks.base import get_block
 from .tasks.labels import get_vocab
 import blurlike.tasks.explained # noqa: F401  the outputs of each task
-from .tasks.question_answering import inside_word, trimmed_span
-from .tasks.token_classification import runs_together, words_in_text
+from .tasks.token_classification import words_in_text
+from .text.words import inside_word, runs_together, trimmed_span
 
 # %% ../nbs/54_explain.ipynb #eb732ee2
 def shared_copy(
@@ -541,7 +541,6 @@ def by_token(self:Explainer,
 @patch
 def attribute(self:Explainer,
     units:list, # Tuples of a row, a name and an index
-    logits:Tensor, # From `read`
     ends:list, # From `read`
     starts:list, # From `read`
 ): # Yields for each unit the value, the baseline, and attributions of shape windows x sequence
@@ -579,7 +578,7 @@ def explanations(self:Explainer,
     logits,*embeds = self.read(table, rows)
     outputs = self.task.explained(target, self.names, preds, logits, self.inputs, samples)
     units = [(i, *o) for i,row in enumerate(outputs) for o in row]
-    found,res = self.attribute(units, logits, *embeds),[]
+    found,res = self.attribute(units, *embeds),[]
     for i,(sample,pred) in enumerate(zip(samples, preds, strict=True)):
         tokens,mine = self._tokens(i, sample),[]
         for name,_ in outputs[i]:

@@ -8,9 +8,9 @@ __all__ = ['MANIFEST', 'Chunks', 'Scorer', 'score']
 # %% ../nbs/82_scale.ipynb #ee42e3b4
 import json
 import os
-from collections import deque
+from collections import defaultdict, deque
 from contextlib import contextmanager
-from functools import partial
+from functools import partial, reduce
 from io import BytesIO
 from itertools import chain, islice
 from pathlib import Path
@@ -149,8 +149,19 @@ def _column(chunk, name, type):
     elif (column := chunk[name]).type==type: return column
     else: values = column.to_pylist()
     if type==pa.string(): return pa.array(map(_as_text, values), type)
-    try: return pa.array(values, type)
-    except pa.ArrowInvalid: return pa.array(values).cast(type, safe=False) # a large integer among fractions is rounded
+    return pa.array(values, type)
+
+# %% ../nbs/82_scale.ipynb #02d5b128
+def _may_round(types, common):
+    "Return whether numbers of some of the `types` may change when they are converted to the type `common`"
+    whole = any(pa.types.is_integer(o) or pa.types.is_decimal(o) for o in types)
+    return whole and pa.types.is_floating(common) or pa.uint64() in types and common!=pa.uint64()
+
+def _fits(chunk, name, type):
+    "Return whether `type` can store a column of a chunk exactly"
+    try: _column(chunk, name, type)
+    except (pa.ArrowException, OverflowError, TypeError): return False
+    return True
 
 # %% ../nbs/82_scale.ipynb #e9c014ad
 def _contents(read):
@@ -182,11 +193,17 @@ class Chunks:
         rows:int=4096, # Maximum rows in a chunk
         encoding:str=None, # Encoding of CSV and JSON Lines files; None for UTF-8
     ):
-        self.readers,self.n_rows,types = _readers(data, rows, encoding),0,{}
+        self.readers,self.n_rows,kinds = _readers(data, rows, encoding),0,defaultdict(list)
         for new,n in chain.from_iterable(map(_contents, self.readers)):
-            types |= {k: _common(types.get(k, o), o) for k,o in new.items()}
+            for k,o in new.items():
+                if o not in kinds[k]: kinds[k].append(o)
             self.n_rows += n
         if not self.n_rows: raise ValueError("data has no rows.")
+        types = {k: reduce(_common, o) for k,o in kinds.items()}
+        lost = [k for k,o in kinds.items() if _may_round(o, types[k]) and not all(_fits(c, k, types[k]) for c in self)]
+        if lost: print_once(f"data: the numbers in {preview(lost)} have no type in common that stores all of them "
+                            "exactly, so they are written as text.")
+        types |= dict.fromkeys(lost, pa.string())
         self.schema = pa.schema({k: _storable(o) for k,o in types.items()})
         self.fingerprint = _fingerprint(data, self.readers)
 
@@ -313,7 +330,8 @@ def _base_files(folder):
 # %% ../nbs/82_scale.ipynb #b10d52ea
 def _model_hash(folder):
     "Return a hash of the files of a saved model, and of the base of an adapter"
-    res,own = xxh3_128(),lambda o: o.name!='README.md' and (is_model_file(o.name) or '.onnx' in o.name)
+    res,own = xxh3_128(),lambda o: o.name!='README.md' and (
+        is_model_file(o.name) or '.onnx' in o.name or o.suffix=='.py')
     files = [o for o in sorted(folder.rglob('*')) if o.is_file() and own(o)]
     for o in [*files, *_base_files(folder)]:
         res.update((o.relative_to(folder).as_posix() if o in files else o.name).encode())
@@ -415,7 +433,8 @@ def score(
     if engine=='ray': import_extra('scale', 'ray')
     _check_outside(data, out)
     load_kwargs,out = dict(load_kwargs or {}),Path(out).expanduser().absolute()
-    folder = find_model(model, load_kwargs.get('revision'), load_kwargs.get('token')).absolute()
+    code = ['*.py'] if load_kwargs.get('trust_remote_code') else []
+    folder = find_model(model, load_kwargs.get('revision'), load_kwargs.get('token'), *code).absolute()
     args = dict(model=str(folder if Path(model).expanduser().is_dir() else model), text_col=text_col, prefix=prefix,
                 generate=generate, load_kwargs=load_kwargs, options=options)
     scorer = Scorer(**args if engine=='local' else args | dict(load_kwargs=dict(device='cpu') | load_kwargs))

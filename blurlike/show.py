@@ -63,7 +63,8 @@ class SampleTable:
         mark:str='prediction', # Column of the cross
         trunc_at:int=None, # Maximum number of characters of a cell; None for no limit
     ):
-        self.df = pd.DataFrame([{k: _cut(v, trunc_at) for k,v in o.items()} for o in rows], dtype=object)
+        names = dict.fromkeys(k for o in rows for k in o)
+        self.df = pd.DataFrame([{k: _cut(o.get(k, ''), trunc_at) for k in names} for o in rows], dtype=object)
         self.wrong,self.mark = [*wrong] or [False]*len(rows),mark
 
 # %% ../nbs/06_show.ipynb #9f67eda4

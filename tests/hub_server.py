@@ -211,6 +211,12 @@ class Handler(BaseHTTPRequestHandler):
         start = int((re.match(r'bytes=(\d+)-', self.headers.get('Range', '')) or [0, 0])[1])
         self.send(206 if start else 200, blob.data[start:], headers)
 
+    def branch(self, kind, name, branch):
+        repo = self.hub.repo(kind, name, self.user(needed=True), write=True)
+        if branch in repo.refs: raise Refusal(409, 'Reference already exists')
+        repo.refs[branch] = repo.refs['main']
+        self.send(200, {})
+
     def whoami(self): self.send(200, dict(name=self.user(needed=True)[0], type='user', orgs=[],
                                           auth={'accessToken': {'role': 'write'}}))
 
@@ -246,7 +252,7 @@ ROUTES = [
     ('POST', '/api/repos/create', Handler.create), ('GET', '/api/whoami-v2', Handler.whoami),
     ('POST', '/api/validate-yaml', Handler.validate_yaml),
     ('POST', f'/api/{_REPO}/preupload/{_REV}', Handler.preupload),
-    ('POST', f'/api/{_REPO}/commit/{_REV}', Handler.commit),
+    ('POST', f'/api/{_REPO}/commit/{_REV}', Handler.commit), ('POST', f'/api/{_REPO}/branch/{_REV}', Handler.branch),
     ('GET', f'/api/{_REPO}/revision/{_REV}', Handler.info), ('GET', f'/api/{_REPO}/tree/{_REV}', Handler.tree),
     ('GET', f'/api/{_REPO}', Handler.info),
     ('POST', r'/(?:(space|dataset)s/)?([^/]+/[^/]+)\.git/info/lfs/objects/batch', Handler.lfs_batch),

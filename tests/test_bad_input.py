@@ -559,3 +559,19 @@ def test_a_confusion_matrix_without_classes():
     learn = hf_learner(HFTextDataLoaders.from_df(df, hf, task='multiple-choice', bs=2), hf.model)
     with pytest.raises(ValueError, match=mentions("task='multiple-choice'", 'Interpretation')), learn.no_bar():
         ClassificationInterpretation.from_learner(learn)
+
+
+@pytest.mark.parametrize(('key', 'value'), [('truncation', True), ('max_length', 8), ('stride', 2), ('verbose', False),
+                                            ('is_split_into_words', True), ('text_pair', 'a')])
+def test_options_of_the_block_are_not_options_of_the_tokenizer(key, value, hf):
+    with pytest.raises(ValueError, match=mentions('tok_kwargs', key)): HFTextBlock(*hf, tok_kwargs={key: value})
+
+
+def test_splits_that_are_no_lists(df, hf):
+    for splits in (.2, [0, 1, 2]):
+        with pytest.raises(ValueError, match=mentions('splits=', splits, 'valid_pct')):
+            HFTextDataLoaders.from_df(df, hf, splits=splits)
+
+
+def test_a_model_of_another_kind_is_not_a_path(hf):
+    with pytest.raises(TypeError, match=mentions('path=')): load_hf_learner(hf.model)

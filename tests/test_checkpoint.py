@@ -465,12 +465,17 @@ def test_the_card_has_all_epochs_and_the_highest_rate(df, run_path):
     (dict(bs=4), ['bs=8', '4']), (dict(rows=119), ['rows=80', '79']), (dict(text='the plot'), ['data=']),
     (dict(label='bad'), ['data=']), (dict(pool=1), ['pool=100']),
     (dict(frozen=True), ['frozen_groups=0']), (dict(opt_func=SGD), ['optimizer=', 'SGD']),
-    (dict(loss_func=HFLoss()), ['loss=', 'HFLoss'])])
+    (dict(loss_func=HFLoss()), ['loss=', 'HFLoss']), (dict(precision='bf16'), ['precision=', 'bf16']),
+    (dict(max_grad_norm=.1), ['max_grad_norm=', '0.1']),
+    (dict(dropout=.3), ['dropout=', '0.3'])])
 def test_a_run_that_has_changed_is_refused(change, facts, df, run_path):
     if 'rows' in change: df = df[1:].reset_index(drop=True)
     if 'text' in change: df = df.assign(text=[change['text'], *df.text[1:]])
     if 'label' in change: df = df.assign(label=[{'good': 'bad', 'bad': 'good'}[o] for o in df.label])
-    learn = make_learner(df, **{k: v for k,v in change.items() if k in ('bs', 'opt_func', 'loss_func')})
+    learn = make_learner(df, **{k: v for k,v in change.items() if k in (
+        'bs', 'opt_func', 'loss_func', 'precision', 'max_grad_norm')})
+    for o in learn.model.modules():
+        if 'dropout' in change and isinstance(o, torch.nn.Dropout): o.p = change['dropout']
     if 'pool' in change: learn.dls.train.pool = change['pool']
     if 'frozen' in change: learn.freeze()
     with pytest.raises(ValueError, match=mentions('path=', str(run_path), *facts)):
@@ -586,7 +591,7 @@ def test_a_run_goes_on_only_if_the_disk_is_full_or_fails(error, df, tmp_path, mo
 def test_a_finished_fit_that_is_called_again_says_so_each_time(df, tmp_path, capsys):
     learn = make_learner(df)
     for _ in range(3): train(df, tmp_path/'run', n_epoch=1, learn=learn)
-    assert capsys.readouterr().out.count('nothing is trained') == 2
+    assert capsys.readouterr().out.count('Fit 1 is complete') == 2
 
 
 def test_the_next_fit_of_the_same_callback_is_trained(df, tmp_path):
@@ -812,6 +817,7 @@ def test_a_state_that_cannot_be_saved_is_refused_before_training(df, tmp_path):
 def test_other_folders_of_the_user_are_not_touched(df, tmp_path):
     run = tmp_path/'run'
     others = [run/o/'notes.txt' for o in ('step-1', 'footstep-data', 'two-step-model', 'step-by-step')]
+    others.append(run/'step-3'/'training.log') # of another tool
     for o in others:
         o.parent.mkdir(parents=True)
         o.write_text('precious')

@@ -9,6 +9,7 @@ import pytest
 import torch
 from conftest import make_objects, mentions
 from fastai.text.all import (
+    BCEWithLogitsLossFlat,
     CategoryBlock,
     ClassificationInterpretation,
     ColReader,
@@ -18,6 +19,7 @@ from fastai.text.all import (
     FocalLossFlat,
     Interpretation,
     LabelSmoothingCrossEntropyFlat,
+    Learner,
     MultiCategoryBlock,
     RegressionBlock,
     RocAucMulti,
@@ -32,6 +34,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from transformers import pipeline
 
 from blurlike.all import (
+    HFCallback,
     HFLoss,
     HFTextBlock,
     HFTextDataLoaders,
@@ -475,3 +478,45 @@ def test_the_loss_of_a_task_gets_no_arguments(task, recwarn):
     loss = get_task(task).loss_func()
     assert loss.reduction == 'mean'
     assert not [o for o in recwarn if 'size_average' in str(o.message)]
+
+
+@pytest.mark.parametrize('per_label', [False, True])
+@pytest.mark.parametrize('weights', [None, torch.tensor([1., 2., 3.])])
+def test_the_threshold_is_chosen_among_probabilities(topics, per_label, weights):
+    hf = make_objects(num_labels=3)
+    losses = BCEWithLogitsLossFlat(pos_weight=weights),nn.BCEWithLogitsLoss(pos_weight=weights)
+    learns = [hf_learner(from_df(topics, hf), hf.model, loss_func=o) for o in losses]
+    found = []
+    for o in learns:
+        with o.no_bar(): found.append([o.validate()[0], o.choose_threshold(plot=False, per_label=per_label)])
+    (a,one),(b,two) = found
+    assert a == pytest.approx(b)
+    assert one.equals(two) if per_label else one==two
+    assert learns[0].hf_predict(TEXTS) == learns[1].hf_predict(TEXTS)
+
+
+def test_a_plain_learner_has_the_threshold_of_its_data(topics):
+    hf = make_objects(num_labels=3)
+    dls,others = from_df(topics, hf, threshold=.3),from_df(topics, hf)
+    learn,other = (Learner(o, hf.model, metrics=[], cbs=HFCallback()) for o in (dls, others))
+    assert (learn.loss_func.thresh, other.loss_func.thresh) == (.3, .5)
+    again = Learner(dls, hf.model, metrics=[], cbs=HFCallback())
+    with learn.no_bar(): learn.choose_threshold(grid=[.01], plot=False)
+    assert (learn.loss_func.thresh, again.loss_func.thresh) == (.01, .3)
+
+
+def test_what_a_threshold_is_chosen_from_is_checked(topics):
+    hf = make_objects(num_labels=3)
+    learn = hf_learner(from_df(topics, hf), hf.model)
+    for grid in ([], .5):
+        with pytest.raises(ValueError, match=mentions('grid=', grid)): learn.choose_threshold(grid=grid, plot=False)
+    with learn.no_bar(), pytest.raises(ValueError, match=mentions('dl', 'with_labels=True')):
+        learn.choose_threshold(dl=learn.dls.test_dl(topics), plot=False)
+
+
+@pytest.mark.parametrize('kind', [tuple, set])
+def test_labels_may_be_tuples_and_sets(topics, kind):
+    hf = make_objects(num_labels=3)
+    rows = topics.assign(label=topics.label.map(kind))
+    batches = [next(iter(from_df(o, hf).valid))[1].tolist() for o in (topics, rows)]
+    assert batches[0] == batches[1]

@@ -372,3 +372,12 @@ def test_labels_without_a_column_are_not_written():
     cleaner.row(0).action.value = 'Relabel'
     assert len(cleaner.change()) == 1
     with pytest.raises(ValueError, match=mentions('source', 'column')): cleaner.to_df()
+
+
+def test_columns_may_have_numbers_as_names():
+    res = one_label(flips=[3])
+    res.df = res.df.rename(columns=dict(text=0, label=1))
+    res.label_col = '1' # as the data names it
+    cleaner = HFTextCleaner(res)
+    cleaner.row(0).action.value = 'Relabel'
+    assert (cleaner.to_df()[1] != res.df[1]).sum() == 1

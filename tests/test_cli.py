@@ -12,7 +12,7 @@ from conftest import mentions
 from test_load import quiet
 from test_matrix import assert_same, frame, make_learner
 
-from blurlike.cli import read_table, run
+from blurlike.cli import _options, read_table, run
 
 TEXTS = ['the film warm', 'the plot dull the cast sour', '', 'the score lovely']
 
@@ -292,7 +292,9 @@ def test_classes_can_be_named(models, df, hf, tmp_path, capsys):
     args = ['train', str(tmp_path/'rows.csv'), '--checkpoint', str(tmp_path/'ckpt'), '--epochs', '1',
             '--task', 'sequence-classification', '--out', str(tmp_path/'out')]
     assert run([*args, '--vocab', '1,0,7']) == 0
-    assert json.loads((tmp_path/'out'/'blurlike.json').read_text())['vocab'] == [1, 0, '7']
+    assert json.loads((tmp_path/'out'/'blurlike.json').read_text())['vocab'] == [1, 0, 7]
+    assert run([*args, '--vocab', '0,1,x']) == 1
+    assert re.search(mentions('vocab=', 'x'), capsys.readouterr().err)
     assert run([*args, '--vocab', '1']) == 1
     assert re.search(mentions('vocab=[1]', 'lacks 0'), capsys.readouterr().err)
 
@@ -366,3 +368,24 @@ def test_outputs_have_no_nan(models, df, tmp_path, capsys):
     from blurlike.cli import _print_json
     _print_json([float('nan'), dict(a=(float('inf'), 1.5))])
     assert json.loads(capsys.readouterr().out, parse_constant=no_constant) == [None, dict(a=[None, 1.5])]
+
+
+@pytest.mark.parametrize(('option', 'parsed'), [
+    ('top_k=3', dict(top_k=3)), ('a=1,b=x y', dict(a=1, b='x y')), ('t=[0.3,0.5],b=2', dict(t=[.3, .5], b=2)),
+    ('targets=["a","b"]', dict(targets=['a', 'b'])), (None, {})])
+def test_values_of_options_may_have_commas(option, parsed): assert _options(option) == parsed
+
+
+def test_texts_that_cannot_be_used_are_answered_with_the_reason(models, tmp_path, capsys):
+    (tmp_path/'a.jsonl').write_text('"the film"\n5\n')
+    args = ['predict', models['sequence-classification'][0], '--jsonl', '--file', str(tmp_path/'a.jsonl')]
+    assert run([*args, '--option', 'errors=return']) == 0
+    first,second = answers(capsys.readouterr().out)
+    assert 'label' in first
+    assert '5' in second['error']
+
+
+def test_the_folder_of_vectors_is_checked_first(models, tmp_path, capsys):
+    args = ['embed', models['sequence-classification'][0], '--out', str(tmp_path/'none'/'a.npy')]
+    assert run(args) == 1
+    assert re.search(mentions('--out=', 'none'), capsys.readouterr().err)

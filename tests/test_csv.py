@@ -12,9 +12,10 @@ from fastai.data.all import CategoryBlock, ColReader, ColSplitter, DataBlock
 from hypothesis import given
 from hypothesis import strategies as st
 from test_load import quiet
+from transformers import AutoModelForTokenClassification
 
 from blurlike.all import HFTextBlock, HFTextDataLoaders, hf_learner, load_hf_learner
-from blurlike.text.files import parse_targets, read_csv
+from blurlike.text.files import parse_targets, read_csv, read_list
 
 ONE,MANY = 'sequence-classification','multi-label-classification'
 
@@ -118,7 +119,7 @@ def test_a_file_in_another_encoding_names_the_option(tmp_path):
 # ---- Other types of labels
 
 class Mood(enum.Enum): A,B = 1,2
-class Word(enum.StrEnum): A,B = 'a','b'
+class Word(str, enum.Enum): A,B = 'a','b' # noqa: UP042  Python 3.10 has no StrEnum
 
 OTHERS = dict(dates=[datetime.date(2020, 1, 1), datetime.date(2021, 1, 1)],
               times=[*pd.date_range('2020', periods=2)], periods=[pd.Period('2020-01'), pd.Period('2020-02')],
@@ -202,3 +203,19 @@ def test_another_separator_is_named(sep, tmp_path):
         HFTextDataLoaders.from_csv(path, make_objects())
     dls = HFTextDataLoaders.from_csv(path, make_objects(), csv_kwargs=dict(sep=sep), valid_col='is_valid')
     assert list(dls.vocab) == ['a', 'b']
+
+
+@pytest.mark.parametrize(('cell', 'read'), [
+    ("['O' 'B-PER' 'O']", ['O', 'B-PER', 'O']), ("['a' 'b'\n 'c']", ['a', 'b', 'c']), ("['a b' ' c']", ['a b', ' c']),
+    ("[\"it's\" 'b']", ["it's", 'b']), ("['a', 'b']", ['a', 'b']), ("['a' 1]", None), ('["a" , "b"]', ['a', 'b'])])
+def test_lists_as_numpy_writes_them(cell, read): assert read_list(cell) == read
+
+
+def test_arrays_that_pandas_wrote_are_read_as_lists(tmp_path):
+    words = [np.array('the film warm'.split()), np.array('plot dull'.split())]*4
+    tags = [np.array(['O', 'B-X', 'O']), np.array(['B-X', 'O'])]*4
+    pd.DataFrame(dict(tokens=words, labels=tags, is_valid=[False]*6 + [True]*2)).to_csv(tmp_path/'a.csv', index=False)
+    hf = make_objects(auto_model=AutoModelForTokenClassification, num_labels=2)
+    dls = HFTextDataLoaders.from_csv(tmp_path/'a.csv', hf, task='token-classification', valid_col='is_valid')
+    assert dls.train_ds.items.tokens.tolist()[:2] == [o.tolist() for o in words[:2]]
+    assert list(dls.vocab) == ['O', 'B-X']

@@ -6,6 +6,7 @@ import pandas as pd
 import pytest
 import torch
 from conftest import ARCHITECTURES, make_objects, make_texts, mentions
+from huggingface_hub.errors import LocalEntryNotFoundError
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_matrix import TASKS, make_learner
@@ -14,6 +15,7 @@ from test_threads import in_threads
 from transformers import AutoModel, AutoModelForSeq2SeqLM, AutoModelForTextEncoding
 
 from blurlike.all import HFEmbedder, HFIndex, HFTextDataLoaders, hf_learner, minilm_checkpoint
+from blurlike.core.objects import position_limit
 from blurlike.data.block import HFTextBlock
 from blurlike.embed import POOLINGS, Embedding, embed_texts, pool
 
@@ -305,3 +307,20 @@ def test_any_function_may_embed(index):
     by_length = HFIndex(['a', 'bb', 'ccc'], lambda o: np.ones(2) if isinstance(o, str) else [[1, len(t)] for t in o])
     assert by_length.most_similar('x').text.tolist() == ['a', 'bb', 'ccc']
     assert len(HFIndex(TEXTS, index.embed, index.vectors)) == len(TEXTS)
+
+
+def test_a_stored_length_that_counts_special_positions(tmp_path):
+    hf = make_objects('roberta', auto_model=AutoModel, max_position_embeddings=66)
+    for o in (hf.model, hf.tokenizer): o.save_pretrained(tmp_path)
+    (tmp_path/'sentence_bert_config.json').write_text(json.dumps(dict(max_seq_length=66)))
+    assert HFEmbedder(tmp_path).block.max_length == position_limit(hf.model) < 66
+    (tmp_path/'sentence_bert_config.json').write_text(json.dumps(dict(max_seq_length=9)))
+    assert HFEmbedder(tmp_path).block.max_length == 9
+
+
+def test_settings_that_cannot_be_downloaded_are_not_guessed(monkeypatch):
+    def cached(*args):
+        try: raise LocalEntryNotFoundError('offline')
+        except LocalEntryNotFoundError as e: raise OSError('cannot connect') from e
+    monkeypatch.setattr('blurlike.embed.cached_file', cached)
+    with pytest.raises(OSError, match=mentions('ada/model', 'pooling=', 'max_length=')): HFEmbedder('ada/model')

@@ -283,3 +283,33 @@ def test_push_to_hub_fastai_works_too(hub, pusher, puller, saved):
     assert 'model.pkl' in hub.repos['model', 'ada/pickled'].commits[hub.repos['model', 'ada/pickled'].refs['main']]
     preds = puller('res = from_pretrained_fastai("ada/pickled").hf_predict(texts)', texts=TEXTS)
     assert [o['label'] for o in preds] == [o['label'] for o in saved[1]]
+
+
+def test_a_new_branch_is_created_and_keeps_its_own_card(hub, pusher):
+    pusher('learn.push_to_hub("ada/branches")')
+    edited = "---\\nlicense: mit\\n---\\nMy words"
+    pusher(f'learn.push_to_hub("ada/branches", revision="dev", card=ModelCard("{edited}"))')
+    pusher('learn.push_to_hub("ada/branches", revision="dev")') # its card is not that of the main branch
+    repo = hub.repos['model', 'ada/branches']
+    cards = {o: repo.commits[repo.refs[o]]['README.md'].data for o in ('main', 'dev')}
+    assert b'My words' in cards['dev']
+    assert b'My words' not in cards['main']
+
+
+def test_the_command_keeps_a_card_that_was_edited_on_the_hub(hub, pusher, saved):
+    from_shell = 'from blurlike.cli import run\nres = run(["push", folder, "ada/shell"])'
+    assert pusher(from_shell, folder=saved[0]) == 0
+    edited = "---\\nlicense: mit\\n---\\nMy words"
+    pusher(f'ModelCard("{edited}").push_to_hub("ada/shell")')
+    assert pusher(from_shell, folder=saved[0]) == 0
+    repo = hub.repos['model', 'ada/shell']
+    assert b'My words' in repo.commits[repo.refs['main']]['README.md'].data
+
+
+def test_code_is_downloaded_only_if_it_is_trusted(hub, pusher, puller):
+    pusher('learn.push_to_hub("ada/code")\n'
+           'HfApi().upload_file(path_or_fileobj=b"print(1)", path_in_repo="own.py", repo_id="ada/code")')
+    ask = ('from blurlike.ship.load import _find_files\n'
+           'res = (_find_files("ada/code", None, None, None, trust)[0]/"own.py").exists()')
+    assert not puller(ask, trust=False)
+    assert puller(ask, trust=True)

@@ -17,10 +17,13 @@ from fastai.text.all import (
     Learner,
     MixedPrecision,
     MixUp,
+    ReduceLROnPlateau,
     SaveModelCallback,
+    ShowGraphCallback,
     accuracy,
     load_learner,
 )
+from torch import nn
 from transformers import BatchEncoding, get_linear_schedule_with_warmup
 
 from blurlike.all import HFCallback, HFLoss, HFTextDataLoaders, hf_learner, hf_splitter, load_hf_learner
@@ -408,3 +411,48 @@ def test_texts_may_come_from_a_generator(learn, df):
     texts = df.text[:5].tolist()
     assert learn.hf_predict(o for o in texts) == learn.hf_predict(texts)
     assert learn.hf_predict(map(str, texts[:1])) == learn.hf_predict(texts[:1])
+
+
+def test_a_rate_that_a_callback_sets_reaches_the_optimizer(dls, hf):
+    learn = hf_learner(dls, hf.model)
+    lower = ReduceLROnPlateau(monitor='valid_loss', min_delta=100, patience=1, factor=10)
+    with learn.no_bar(), learn.no_logging(): learn.fit(3, 1e-3, cbs=lower)
+    assert [o['lr'] for o in learn.opt.opt.param_groups] == pytest.approx([1e-5]*len(learn.opt.opt.param_groups))
+    learn.opt.hypers[0]['lr'] = 7.
+    first,last = learn.opt.pairs()[0],learn.opt.pairs()[-1]
+    assert [o['lr'] for o in first] == [7., 7.]
+    assert [o['lr'] for o in last] == pytest.approx([1e-5, 1e-5])
+    assert first[1]['weight_decay'] == 0.
+
+
+def test_the_graph_of_losses_needs_no_terminal(dls, hf, capsys):
+    learn = hf_learner(dls, hf.model)
+    learn.fit(2, 1e-3, cbs=ShowGraphCallback())
+    assert capsys.readouterr().out.count('epoch') == 2
+
+
+@pytest.mark.parametrize('loss_func', [nn.CrossEntropyLoss(label_smoothing=.1), HFLoss(nn.CrossEntropyLoss())])
+def test_a_loss_of_torch_decodes_predictions(dls, hf, loss_func, capsys):
+    learn = hf_learner(dls, hf.model, loss_func=loss_func)
+    with torch.no_grad(): hf.model.classifier.bias.copy_(torch.tensor([30., 0.])) # logits that are no classes
+    with learn.no_bar():
+        learn.show_results(max_n=4)
+        shown = capsys.readouterr().out
+        preds,_,decoded = learn.get_preds(with_decoded=True)
+        interp = ClassificationInterpretation.from_learner(learn)
+        assert interp.confusion_matrix()[:,1].sum() == 0
+    assert dls.vocab[0] in shown
+    assert decoded.tolist() == [0]*40
+    assert preds.sum(1).tolist() == pytest.approx([1.]*40)
+
+
+def test_a_model_that_was_loaded_separately_gets_the_padding_token(df):
+    hf = make_objects('gpt2')
+    other = make_objects('gpt2').model
+    dls = HFTextDataLoaders.from_df(df, hf, valid_col='is_valid', bs=8, seed=0, device='cpu')
+    other.config.pad_token_id = 5 # as in a checkpoint whose tokenizer has none
+    learn = hf_learner(dls, other)
+    assert other.config.pad_token_id == hf.tokenizer.pad_token_id
+    texts = df.text[:8].tolist()
+    alone = [learn.hf_predict(o)['probs'] for o in texts]
+    np.testing.assert_allclose([o['probs'] for o in learn.hf_predict(texts)], alone, atol=1e-5)

@@ -28,13 +28,15 @@ from fastai.text.all import (
     ColSplitter,
     CSVLogger,
     DataBlock,
+    DataLoaders,
+    Learner,
     SaveModelCallback,
 )
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from transformers import AutoModelForSeq2SeqLM
 
-from blurlike.all import HFDataLoader, HFLoss, HFTextBlock, HFTextDataLoaders, find_batch_size, hf_learner
+from blurlike.all import HFCallback, HFDataLoader, HFLoss, HFTextBlock, HFTextDataLoaders, find_batch_size, hf_learner
 from blurlike.core.compat import autocast_depth
 from blurlike.train import memory
 from blurlike.train.callback import take_dict
@@ -483,3 +485,9 @@ def test_a_stream_shorter_than_a_pool_is_measured_whole(df, hf):
 
 def test_something_other_than_a_learner_raises(dls):
     with pytest.raises(ValueError, match=mentions('learn=DataLoaders', 'Learner')): find_batch_size(dls)
+
+
+def test_a_loader_without_lengths_is_named(hf, dls):
+    batches = torch.utils.data.DataLoader([dict(input_ids=torch.ones(4, dtype=int), labels=torch.tensor(0))]*8)
+    learn = Learner(DataLoaders(batches, batches), hf.model, HFLoss(), cbs=[HFCallback])
+    with pytest.raises(ValueError, match=mentions('learn', 'DataLoader')): find_batch_size(learn)

@@ -9,7 +9,14 @@ from fastai.losses import CrossEntropyLossFlat
 from transformers import AutoModelForSequenceClassification
 
 from blurlike.all import HFCallback, HFTextDataLoaders, hf_adamw, hf_learner
-from blurlike.core.precision import best_precision, evaluating, in_int8, train_in_fp32, without_cudnn_attention
+from blurlike.core.precision import (
+    best_precision,
+    check_precision,
+    evaluating,
+    in_int8,
+    train_in_fp32,
+    without_cudnn_attention,
+)
 
 TOLERANCE = dict(fp32=0, bf16=0.02, int8=0.1)
 
@@ -209,3 +216,9 @@ def test_a_frozen_base_of_adapters_stays_in_16_bits():
     assert train_in_fp32(model) is torch.float16
     assert {o.dtype for o in model.bert.parameters()} == {torch.float16}
     assert {o.dtype for o in model.classifier.parameters()} == {torch.float32}
+
+
+def test_a_check_draws_no_random_numbers():
+    before = torch.get_rng_state()
+    for o in ('bf16', 'fp32'): check_precision(o, torch.device('cpu'))
+    assert torch.equal(torch.get_rng_state(), before)

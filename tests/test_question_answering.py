@@ -5,7 +5,7 @@ import string
 import sys
 import unicodedata
 from collections import Counter
-from functools import cache
+from functools import cache, partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -327,15 +327,16 @@ UNSPACED = { # contexts, and answers in them
     '監督のSmithは東京タワーで': 'Smith', 'それは3.14と書いた': '3.14'}
 
 
-def unigram_of_characters():
+def unigram_of_characters(split=True):
     "A tokenizer whose words are separated by spaces, as that of XLM-RoBERTa, with a token for each character"
     vocab = [(o, 0.) for o in ('<unk>', '<pad>', '<s>', '</s>')] + [('▁', -2.)]
     tok = Tokenizer(models.Unigram(vocab + [(o, -3.) for o in sorted({*''.join(UNSPACED), *'the film'} - {' '})], 0))
-    tok.pre_tokenizer = pre_tokenizers.Metaspace()
+    tok.pre_tokenizer = pre_tokenizers.Metaspace(split=split)
     return PreTrainedTokenizerFast(tokenizer_object=tok, unk_token='<unk>', pad_token='<pad>', cls_token='<s>')
 
 
-KINDS = {'gpt': gpt_like, 'roberta': roberta_like, 'unigram': unigram_of_characters}
+KINDS = {'gpt': gpt_like, 'roberta': roberta_like, 'unigram': unigram_of_characters,
+         'one word': partial(unigram_of_characters, split=False)} # as for Llama, where a text has one word
 
 
 @pytest.mark.parametrize('kind', KINDS)
@@ -352,6 +353,18 @@ def test_an_answer_in_a_text_without_spaces_is_not_widened_to_the_text(kind, con
     metric.accumulate(SimpleNamespace(dls=SimpleNamespace(hf_block=block, train=SimpleNamespace(facts={})),
                                       xb=(inputs,), pred=logits))
     assert metric.value == 100
+
+
+def test_an_answer_ends_at_spaces_if_the_tokenizer_has_no_words():
+    block = make_block(unigram_of_characters(split=False), max_length=200, stride=64, max_answer_len=40)
+    inputs,targets = collate([(('the film', 'the film the film'), Answer('film', 4))], block)
+    assert len({o for o in inputs['word_ids'][0,0].tolist() if o >= 0}) == 1
+    logits = gold_logits(inputs, targets)
+    best = block.task.read(logits, inputs)[0][0]
+    assert (best['answer'], best['start'], best['end']) == ('film', 4, 8)
+    logits = torch.zeros_like(logits)
+    logits[0,0,inputs['offsets'][0,0].tolist().index([5, 6])] = 20. # a letter in the word
+    assert block.task.read(logits, inputs)[0][0]['answer'] == 'film'
 
 
 @pytest.mark.parametrize('align', [True, False])
@@ -700,3 +713,13 @@ def test_a_prediction_that_is_one_of_the_right_answers_is_right():
     task = get_task('question-answering')
     assert [task.is_right(answer, Answer(o, 0)) for o in ('cat', 'the gray cat', 'gray')] == [True, True, False]
     assert pickle.loads(pickle.dumps(answer)).others == answer.others
+
+
+def test_answers_in_a_csv_file_may_be_numbers(tmp_path):
+    hf = make_objects('bert', auto_model=AutoModelForQuestionAnswering)
+    rows = pd.DataFrame(dict(question='the film', context=['the film 7', 'the plot 12'], answer_text=['7', '12'],
+                             answer_start=[9, 9]))
+    rows.to_csv(tmp_path/'a.csv', index=False)
+    dls = HFTextDataLoaders.from_csv(tmp_path/'a.csv', hf, task='question-answering', splits=([0], [1]), bs=1)
+    assert dls.train_ds[0][1] == Answer('7', 9)
+    assert dls.valid_ds[0][1] == Answer('12', 9)

@@ -5,6 +5,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import make_objects, mentions
+from fastai.torch_basics import L
 from hypothesis import given
 from hypothesis import strategies as st
 from test_causal_lm import chats, make_lm
@@ -287,3 +288,33 @@ def test_columns_of_the_same_name_are_refused_if_they_are_used(column, df):
     if column!='is_valid':
         with pytest.raises(ValueError, match=mentions(f'2 columns are called {column!r}')):
             dls.test_dl(rows, with_labels=True)
+
+
+def test_lists_of_arrow_are_lists(tmp_path):
+    df = pd.DataFrame(dict(text=['the film', 'the plot']*4, label=[['x'], ['x', 'y']]*4, is_valid=[False]*6 + [True]*2))
+    df.to_parquet(tmp_path/'a.parquet')
+    arrow = pd.read_parquet(tmp_path/'a.parquet', dtype_backend='pyarrow')
+    for task in (None, 'multi-label-classification'):
+        a,b = (HFTextDataLoaders.from_df(o, make_objects(), task=task, valid_col='is_valid', bs=2) for o in (df, arrow))
+        assert [o[1].tolist() for o in a.train_ds] == [o[1].tolist() for o in b.train_ds]
+        assert list(b.vocab) == ['x', 'y']
+
+
+def test_files_of_a_folder_have_the_same_order_everywhere(tmp_path, monkeypatch):
+    files = [tmp_path/o/f'{i}.txt' for o in 'ab' for i in range(10)]
+    for o in files: o.mk_write('the film')
+    def splits(order):
+        monkeypatch.setattr('blurlike.data.dataloaders.get_text_files', lambda *_, **__: L(order))
+        return list(HFTextDataLoaders.from_folder(tmp_path, make_objects(), seed=4).valid_ds.items)
+    assert splits(files) == splits(files[::-1])
+
+
+@pytest.mark.parametrize('task', ['sequence-classification', 'regression'])
+def test_words_of_byte_level_tokenizers_have_spaces_in_every_task(task):
+    texts,target = ['the film warm', 'plot dull the', 'film'],{'regression': [.5, .7, .1]}.get(task, ['a', 'b', 'a'])
+    hf = make_objects('roberta', 1 if task=='regression' else 2)
+    def batch(words):
+        df = pd.DataFrame(dict(text=[o.split() for o in texts] if words else texts, label=target))
+        kwargs = dict(task=task, label_col='label', splits=([0, 1], [2]), bs=2, seed=0)
+        return HFTextDataLoaders.from_df(df, hf, is_split_into_words=words, **kwargs).train.one_batch()[0]['input_ids']
+    assert batch(True).tolist() == batch(False).tolist()

@@ -1,4 +1,5 @@
 "Saved models are complete, replaced atomically, and readable without blurlike."
+import errno
 import json
 import os
 import re
@@ -298,3 +299,32 @@ def test_new_data_on_a_saved_model_starts_from_the_limit_before_training(arch, b
         hf = get_hf_objects(folder, **kwargs)
         if not kwargs: hf.tokenizer.model_max_length = 20
         assert HFTextBlock(*hf).max_length == 20
+
+
+def refuse(monkeypatch, name, path, number):
+    "Let a method of `Path` fail for `path`, as for the folder of a volume in a container"
+    whole = getattr(Path, name)
+    def fail(self, *args, **kwargs):
+        if self==path or name=='mkdir' and self.parent==path: raise OSError(number, os.strerror(number), str(self))
+        return whole(self, *args, **kwargs)
+    monkeypatch.setattr(Path, name, fail)
+
+
+@pytest.mark.parametrize('fault', ['rename', 'mkdir', 'inside'])
+def test_a_folder_that_cannot_be_renamed_is_filled(fault, learn, tmp_path, monkeypatch):
+    folder = tmp_path/'volume'
+    folder.mkdir()
+    for bias in (0., 1.):
+        with torch.no_grad(): learn.model.classifier.bias.fill_(bias)
+        with monkeypatch.context() as m:
+            if fault=='rename': refuse(m, 'rename', folder, errno.EBUSY)
+            elif fault=='mkdir': refuse(m, 'mkdir', tmp_path, errno.EACCES)
+            else: m.chdir(folder)
+            learn.save_pretrained('.' if fault=='inside' else folder)
+            assert fault!='inside' or Path.cwd().samefile(folder)
+        assert load_hf_learner(folder, device='cpu').model.classifier.bias.tolist() == [bias]*2
+        (folder/'notes.txt').write_text('mine')
+    assert [o.name for o in tmp_path.iterdir()] == ['volume']
+    assert not [o for o in folder.iterdir() if o.name.startswith('.')]
+    learn.save_pretrained(folder)
+    assert (folder/'notes.txt').read_text() == 'mine'

@@ -531,3 +531,17 @@ def test_the_command_line(models, rows, tmp_path, capsys):
     assert '--output' in capsys.readouterr().err
     assert run([*args, '--file', 'lines.txt']) == 1
     assert '--file' in capsys.readouterr().err
+
+
+def test_numbers_that_would_be_rounded_are_written_as_text(tmp_path, capsys):
+    big = 1234567890123456789
+    pq.write_table(pa.table(dict(text=['the film'], id=[big], n=[1], u=pa.array([2**63], pa.uint64()))),
+                   tmp_path/'a.parquet')
+    pq.write_table(pa.table(dict(text=['the plot'], id=[.5], n=[.5], u=pa.array([-1], pa.int64()))),
+                   tmp_path/'b.parquet')
+    chunks = Chunks(tmp_path)
+    found = pa.concat_tables(map(chunks.table, chunks)).to_pydict()
+    assert found['id'] == [str(big), '0.5']
+    assert found['u'] == [str(2**63), '-1']
+    assert found['n'] == [1., .5]
+    assert re.search(mentions('id', 'u', 'text'), capsys.readouterr().out)

@@ -12,6 +12,7 @@ import optuna
 import pytest
 import torch
 from conftest import make_objects, make_texts, mentions
+from fastai.callback.progress import CSVLogger
 from fastai.callback.tracker import SaveModelCallback
 from fastai.metrics import accuracy
 from test_losses import TASKS, loaders, make_model
@@ -275,3 +276,13 @@ def test_plots():
         assert found.plot(kind) is not None
     assert 'lr' in repr(found)
     with pytest.raises(ValueError, match=mentions("kind='importance'")): found.plot('importance')
+
+
+def test_callbacks_of_the_learner_that_need_an_epoch_of_training(tmp_path):
+    def make(trial):
+        cbs = [SaveModelCallback(monitor='accuracy', fname='kept'), CSVLogger(tmp_path/'log.csv')]
+        return make_learner(trial, cbs=cbs, path=tmp_path)
+    found = search(make, metric='accuracy')
+    found.learn.remove_cbs([o for o in found.learn.cbs if isinstance(o, (SaveModelCallback, CSVLogger))])
+    check_best(found)
+    assert len((tmp_path/'log.csv').read_text().splitlines()) == 2 # a header and an epoch

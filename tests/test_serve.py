@@ -22,8 +22,8 @@ from test_load import ARCHS, quiet, saved, texts_of  # noqa: F401  a fixture
 from test_matrix import TASKS, make_learner
 
 import blurlike.ship.serve
-from blurlike.all import SequenceClassification, Task, load_hf_learner, serve
-from blurlike.ship.serve import PAGES, Page, page_for, stream_generate
+from blurlike.all import HFObjects, HFTextDataLoaders, SequenceClassification, Task, load_hf_learner, serve
+from blurlike.ship.serve import PAGES, Page, page_class, page_for, stream_generate
 from blurlike.tasks.generation import Generates
 
 sys.path.insert(0, str(Path(__file__).parent.parent/'tools'))
@@ -338,3 +338,16 @@ def test_a_space_contains_the_page_and_the_model(saved, tmp_path):  # noqa: F811
     finally:
         process.terminate()
         process.wait()
+
+
+def test_a_page_for_pairs_has_a_box_for_each_text():
+    learn = quiet(make_learner('t5', 'text2text-generation'))
+    df = learn.dls.train_ds.items[:8].assign(other='the plot')
+    dls = HFTextDataLoaders.from_df(df.reset_index(drop=True), HFObjects('t5', learn.model.config,
+        learn.dls.hf_block.hf_tokenizer, None), task='text2text-generation', text_col=('text', 'other'),
+        label_col=df.columns[1], bs=2, device='cpu')
+    learn.dls = dls
+    page = page_class(learn.dls.hf_block.task)(learn)
+    assert [o.label for o in page.inputs()] == ['text', 'other', 'max_new_tokens']
+    assert [*page.answer('the film', 'the plot', 4)][-1] == learn.hf_generate(('the film', 'the plot'),
+                                                                             max_new_tokens=4)['generated_text']

@@ -440,3 +440,9 @@ def test_colors_follow_the_vocab_and_the_legend_names_them():
 def test_a_thirteenth_type_has_a_color_too():
     kinds = [f'K{i}' for i in range(13)]
     assert len(styles(TaggedWords(['w']*13, [f'B-{o}' for o in kinds])._repr_html_())) == 13
+
+
+def test_rows_may_lack_cells():
+    table = SampleTable([dict(text='a'), dict(text='b', target='c')])
+    assert table._repr_html_().count('(empty)') == 1
+    assert 'c' in repr(table)

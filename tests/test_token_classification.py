@@ -41,8 +41,9 @@ from blurlike.all import (
 )
 from blurlike.show import TaggedWords
 from blurlike.tasks.base import get_task
-from blurlike.tasks.token_classification import WordLabelize, runs_together, word_values
+from blurlike.tasks.token_classification import WordLabelize, word_values
 from blurlike.tasks.windows import token_order
+from blurlike.text.words import runs_together
 
 LABELS = ['O', 'B-BAD', 'I-BAD', 'B-GOOD', 'I-GOOD', 'B-THING']
 ODD = ['', '\x00', '\x96', '🎬', 'zoë', '東京', ' ', 'film', 'the', 'unbelievably', '!?.', "''"]

@@ -29,6 +29,7 @@ from ..tasks.base import Task, all_tasks, get_task, infer_task, task_options
 from ..text.lengths import text_columns
 from ..text.rows import SampleProblems
 from ..text.tokens import RowTemplate, TokenTable, tokenize
+from ..text.words import spaced
 
 if TYPE_CHECKING: from transformers import PreTrainedModel
 
@@ -64,13 +65,16 @@ def resolve_max_length(
 _PADDING = (True, False, 'longest', 'max_length', 'do_not_pad')
 _TRUNCATION = (True, False, 'longest_first', 'only_first', 'only_second', 'do_not_truncate')
 _HERE = dict(return_tensors='omit it, batches are always PyTorch tensors',
-             return_overflowing_tokens='use windows=True for long texts')
+             return_overflowing_tokens='use windows=True for long texts', verbose='omit it',
+             **dict.fromkeys(('text', 'text_pair', 'text_target', 'text_pair_target'), 'the data has the texts'),
+             **{o: f'pass {o}= itself' for o in ('max_length', 'padding', 'truncation', 'is_split_into_words',
+                                                 'pad_to_multiple_of', 'stride')})
 
 def _check_tokenizer_options(padding, truncation, tok_kwargs):
     "Raise `ValueError` for invalid tokenizer options"
     one_of('padding', padding, _PADDING)
     if truncation is not None: one_of('truncation', truncation, _TRUNCATION)
-    for k in set(_HERE) & set(tok_kwargs or {}):
+    for k in _HERE.keys() & set(tok_kwargs or {}):
         raise ValueError(f"tok_kwargs={{{k!r}: ...}} is not possible: {_HERE[k]}.")
 
 # %% ../../nbs/data/41_block.ipynb #2ba652c5
@@ -301,7 +305,7 @@ def contents(self:HFTextBlock,
 ) -> TokenTable:
     "Return the tokens of `texts`, without special tokens and without truncation"
     kwargs = {k: v for k,v in self.tok_kwargs.items() if k not in _OWN_TOK_KWARGS}
-    return tokenize(texts, self.hf_tokenizer, columns, **kwargs)
+    return tokenize(spaced(texts, self.hf_tokenizer), self.hf_tokenizer, columns, **kwargs)
 
 # %% ../../nbs/data/41_block.ipynb #3737bcfd
 @patch

@@ -125,10 +125,11 @@ def _random_split(n, valid_pct, seed):
 def _checked_splits(splits, rows):
     "Return two arrays of positions; raise `ValueError` if they overlap, or nothing is trained on"
     n,splits = len(rows),splits(rows) if callable(splits) else splits
-    sets = [{int(i) for i in o} for o in splits]
+    try: sets = [{int(i) for i in o} for o in splits]
+    except (TypeError, ValueError): sets = []
     if len(sets)!=2 or not sets[0]:
-        raise ValueError("splits must be two lists of row positions, for training and validation. Only the second may "
-                         "be empty.")
+        raise ValueError(f"splits={brief(splits)} must be two lists of row positions, for training and validation, of "
+                         "which only the second may be empty. For a fraction, pass valid_pct=.")
     outside = [i for o in sets for i in o if not 0 <= i < n]
     if outside: raise ValueError(f"splits: {outside[0]} is not the position of a row; there are {n} rows.")
     if both := sets[0] & sets[1]:
@@ -395,7 +396,7 @@ def from_folder(cls:HFTextDataLoaders,
         raise ValueError(f"task={task!r} has targets that cannot be folder names: pass "
                          "task='sequence-classification', or a language model such as 'causal-lm'.")
     two = valid_pct is None and (path/train).is_dir()
-    files = get_text_files(path, folders=[train, valid] if two else None)
+    files = sorted(get_text_files(path, folders=[train, valid] if two else None)) # the same on each machine
     where = '' if is_corpus else ' in folders named after their labels'
     if not files: raise ValueError(f"path={str(path)!r} contains no .txt files{where}.")
     splits = _folder_splits(files, path, train, valid) if two else _random_split(len(files), valid_pct, seed)

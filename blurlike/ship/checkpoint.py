@@ -25,12 +25,13 @@ import numpy as np
 import torch
 from fastai.callback.core import Callback
 from fastai.callback.schedule import ParamScheduler
-from fastai.callback.training import GradientAccumulation
+from fastai.callback.training import GradientAccumulation, GradientClip
 from fastai.torch_basics import (GetAttr, L, TensorBase, get_random_states, patch, rank_distrib,
                                  set_random_states)
 from fastai.torch_core import get_model
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 from ..core.checks import brief, first_line, print_line, print_once, whole_number
 from ..core.compat import epoch_loop, run_epochs
@@ -41,6 +42,7 @@ from .save import atomic_folder, lock_file, write_model
 from ..tasks.base import get_block, loss_weights
 from ..tasks.labels import get_vocab
 from ..train.splitter import adapter_params, adapter_state
+from ..train.tracking import training_setup
 
 # %% ../../nbs/ship/76_checkpoint.ipynb #9331e330
 _JSON = type(None), bool, int, float, str
@@ -245,6 +247,10 @@ def _adapter_settings(model):
     return options | dict(base_weights=_base_fingerprint(model))
 
 # %% ../../nbs/ship/76_checkpoint.ipynb #5895fc2a
+def _dropout(model):
+    "Return the probabilities of the dropout layers of `model`"
+    return sorted({o.p for o in model.modules() if isinstance(o, nn.Dropout)})
+
 def run_settings(
     learn, # A `Learner`
     cbs, # The callbacks of the fit
@@ -266,7 +272,9 @@ def run_settings(
                 schedule=schedule, frozen_groups=getattr(learn.opt, 'frozen_idx', 0), accumulation=accumulation,
                 processes=n_ranks(), optimizer=getattr(optimizer, '__name__', type(optimizer).__name__),
                 loss=type(learn.loss_func).__name__, class_weights=loss_weights(learn.loss_func),
-                **_adapter_settings(get_model(learn.model)))
+                precision=training_setup(learn).get('precision', 'fp32'),
+                max_grad_norm=[o.max_norm for o in cbs if isinstance(o, GradientClip)],
+                dropout=_dropout(get_model(learn.model)), **_adapter_settings(get_model(learn.model)))
 
 # %% ../../nbs/ship/76_checkpoint.ipynb #8f86d30e
 def stored_weights(
@@ -344,11 +352,14 @@ def state(self:HFCheckpoint, learn, cbs, inside):
 SCHEMA = 1 # The version of the format of `training.json`
 
 # %% ../../nbs/ship/76_checkpoint.ipynb #5878fd53
+_FILES = 'training.json','training.safetensors'
+
 def checkpoints_in(
     path:Path, # The folder of a run
 ) -> list: # Newest first
     "Return the folders of checkpoints, including damaged ones; ignore other folders"
-    found = [o for o in path.glob('step-*') if re.fullmatch(r'step-\d+', o.name) and any(o.glob('training.*'))]
+    def is_one(o): return re.fullmatch(r'step-\d+', o.name) and any((o/n).exists() for n in _FILES)
+    found = filter(is_one, path.glob('step-*'))
     return sorted(found, key=lambda o: int(o.name[5:]), reverse=True)
 
 # %% ../../nbs/ship/76_checkpoint.ipynb #f098b2e4
@@ -356,7 +367,7 @@ def checkpoints_in(
 def write_folder(self:HFCheckpoint, learn, folder, state, info):
     "Write a checkpoint, and delete those that are too old"
     model,tensors = get_model(learn.model),{}
-    damaged = any(folder.glob('training.*')) and not (folder/'training.json').exists()
+    damaged = (folder/'training.safetensors').exists() and not (folder/'training.json').exists()
     if damaged: shutil.rmtree(folder, ignore_errors=True)
     with atomic_folder(folder, 'training.json') as new:
         write_model(learn, new)
@@ -509,7 +520,8 @@ def restore(self:HFCheckpoint, learn, cbs, state):
     vars(learn).update(state['learn'])
     if state['scaler'] and vars(learn).get('scaler'): learn.scaler.load_state_dict(state['scaler'])
     for k,p in get_model(learn.model).named_parameters():
-        p.grad = torch.zeros_like(p) if k in state['zero_grads'] else state['grads'].get(k)
+        grad = torch.zeros_like(p) if k in state['zero_grads'] else state['grads'].get(k)
+        p.grad = None if grad is None else grad.to(p.device)
     there = {k: o for k,o in parts_of(learn, cbs).items() if k in state['parts']}
     for k,o in there.items(): load_state(o, state['parts'].pop(k))
     if values := getattr(getattr(learn, 'recorder', None), 'values', None): learn.final_record = values[-1]

@@ -25,11 +25,11 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import validate_repo_id
 
-from ..core.checks import first_line
+from ..core.checks import brief, first_line
 from ..core.ranks import on_rank0
 from .card import is_generated
 from .save import (ADAPTER_CONFIG, BASE_CONFIG, ONNX_FILES, TOKENIZER_FILES, is_local, is_model_file,
-                                keep_weights, names_in, write_to_share)
+                                check_weights_kept, names_in, write_to_share)
 
 # %% ../../nbs/ship/72_hub.ipynb #405c7037
 _STATUS = {401: 'it does not exist, or it is private and the token gives no access', 404: 'it does not exist',
@@ -76,6 +76,7 @@ def find_model(
     *also, # On the Hub: more files to download, or patterns of them
 ) -> Path: # The folder of the model
     "Return the folder of a model, downloaded if necessary; raise `OSError` if it cannot be found"
+    if not isinstance(path, (str, Path)): raise TypeError(f"path={brief(path)} must be a folder or a name on the Hub.")
     folder = Path(path).expanduser()
     if folder.is_dir(): return folder
     if folder.exists(): raise NotADirectoryError(f"path={str(path)!r} is a file. Pass the folder of a model.")
@@ -94,11 +95,12 @@ def _operations(folder, there, keep, is_ours):
     return [CommitOperationAdd(k, v) for k,v in here.items() if k not in keep] + [*map(CommitOperationDelete, stale)]
 
 # %% ../../nbs/ship/72_hub.ipynb #ceac986c
-def _has_own_card(api, repo_id, repo_type, files):
+def _has_own_card(api, repo_id, repo_type, files, revision=None):
     "Return whether the repository has a card that blurlike did not write"
     if 'README.md' not in files: return False
     with tempfile.TemporaryDirectory() as folder:
-        try: card = Path(api.hf_hub_download(repo_id, 'README.md', repo_type=repo_type, local_dir=folder))
+        try: card = Path(api.hf_hub_download(repo_id, 'README.md', repo_type=repo_type, revision=revision,
+                                            local_dir=folder))
         except EntryNotFoundError: return False
         return not is_generated(card.read_text(encoding='utf-8'))
 
@@ -134,18 +136,22 @@ def push_folder(
     _check_base_is_public(repo_id, folder)
     with reaching_hub(f'repo_id={repo_id!r}'):
         repo_id = api.create_repo(repo_id, private=private, repo_type=repo_type, exist_ok=True, **kwargs).repo_id
+        if revision and not revision.startswith('refs/'): # as transformers does
+            api.create_branch(repo_id, branch=revision, repo_type=repo_type, exist_ok=True)
         there = api.list_repo_files(repo_id, revision=revision, repo_type=repo_type)
-        keep_weights(f'repo_id={repo_id!r}', there, names_in(folder))
-        keep = ['README.md'] if not replace_card and _has_own_card(api, repo_id, repo_type, there) else []
+        check_weights_kept(f'repo_id={repo_id!r}', there, names_in(folder))
+        own = not replace_card and _has_own_card(api, repo_id, repo_type, there, revision)
+        keep = ['README.md'] if own else []
         return api.create_commit(repo_id, _operations(folder, there, keep, is_ours), repo_type=repo_type,
                                  commit_message=commit_message, revision=revision, create_pr=create_pr)
 
 # %% ../../nbs/ship/72_hub.ipynb #f044af64
-def _write_and_push(learn, repo_id, card, kwargs, **push_kwargs):
+def _write_and_push(learn, repo_id, card, replace_card, kwargs, **push_kwargs):
     "Write the model to a temporary folder, and push it"
+    if replace_card is None: replace_card = card is not None
     with tempfile.TemporaryDirectory() as folder:
         folder = write_to_share(learn, Path(folder)/'model', card, **kwargs)
-        return push_folder(folder, repo_id, replace_card=card is not None, **push_kwargs)
+        return push_folder(folder, repo_id, replace_card=replace_card, **push_kwargs)
 
 # %% ../../nbs/ship/72_hub.ipynb #d8e9bf21
 @patch
@@ -155,11 +161,12 @@ def push_to_hub(self:Learner,
     token:str|bool=None, # An access token; None for the token you are logged in with
     commit_message:str='Upload model', # The message of the commit
     create_pr:bool=False, # Whether to open a pull request instead of committing
-    revision:str=None, # The branch to commit to; None for the main branch
-    card:ModelCard=None, # Pushed as `README.md`; None for `learn.model_card()`, or for a card that someone edited there
+    revision:str=None, # The branch to commit to, created if it does not exist; None for the main branch
+    card:ModelCard=None, # Pushed as `README.md`; None for `learn.model_card()`
+    replace_card:bool=None, # Whether to replace a card that someone edited there; None to do so if you pass `card`
     **kwargs # Passed to `save_pretrained`, such as `max_shard_size`
 ) -> CommitInfo: # With `commit_url` and `pr_url`
     "Push the model to the Hub in one commit, or raise `OSError` and push nothing; all processes must call it"
     check_repo_id(repo_id)
-    return on_rank0(_write_and_push, self, repo_id, card, kwargs, private=private, token=token,
+    return on_rank0(_write_and_push, self, repo_id, card, replace_card, kwargs, private=private, token=token,
                     commit_message=commit_message, create_pr=create_pr, revision=revision)

@@ -88,9 +88,10 @@ def _onnx_file(folder, name):
     raise FileNotFoundError(f"onnx={str(name)!r} is not a file in {folder}. Available ONNX files: {there or 'none'}.")
 
 # %% ../../nbs/ship/74_load.ipynb #1bc5ba67
-def _find_files(path, revision, token, onnx):
+def _find_files(path, revision, token, onnx, trust_remote_code=False):
     "Return the folder of the model, and its file for onnxruntime or None"
-    folder = find_model(path, revision, token, *([] if onnx is None else [onnx]))
+    more = [*([] if onnx is None else [onnx]), *(['*.py'] if trust_remote_code else [])]
+    folder = find_model(path, revision, token, *more)
     if onnx is not None: return folder,_onnx_file(folder, onnx)
     if any(folder.glob('*.safetensors*')): return folder,None
     folder = find_model(path, revision, token, *ONNX_FILES) # downloads them if there are no other weights
@@ -219,7 +220,7 @@ def load_hf_learner(
     **kwargs
 ) -> Learner:
     "Restore a `Learner`; raise `OSError` for an incomplete model, `ValueError` for one that does not fit task or data"
-    folder,onnx = _find_files(path, revision, token, onnx)
+    folder,onnx = _find_files(path, revision, token, onnx, trust_remote_code)
     _check_files(folder, onnx)
     trust = dict(trust_remote_code=trust_remote_code)
     config = _config_of(folder, token, **trust)

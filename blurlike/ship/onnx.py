@@ -26,7 +26,7 @@ from transformers.utils import ModelOutput
 
 from ..core.checks import check_options, first_line, import_extra, one_of, preview
 from ..core.objects import forward_kwargs
-from .save import ONNX_FILES, folder_to_replace, keep_weights, names_in
+from .save import ONNX_FILES, folder_to_replace, check_weights_kept, names_in
 from ..tasks.base import get_block
 from ..tasks.generation import Generates
 
@@ -235,7 +235,7 @@ def export_onnx(self:Learner,
     check_options(kwargs, inspect.signature(torch.onnx.export).parameters)
     for o in ('onnx', 'onnxscript', 'onnxruntime'): import_extra('onnx', o)
     model = _exportable(self)
-    keep_weights(f"path={str(path)!r}", names_in(folder_to_replace(path)), [])
+    check_weights_kept(f"path={str(path)!r}", names_in(folder_to_replace(path)), [])
     with tempfile.TemporaryDirectory() as tmp:
         file = _export(model, get_block(self.dls), Path(tmp), **kwargs)
         exported = copy(self)

@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['ADAPTER_CONFIG', 'BASE_CONFIG', 'ONNX_FILES', 'TOKENIZER_FILES', 'MODEL_FILES', 'SCHEMA', 'BLOCK_OPTIONS',
-           'folder_to_replace', 'kinds_of_weights', 'names_in', 'keep_weights', 'is_model_file', 'atomic_folder',
+           'folder_to_replace', 'kinds_of_weights', 'names_in', 'check_weights_kept', 'is_model_file', 'atomic_folder',
            'lock_file', 'preparation', 'quantization', 'changed_weight', 'is_local', 'check_base', 'write_model',
            'write_to_share']
 
 # %% ../../nbs/ship/71_save.ipynb #fc7654ac
+import errno
 import json
 import os
 import shutil
@@ -49,6 +50,9 @@ def folder_to_replace(
 ) -> Path|None: # None if nothing is there, or an empty folder
     "Return the folder at `path`; raise `FileExistsError` if it may not be replaced"
     path = Path(path).expanduser().resolve()
+    there = next(o for o in (path, *path.parents) if o.exists())
+    if not os.access(there, os.W_OK):
+        raise PermissionError(f"path={str(path)!r} cannot be written: there is no permission to write in {there}.")
     if not path.exists() or (path.is_dir() and not any(path.iterdir())): return None
     if any((path/o).is_file() for o in (marker, *[ADAPTER_CONFIG]*(marker=='config.json'))): return path
     what = f'contains other files and no {marker}' if path.is_dir() else 'is a file'
@@ -70,7 +74,7 @@ def names_in(
     return [o.name for o in folder.iterdir()] if folder and folder.is_dir() else []
 
 # %% ../../nbs/ship/71_save.ipynb #3146a527
-def keep_weights(
+def check_weights_kept(
     where:str, # The argument that tells what is replaced, with which the message begins
     there:list, # The names of the files to replace
     written:list, # The names of the files that replace them
@@ -105,12 +109,12 @@ def _is_model_folder(folder):
 def _carry_over(old, new):
     "Copy the files that are not part of a saved model from folder `old` to folder `new`"
     for o in old.iterdir():
-        if (new/o.name).exists() or (_is_model_folder(o) if o.is_dir() else is_model_file(o.name)): continue
+        if o==new or (new/o.name).exists() or (_is_model_folder(o) if o.is_dir() else is_model_file(o.name)): continue
         if o.is_dir(): shutil.copytree(o, new/o.name, symlinks=True)
         else: shutil.copy2(o, new/o.name)
 
 # %% ../../nbs/ship/71_save.ipynb #443d9142
-def _put_in_place(new, path):
+def _swap(new, path):
     "Rename folder `new` to `path`, and delete the folder that was there"
     aside = new.with_name(f"{new.name.removeprefix('.')}-old")
     try:
@@ -120,6 +124,37 @@ def _put_in_place(new, path):
         if aside.exists() and not path.exists(): aside.rename(path)
     shutil.rmtree(aside, ignore_errors=True)
 
+# %% ../../nbs/ship/71_save.ipynb #a9e86413
+def _move_into(new, path, marker):
+    "Move the files in `new` to `path`, and delete other files there; the file `marker` is missing until the end"
+    (path/marker).unlink(missing_ok=True)
+    for o in path.iterdir():
+        if o!=new and not (new/o.name).exists(): shutil.rmtree(o) if o.is_dir() else o.unlink()
+    for o in sorted(new.iterdir(), key=lambda o: o.name==marker):
+        if (path/o.name).is_dir(): shutil.rmtree(path/o.name)
+        shutil.move(o, path/o.name)
+
+# %% ../../nbs/ship/71_save.ipynb #103dcd02
+_NO_PLACE = errno.EACCES,errno.EPERM,errno.EROFS # to create a folder
+_FIXED = errno.EBUSY,errno.EXDEV # where another volume is mounted
+
+def _staging(path):
+    "Create the folder to write to: beside `path`, or in it if nothing can be written beside it"
+    name = f'.{path.name}-{token_hex(4)}'
+    try: (new := path.with_name(name)).mkdir(parents=True)
+    except OSError as e:
+        if e.errno not in _NO_PLACE or not path.is_dir(): raise
+        (new := path/name).mkdir()
+    return new
+
+def _put_in_place(new, path, marker):
+    "Rename folder `new` to `path`; move its files if `path` cannot be renamed, or this process runs in it"
+    if new.parent!=path and path not in (Path.cwd(), *Path.cwd().parents):
+        try: return _swap(new, path)
+        except OSError as e:
+            if e.errno not in _FIXED or not path.is_dir(): raise
+    _move_into(new, path, marker)
+
 # %% ../../nbs/ship/71_save.ipynb #6046a94c
 @contextmanager
 def atomic_folder(
@@ -128,12 +163,11 @@ def atomic_folder(
 ): # Yields the folder to write to
     "Write a folder that appears at `path` when it is complete; raise `FileExistsError` rather than replace other files"
     old,path = folder_to_replace(path, marker),Path(path).expanduser().resolve()
-    new = path.with_name(f'.{path.name}-{token_hex(4)}')
-    new.mkdir(parents=True)
+    new = _staging(path)
     try:
         yield new
         if old: _carry_over(old, new)
-        _put_in_place(new, path)
+        _put_in_place(new, path, marker)
     finally: shutil.rmtree(new, ignore_errors=True)
 
 # %% ../../nbs/ship/71_save.ipynb #1ab9f5a4
@@ -282,7 +316,7 @@ def write_model(
             drop_idle_settings(inner_model(model))
             if has_adapters(model): _write_adapter(model, new)
             else: model.save_pretrained(new, **kwargs)
-        keep_weights(f"path={str(path)!r}", names_in(path), names_in(new))
+        check_weights_kept(f"path={str(path)!r}", names_in(path), names_in(new))
         _tokenizer_to_save(block).save_pretrained(new)
         info = preparation(learn.dls) | dict(runs=training_runs(learn))
         if options := quantization(model): info['quantization'] = options

@@ -255,11 +255,13 @@ class WritingPage(Page):
     def inputs(self):
         config,most = get_model(self.learn.model).generation_config,min(512, self.block.max_length or 512)
         n = min(most, config.max_new_tokens or config.max_length or 128)
-        return [self.box('text'), self.gr.Slider(1, most, n, step=1, label='max_new_tokens')]
+        return [*super().inputs(), self.gr.Slider(1, most, n, step=1, label='max_new_tokens')]
 
     def outputs(self): return [self.gr.Textbox(label='generated text', lines=6)]
 
-    def answer(self, text, max_new_tokens, **kwargs):
+    def answer(self, *values, **kwargs):
+        *texts,max_new_tokens = values
+        text = texts[0] if len(texts)==1 else tuple(texts)
         yield from stream_generate(self.learn, text, max_new_tokens=int(max_new_tokens), **kwargs)
 
 # %% ../../nbs/ship/75_serve.ipynb #822f5d87
@@ -267,7 +269,7 @@ class WritingPage(Page):
 class ContinuationPage(WritingPage):
     "The continuation of a prompt, streamed token by token"
     def inputs(self):
-        _,length = super().inputs()
+        *_,length = super().inputs()
         info = '0 always takes the most likely token'
         return [self.box('prompt'), length, self.gr.Slider(0, 2, 0, step=0.1, label='temperature', info=info)]
 

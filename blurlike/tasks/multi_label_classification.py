@@ -6,6 +6,7 @@
 __all__ = ['LabelThresholds', 'as_threshold', 'MultiLabelClassification', 'OnesReader', 'MultiCategorizeKnown', 'LabelMetric']
 
 # %% ../../nbs/tasks/26_multi_label_classification.ipynb #7fd0e017
+from copy import deepcopy
 from functools import partial
 from types import FunctionType
 
@@ -24,11 +25,11 @@ from sklearn.metrics import f1_score
 from transformers import AutoModelForSequenceClassification
 
 from ..core.checks import brief, fraction, preview, print_once
-from .base import Task, check_valid, get_block
+from .base import Task, check_targets, check_valid, get_block
 from .labels import (ClassNames, check_kinds, check_known, get_vocab, is_list_column, known_classes,
                                    note_alike)
 from .windows import PooledWindows
-from ..text.rows import CellReader, first_row
+from ..text.rows import ListReader, first_row
 
 # %% ../../nbs/tasks/26_multi_label_classification.ipynb #c8a2f43d
 class LabelThresholds(list):
@@ -107,7 +108,7 @@ class OnesReader(ColReader):
 # %% ../../nbs/tasks/26_multi_label_classification.ipynb #af201366
 @patch
 def get_y(self:MultiLabelClassification, label_col):
-    return OnesReader(list(label_col)) if is_listy(label_col) and len(label_col) > 1 else CellReader(label_col)
+    return OnesReader(list(label_col)) if is_listy(label_col) and len(label_col) > 1 else ListReader(label_col)
 
 # %% ../../nbs/tasks/26_multi_label_classification.ipynb #6808687d
 class MultiCategorizeKnown(MultiCategorize):
@@ -119,7 +120,9 @@ class MultiCategorizeKnown(MultiCategorize):
 
 @patch
 def target_block(self:MultiLabelClassification, names=None):
-    return TransformBlock(type_tfms=[MultiCategorizeKnown(vocab=names), OneHotEncode(len(names))])
+    known = MultiCategorizeKnown(vocab=names)
+    known.loss_func = self.loss_func() # of a plain `Learner`
+    return TransformBlock(type_tfms=[known, OneHotEncode(len(names))])
 
 # %% ../../nbs/tasks/26_multi_label_classification.ipynb #2c56a369
 def _check_lists(name, column):
@@ -254,6 +257,7 @@ def probs(self:MultiLabelClassification, logits): return logits.float().sigmoid(
 @patch
 def set_threshold(self:MultiLabelClassification, learn, threshold):
     "Set the threshold of a learner's loss and of fastai's metrics"
+    learn.loss_func = deepcopy(learn.loss_func) # other learners may use it too
     learn.loss_func.thresh = threshold = as_threshold(threshold)
     for m in learn.metrics:
         if getattr(m, 'thresh', None) is not None: m.thresh = threshold # not of metrics that rank, such as ROC AUC
@@ -309,7 +313,9 @@ def choose_threshold(self:Learner,
         raise ValueError(f"{average=} is not possible with per_label=True, where the F1 of each label counts.")
     check_valid(self, dl)
     grid = np.arange(1, 20)/20 if grid is None else np.asarray(grid)
-    probs,targs = self.get_preds(dl=dl)
+    if grid.ndim!=1 or not len(grid): raise ValueError(f"grid={brief(grid.tolist())} must be a list of thresholds.")
+    probs,targs = task.row_preds(self, self.dls.valid if dl is None else dl)
+    check_targets(targs)
     if per_label: return _choose_by_label(self, task, grid, probs, targs > 0.5, plot)
     average = average or 'micro'
     scores = np.array([f1_score(targs > 0.5, probs > o, average=average, zero_division=0) for o in grid])

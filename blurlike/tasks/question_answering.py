@@ -5,9 +5,8 @@
 # %% auto #0
 __all__ = ['NO_ANSWER', 'Answer', 'Answers', 'right_answers', 'as_answer', 'ReadAnswer', 'AnswerBlock', 'answer_problem',
            'as_characters', 'from_characters', 'null_places', 'answer_positions', 'AnswerLoss', 'best_spans',
-           'inside_word', 'trimmed_span', 'read_answers', 'normalize_answer', 'answer_words', 'answer_exact',
-           'answer_f1', 'row_answers', 'AnswerMetric', 'exact_match', 'squad_f1', 'QuestionAnswering',
-           'question_problem']
+           'read_answers', 'normalize_answer', 'answer_words', 'answer_exact', 'answer_f1', 'row_answers',
+           'AnswerMetric', 'exact_match', 'squad_f1', 'QuestionAnswering', 'question_problem']
 
 # %% ../../nbs/tasks/29_question_answering.ipynb #8fdd3a00
 import re
@@ -15,7 +14,7 @@ import string
 from collections import Counter
 from numbers import Integral
 from typing import NamedTuple
-from unicodedata import category, combining
+from unicodedata import category
 
 import numpy as np
 import pandas as pd
@@ -35,6 +34,7 @@ from .base import Task, get_block
 from .labels import check_outputs
 from .windows import Windowed
 from ..text.rows import SampleProblems, read_targets
+from ..text.words import UNSPACED, inside_word, trimmed_span
 
 # %% ../../nbs/tasks/29_question_answering.ipynb #0aab9093
 class Answer(NamedTuple):
@@ -233,18 +233,6 @@ def _word(place, words, offsets, context):
     same = np.flatnonzero((words==words[place]) & context)
     return offsets[same[0]][0],offsets[same[-1]][1]
 
-# %% ../../nbs/tasks/29_question_answering.ipynb #b53b4dc8
-# Thai, Lao, Tibetan, Myanmar, Khmer, Chinese and Japanese, with their punctuation
-_UNSPACED = re.compile('[\u0e00-\u109f\u1780-\u17ff\u2e80-\u312f\u31a0-\u9fff\uf900-\ufaff\uff00-\uff9f'
-                       '\U00020000-\U0003ffff]')
-
-def inside_word(
-    text:str,
-    i:int, # A position in `text`
-) -> bool:
-    "Return whether the characters before and after position `i` of `text` may belong to the same word"
-    return not _UNSPACED.search(text[i-1:i+1])
-
 # %% ../../nbs/tasks/29_question_answering.ipynb #b6c6f71b
 def _widened(a, b, text, least, most):
     "Return the start and end of `text[a:b]` after widening it to whole words, within `text[least:most]`"
@@ -258,18 +246,6 @@ def _characters(start, end, words, offsets, context, align, text):
     a,b = int(offsets[start][0]),int(offsets[end][1])
     first,last = (_word(o, words, offsets, context) for o in (start, end)) if align else (None, None)
     return (a, b) if first is None or last is None else _widened(a, b, text, first[0], last[1])
-
-# %% ../../nbs/tasks/29_question_answering.ipynb #3f0a0e21
-def trimmed_span(
-    a:int, # Index of the first character of the span
-    b:int, # Index after its last character
-    text:str,
-) -> tuple[int, int]:
-    "Return the start and end of `text[a:b]` without spaces at its ends, and with the accents of its last letter"
-    found = text[a:b]
-    a,b = a + len(found) - len(found.lstrip()), b - len(found) + len(found.rstrip())
-    while b < len(text) and combining(text[b]): b += 1
-    return a,b
 
 # %% ../../nbs/tasks/29_question_answering.ipynb #37140ad9
 def _window_answers(text, spans, notes, align):
@@ -330,7 +306,7 @@ def read_answers(
 # %% ../../nbs/tasks/29_question_answering.ipynb #4e36aad2
 def _is_punctuation(char):
     "Return whether a character is ASCII punctuation, or punctuation of a language that is written without spaces"
-    return char in string.punctuation or bool(_UNSPACED.match(char)) and category(char).startswith('P')
+    return char in string.punctuation or bool(UNSPACED.match(char)) and category(char).startswith('P')
 
 # %% ../../nbs/tasks/29_question_answering.ipynb #e56bb914
 def normalize_answer(
@@ -345,7 +321,7 @@ def answer_words(
     text:str, # An answer
 ) -> list[str]:
     "Return the words of `text` after `normalize_answer`; characters of text that is written without spaces are words"
-    return _UNSPACED.sub(r' \g<0> ', normalize_answer(text)).split()
+    return UNSPACED.sub(r' \g<0> ', normalize_answer(text)).split()
 
 # %% ../../nbs/tasks/29_question_answering.ipynb #0c4753b8
 def answer_exact(
@@ -420,7 +396,7 @@ class QuestionAnswering(Windowed, Task):
     auto_model = AutoModelForQuestionAnswering
     loss_func = AnswerLoss
     target_block = staticmethod(lambda names=None: AnswerBlock())
-    text_col,label_col = ('question', 'context'),('answer_text', 'answer_start')
+    text_col,label_col,target_kind = ('question', 'context'),('answer_text', 'answer_start'),'answers'
     windows,stride,truncation = True,128,'only_second'
     columns = ('sequence_ids', 'word_ids', 'offsets')
 

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['TextTarget', 'TextTargetize', 'TextTargetBlock', 'check_generation', 'Seq2Seq', 'Summarization', 'Translation',
-           'TargetSetup', 'Written', 'generated_texts', 'GenerationMetric', 'ExactMatch', 'Rouge', 'SacreBLEU', 'ChrF']
+           'TargetSetup', 'Written', 'generated_texts', 'GenerationMetric', 'ExactMatch', 'RougeTokenizer', 'Rouge',
+           'SacreBLEU', 'ChrF']
 
 # %% ../../nbs/tasks/30_seq2seq.ipynb #b1c9e49f
 import json
@@ -28,6 +29,7 @@ from .base import Task, TokenCrossEntropy
 from .generation import Generates
 from ..text.rows import read_targets
 from ..text.tokens import RowTemplate, TokenTable, bounds_of, check_unicode
+from ..text.words import split_words
 
 # %% ../../nbs/tasks/30_seq2seq.ipynb #43ba657e
 class TextTarget(str):
@@ -447,6 +449,17 @@ class ExactMatch(GenerationMetric):
     def score(self, preds, targs):
         return 100*float(np.mean([self.scorer(p, t) for p,t in zip(preds, targs, strict=True)]))
 
+# %% ../../nbs/tasks/30_seq2seq.ipynb #65c07102
+class RougeTokenizer:
+    "Split texts as Google's ROUGE does, and those in which most letters are not ASCII with `split_words`"
+    def __init__(self,
+        google, # Google's tokenizer
+    ): self.google = google
+
+    def tokenize(self, text):
+        letters = [o.isascii() for o in text if o.isalpha()]
+        return self.google.tokenize(text) if 2*sum(letters) >= len(letters) else split_words(text)
+
 # %% ../../nbs/tasks/30_seq2seq.ipynb #556327c0
 class Rouge(GenerationMetric):
     "Google's ROUGE, averaged over texts: F1 of words, of word pairs, or of the longest common sequence"
@@ -454,7 +467,7 @@ class Rouge(GenerationMetric):
         kind:str='rougeL', # "rouge1" (words), "rouge2" (word pairs), "rougeL" or "rougeLsum" (longest common sequence)
         generate_every:int=1, # Compute the score in every n-th epoch and in the last
         use_stemmer:bool=True, # Whether English words with the same stem match
-        tokenizer=None, # An object with `tokenize(text)`; None for Google's own, which reads a to z and digits
+        tokenizer=None, # An object with `tokenize(text)`; None for `RougeTokenizer`
     ):
         self.kind,self.use_stemmer,self.tokenizer = kind,use_stemmer,tokenizer
         super().__init__(generate_every)
@@ -463,8 +476,9 @@ class Rouge(GenerationMetric):
     def name(self): return self.kind
 
     def make_scorer(self):
-        scorers = import_extra('seq2seq', 'rouge_score.rouge_scorer')
-        return scorers.RougeScorer([self.kind], use_stemmer=self.use_stemmer, tokenizer=self.tokenizer)
+        scorers,tokenizers = (import_extra('seq2seq', f'rouge_score.{o}') for o in ('rouge_scorer', 'tokenizers'))
+        tokenizer = self.tokenizer or RougeTokenizer(tokenizers.DefaultTokenizer(self.use_stemmer))
+        return scorers.RougeScorer([self.kind], tokenizer=tokenizer)
 
     def score(self, preds, targs):
         scores = [self.scorer.score(t, p)[self.kind].fmeasure for p,t in zip(preds, targs, strict=True)]

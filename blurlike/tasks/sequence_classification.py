@@ -51,13 +51,14 @@ def fits_config(cls:SequenceClassification, config):
 def _is_repetitive(column):
     "Return whether values are repeated often enough in `column` to be classes"
     if column.map(is_listy).any(): return True # `y_block` names the first list
-    return column.nunique() <= max(20, len(column)//2)
+    try: return column.nunique() <= max(20, len(column)//2)
+    except TypeError: return False # such as sets
 
 @patch(cls_method=True)
 def fits_columns(cls:SequenceClassification, texts, labels):
-    column = labels.iloc[:,0]
+    column = labels.iloc[:,0].astype(object)
     if labels.shape[1]!=1 or is_list_column(texts) or is_list_column(labels): return False
-    if pd.api.types.is_float_dtype(column) or column.map(lambda o: isinstance(o, dict)).any(): return False
+    if pd.api.types.is_float_dtype(labels.iloc[:,0]) or column.map(lambda o: isinstance(o, dict)).any(): return False
     return _is_repetitive(column)
 
 # %% ../../nbs/tasks/25_sequence_classification.ipynb #10fb05aa

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['split_label', 'LabelScheme', 'find_scheme', 'label_order', 'TensorWordLabels', 'WordLabels', 'WordLabelize',
-           'WordLabelsBlock', 'word_tokens', 'word_values', 'TokenClassification', 'runs_together', 'WordMetric',
-           'word_accuracy', 'EntityMetric', 'entity_precision', 'entity_recall', 'entity_f1', 'words_in_text']
+           'WordLabelsBlock', 'word_tokens', 'word_values', 'TokenClassification', 'WordMetric', 'word_accuracy',
+           'EntityMetric', 'entity_precision', 'entity_recall', 'entity_f1', 'words_in_text']
 
 # %% ../../nbs/tasks/28_token_classification.ipynb #b9b55d5b
 import re
@@ -30,6 +30,7 @@ from .labels import ClassNames, get_vocab, known_classes
 from .windows import Windowed, changes, token_order
 from ..text.rows import ListReader, SampleProblems, as_list
 from ..text.tokens import TokenTable
+from ..text.words import runs_together
 
 # %% ../../nbs/tasks/28_token_classification.ipynb #62e4fd6d
 _PREFIXES = 'BIMELSUW' # the letters of all schemes
@@ -272,20 +273,6 @@ def set_up(self:TokenClassification, block, model=None):
     if block.is_split_into_words: return
     raise ValueError(f"is_split_into_words=False is not possible for task={self.name!r}: texts are lists of words.")
 
-# %% ../../nbs/tasks/28_token_classification.ipynb #5bf9201d
-def runs_together(
-    tokenizer, # A Hugging Face tokenizer
-) -> bool:
-    "Return whether `tokenizer` reads a list of words as if there were no spaces between them"
-    ids = partial(tokenizer, add_special_tokens=False)
-    return ids(['the', 'the'], is_split_into_words=True)['input_ids'] != ids('the the')['input_ids']
-
-# %% ../../nbs/tasks/28_token_classification.ipynb #aaa859b5
-def _spaced(texts, tokenizer):
-    "Return `texts`, with a space before each word but the first for a tokenizer that needs it"
-    if isinstance(texts[0], str) or not runs_together(tokenizer): return texts
-    return [[o if i==0 else f' {o}' for i,o in enumerate(words)] for words in texts]
-
 # %% ../../nbs/tasks/28_token_classification.ipynb #8c044288
 def _unread(texts, table):
     "Return the words of `texts` without a token in `table`, as pairs of row and word index"
@@ -311,12 +298,12 @@ def text_table(self:TokenClassification,
     what = lambda o: 'a string' if isinstance(o, str) else 'a list of words'
     if mixed := [(i, f"it is {what(o)}, but the first text is {what(texts[0])}: predict them in two calls")
                  for i,o in enumerate(texts) if what(o)!=what(texts[0])]: raise SampleProblems(mixed)
-    samples,tok,columns = _spaced(texts, block.hf_tokenizer),block.hf_tokenizer,('word_ids', 'offsets', 'sequence_ids')
-    table = block.tokenize(samples, columns=columns)
+    tok,columns = block.hf_tokenizer,('word_ids', 'offsets', 'sequence_ids')
+    table = block.tokenize(texts, columns=columns)
     if isinstance(texts[0], str) or not (unread := _unread(texts, table)): return table
     may_truncate = block.truncation not in (False, 'do_not_truncate') and not block.windows
-    if may_truncate: unread = _without_tokens(samples, unread, tok)
-    unknown,samples = tok.unk_token or tok.eos_token or tok.pad_token,[list(o) for o in samples]
+    if may_truncate: unread = _without_tokens(texts, unread, tok)
+    unknown,samples = tok.unk_token or tok.eos_token or tok.pad_token,[list(o) for o in texts]
     for i,w in unread: samples[i][w] = unknown
     return block.tokenize(samples, columns=columns) if unread else table
 

@@ -10,17 +10,28 @@ import json
 import re
 from ast import literal_eval
 from contextlib import contextmanager
+from io import StringIO
+from token import STRING
+from tokenize import TokenError, generate_tokens
 
 import pandas as pd
 
 from ..core.checks import check_header, first_line
 
 # %% ../../nbs/text/14_files.ipynb #4eb69557
+def _numpy_strings(cell):
+    "Parse a list of strings without commas between them, which Python would join; None if `cell` is something else"
+    if not re.search(r"""['"]\s+['"]""", cell): return None
+    try: found = [o for o in generate_tokens(StringIO(cell).readline) if o.string.strip()][1:-1]
+    except (TokenError, SyntaxError): return None
+    return [literal_eval(o.string) for o in found] if all(o.type==STRING for o in found) else None
+
 def read_list(
     cell, # Any value
 ) -> list|None: # None if it is something else
-    "Parse a string that is a list in JSON's or Python's notation"
+    "Parse a string that is a list in JSON's, Python's or NumPy's notation"
     if not isinstance(cell, str) or not (cell := cell.strip()).startswith('[') or cell[-1]!=']': return None
+    if (res := _numpy_strings(cell)) is not None: return res
     for parse in (json.loads, literal_eval):
         try: res = parse(cell)
         except (ValueError, SyntaxError, RecursionError, MemoryError): continue
@@ -61,13 +72,14 @@ def _is_text(o):
 def parse_targets(
     df:pd.DataFrame, # Rows of a CSV file
     targets:list, # The columns of targets, which are strings
-    kind:str, # What the targets are: "classes", "numbers" or "texts"
+    kind:str, # What the targets are: "classes", "numbers", "texts" or "answers" (texts, and where they start)
     vocab:list=None, # The classes, if they are known
 ) -> pd.DataFrame:
     "Convert the targets in `df` to the types that a task expects"
     one,classes = len(targets)==1,{str(o): o for o in vocab or ()}
     def read(column):
         if one and classes and kind=='classes': return column.map(lambda o: classes.get(o, o))
+        if kind=='answers' and column.name==targets[0] and not one: return column # their texts
         return _parsed(column, kind, one)
     df = df.copy(deep=False)
     for c in targets:
@@ -137,7 +149,7 @@ def read_csv(
     path, # A CSV file with a header
     texts:list=(), # The columns of texts
     targets:list=(), # The columns of targets
-    kind:str='classes', # What targets are: "classes", "numbers" or "texts"
+    kind:str='classes', # What targets are: "classes", "numbers", "texts" or "answers"
     vocab:list=None, # The classes, if they are known
     arg:str='csv', # The name of the argument `path`, for error messages
     hints:dict=HINTS, # How to pass an encoding or a separator and how to keep words such as NA, for error messages

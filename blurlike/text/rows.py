@@ -78,14 +78,19 @@ def columns_of(
     return dict(zip(('text_col', 'label_col'), map(of, getattr(dataset, 'tls', ())), strict=False))
 
 # %% ../../nbs/text/10_rows.ipynb #56a4f253
+def _has_objects(dtype):
+    "Return whether a column may contain lists or dicts: of Python's objects, or of Arrow's"
+    return pd.api.types.is_object_dtype(dtype) or isinstance(dtype, pd.ArrowDtype) and dtype.type in (list, dict)
+
 def plain_columns(
     df:pd.DataFrame, # A table
     names:list, # Names of columns
 ) -> pd.DataFrame:
     "Return the columns `names`, with arrays converted to lists"
-    df = df[names]
-    plain = {c: [as_plain(o) for o in df[c]] for c in df if df[c].dtype==object}
-    return df.assign(**{c: pd.Series(o, df.index, dtype=object) for c,o in plain.items()})
+    df = df[names].copy(deep=False)
+    for c in df:
+        if _has_objects(df[c].dtype): df[c] = pd.Series([as_plain(o) for o in df[c]], df.index, dtype=object)
+    return df
 
 # %% ../../nbs/text/10_rows.ipynb #57e49af7
 class FrameRows:

@@ -26,6 +26,7 @@ from fastai.callback.core import (
     CancelValidException,
 )
 from fastai.callback.mixup import MixHandler
+from fastai.callback.progress import ProgressCallback, ShowGraphCallback
 from fastai.callback.training import GradientAccumulation
 from fastai.learner import Learner, Recorder
 from fastai.metrics import accuracy, error_rate, top_k_accuracy
@@ -38,10 +39,10 @@ from ..core.checks import preview, print_once
 from ..core.compat import (autocast_depth, end_cleanup, epoch_loop, has_pre_hook, release_lock,
                                   remove_capture_hooks, run_epochs, take_step)
 from ..core.inputs import HFInputs, HFRows, can_redraw
-from ..core.objects import forward_kwargs, has_adapters, inner_model
+from ..core.objects import forward_kwargs, has_adapters, inner_model, is_hf_model, set_pad_token
 from ..core.precision import DTYPES, train_in_fp32, without_cudnn_attention
 from ..tasks.base import (TargetLoss, TokenCrossEntropy, check_one_divisor, loss_terms, loss_to,
-                                 loss_weights, target_weight)
+                                 loss_weights, target_weight, with_decodes)
 from ..tasks.generation import Generates
 from .splitter import adapter_params
 from .tracking import adapt_trackers, rate_schedule, training_setup
@@ -144,18 +145,28 @@ def check(self:HFCallback):
     if self.task is None or self.checked==state(): return
     self.dls.hf_block.check_model(inner)
     self.task.check_model(self.dls, inner)
+    if is_hf_model(inner): set_pad_token(self.dls.hf_block.hf_tokenizer, inner.config)
     self.task.configure(self.dls, inner)
     if not has_pre_hook(model, take_dict): model.register_forward_pre_hook(take_dict, with_kwargs=True)
     self.checked = state() # another learner may reorder the outputs of the same model
 
+# %% ../../nbs/train/62_callback.ipynb #36ec46a9
+@patch
+def _complete_loss(self:HFCallback):
+    "Give an `HFLoss` the task's loss, and a loss of PyTorch the form that decodes predictions"
+    if self.task is None: return
+    loss = self.loss_func
+    if not isinstance(loss, HFLoss): self.learn.loss_func = with_decodes(loss, self.task)
+    elif loss.loss_func is None: loss.loss_func = self.task.loss_func()
+    else: loss.loss_func = with_decodes(loss.loss_func, self.task)
+
 # %% ../../nbs/train/62_callback.ipynb #fcc1cd9a
 @patch
 def after_create(self:HFCallback):
-    "Check the model, keep frozen norms frozen, and complete an `HFLoss`"
+    "Check the model, keep frozen norms frozen, and complete the loss"
     self.learn.train_bn = False
     self.check()
-    if self.task and isinstance(self.loss_func, HFLoss) and self.loss_func.loss_func is None:
-        self.loss_func.loss_func = self.task.loss_func()
+    self._complete_loss()
 
 # %% ../../nbs/train/62_callback.ipynb #4970ed99
 @patch
@@ -174,7 +185,9 @@ def after_pred(self:HFCallback):
     "Replace the model's output with its logits"
     if not isinstance(self.pred, ModelOutput): return
     self.learn.hf_outputs = outputs = self.pred
-    if isinstance(self.loss_func, HFLoss): self.loss_func.model_loss = outputs.get('loss')
+    loss = outputs.get('loss')
+    if isinstance(self.loss_func, HFLoss): # `DataParallel` returns a loss for each device
+        self.loss_func.model_loss = None if loss is None else loss.mean()
     pred = self.task.pred(outputs, self.xb[0]) if self.task else outputs.logits
     self.learn.pred = apply(lambda o: o.float() if o.dtype in DTYPES.values() else o, pred)
     if self.training or (temperature := temperature_of(self.learn)) is None: return
@@ -252,6 +265,7 @@ def before_train(self:HFCallback):
     "Raise `ValueError` if there are no rows to train on; convert 16-bit weights, and remove a temperature"
     if getattr(self.dl, 'n', None)==0:
         raise ValueError("There are no rows to train on: use load_hf_learner(..., dls=...) or set learn.dls.")
+    self._hide_bar()
     self._take_dicts(with_labels=True)
     self._to_fp32()
     if not hasattr(self.learn, 'lr_finder'): drop_calibration(self.learn) # a search restores the weights
@@ -452,8 +466,10 @@ def _log(self:HFCallback, numbers):
 
 @patch
 def _hide_bar(self:HFCallback):
-    "Turn off fastai's progress bar until the end of `fit` if output goes to a file"
-    if hasattr(self.learn, 'progress') and not can_redraw(): self.learn.progress.run = False
+    "Turn off fastai's progress bar and its graph if output goes to a file"
+    if can_redraw(): return
+    for o in self.learn.cbs:
+        if isinstance(o, (ProgressCallback, ShowGraphCallback)): o.run = False
 
 # %% ../../nbs/train/62_callback.ipynb #bbe85ac1
 @patch
@@ -483,6 +499,7 @@ def before_fit(self:HFCallback):
     "Check data, model and callbacks, and move the loss to the model's device"
     adapt_trackers()
     self.check()
+    self._complete_loss()
     self._check_groups()
     self._check_metrics()
     self.skipped = 0

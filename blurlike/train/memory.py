@@ -27,6 +27,7 @@ from torch import nn
 
 from ..core.checks import print_line, whole_number
 from ..core.ranks import alone, from_ranks, n_ranks
+from ..data.loader import HFDataLoader
 from .callback import is_out_of_memory
 from ..text.tokens import TokenTable
 
@@ -244,6 +245,9 @@ def find_batch_size(
     whole_number('max_bs', max_bs)
     if not isinstance(memory, Real|None): raise ValueError(f"{memory=} must be a number of bytes, such as 8e9.")
     dl = learn.dls.train
+    if not isinstance(dl, HFDataLoader):
+        raise ValueError(f"learn: its batches come from {type(dl).__name__}, whose rows have no known lengths: use "
+                         "HFTextDataLoaders, or a DataBlock with HFTextBlock.")
     if dl.n==0: raise ValueError("There are no rows to train on: pass data, as learn.dls = ...")
     most = max_bs if dl.n is None else min(max_bs, dl.n)
     with alone(learn), restored(learn):

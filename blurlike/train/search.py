@@ -20,6 +20,8 @@ from tempfile import TemporaryDirectory
 
 import pandas as pd
 from fastai.callback.core import Callback, CancelFitException
+from fastai.callback.progress import CSVLogger
+from fastai.callback.tracker import TrackerCallback
 from fastai.learner import Learner
 from fastai.torch_basics import patch
 from fastai.torch_core import get_model
@@ -67,7 +69,8 @@ def measure(
     "Return the value of a metric on the validation set"
     recorder = learn.recorder
     kept = {o: vars(recorder)[o] for o in ('lrs', 'iters', 'losses', 'values') if o in vars(recorder)}
-    with learn.no_bar(): values = learn.validate()
+    trackers = [o for o in learn.cbs if isinstance(o, (TrackerCallback, CSVLogger))] # they expect an epoch of training
+    with learn.removed_cbs(trackers), learn.no_bar(): values = learn.validate()
     vars(recorder).update(kept)
     value = dict(zip(['valid_loss', *learn.metrics.attrgot('name')], values, strict=True))[metric]
     return math.nan if value is None else float(value)
