@@ -63,11 +63,12 @@ def _preds_of(source, dl=None):
 
 # %% ../nbs/83_clean.ipynb #7eed0341
 def _note_weak(labels, guesses, names):
-    "Print a line if the predictions agree with no more labels than the most common label would"
-    counts = np.bincount(labels, minlength=len(names))
-    if (agree := np.mean(labels==guesses)) > counts.max()/len(labels): return
+    "Print a line if the predictions agree with hardly more labels than the most common label would"
+    counts,agree = np.bincount(labels, minlength=len(names)),np.mean(labels==guesses)
+    most = counts.max()/len(labels)
+    if agree - most > .2*(1 - most): return
     print_once(f"The predictions agree with {agree:.0%} of the labels; always predicting {names[counts.argmax()]!r} "
-               f"would agree with {counts.max()/len(labels):.0%}. Improve the model before you rely on the ranking.")
+               f"would agree with {most:.0%}. Improve the model before you rely on the ranking.")
 
 # %% ../nbs/83_clean.ipynb #ba2e59d6
 def _one_label(res, rank_by, filter_by):

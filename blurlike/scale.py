@@ -377,9 +377,12 @@ def _check_outside(data, out):
                          "a folder elsewhere.")
 
 # %% ../nbs/82_scale.ipynb #3243e24c
-def _check_columns(chunks, scorer):
+def _check_columns(chunks, scorer, given):
     "Raise `ValueError` for data without the columns of texts, or with those of predictions"
-    columns(chunks.schema.names, text_col=scorer.text_col)
+    try: columns(chunks.schema.names, text_col=scorer.text_col)
+    except ValueError as e:
+        if given is not None: raise
+        raise ValueError(f"{e} The model was trained with this text_col: pass another one.") from None
     if taken := [o for o in scorer.schema.names if o in chunks.schema.names]:
         raise ValueError(f"prefix={scorer.prefix!r}: the data already has the columns {preview(taken)}. Pass another "
                          "prefix for the columns of predictions, such as prefix='pred_'.")
@@ -430,6 +433,8 @@ def score(
     one_of('engine', engine, _ENGINES)
     whole_number('rows', rows)
     if workers is not None: whole_number('workers', workers)
+    if (suffix := Path(out).suffix.lower()) in _READERS:
+        raise ValueError(f"out={str(out)!r} will be a folder of Parquet files: pass a name without {suffix}.")
     if engine=='ray': import_extra('scale', 'ray')
     _check_outside(data, out)
     load_kwargs,out = dict(load_kwargs or {}),Path(out).expanduser().absolute()
@@ -438,7 +443,7 @@ def score(
     args = dict(model=str(folder if Path(model).expanduser().is_dir() else model), text_col=text_col, prefix=prefix,
                 generate=generate, load_kwargs=load_kwargs, options=options)
     scorer = Scorer(**args if engine=='local' else args | dict(load_kwargs=dict(device='cpu') | load_kwargs))
-    _check_columns(chunks := Chunks(data, rows, encoding), scorer)
+    _check_columns(chunks := Chunks(data, rows, encoding), scorer, text_col)
     same = {k: v for k,v in load_kwargs.items() if k not in ('token', 'device')}
     info = args | dict(data=chunks.fingerprint, model=_model_hash(folder), text_col=scorer.text_col, rows=rows,
                        encoding=encoding, load_kwargs=same)

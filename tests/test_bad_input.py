@@ -575,3 +575,17 @@ def test_splits_that_are_no_lists(df, hf):
 
 def test_a_model_of_another_kind_is_not_a_path(hf):
     with pytest.raises(TypeError, match=mentions('path=')): load_hf_learner(hf.model)
+
+
+def test_default_columns_are_said_to_be_defaults(df, hf):
+    for kwargs,facts in ((dict(task='token-classification'), ['tokens']), (dict(task='summarization'), ['summary'])):
+        with pytest.raises(ValueError, match=mentions('text_col', *facts, kwargs['task'])):
+            HFTextDataLoaders.from_df(df, hf, **kwargs)
+    with pytest.raises(ValueError, match=mentions('task=', 'multi-label-classification')):
+        HFTextDataLoaders.from_df(df, hf, task='multilabel')
+
+
+def test_a_misspelt_folder_is_suggested(tmp_path, monkeypatch):
+    (tmp_path/'my_model').mkdir()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(OSError, match=mentions("path='my_modle'", "'my_model'")): load_hf_learner('my_modle')

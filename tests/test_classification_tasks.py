@@ -520,3 +520,19 @@ def test_labels_may_be_tuples_and_sets(topics, kind):
     rows = topics.assign(label=topics.label.map(kind))
     batches = [next(iter(from_df(o, hf).valid))[1].tolist() for o in (topics, rows)]
     assert batches[0] == batches[1]
+
+
+@pytest.mark.parametrize('given', [None, .2])
+def test_a_saved_threshold_applies_with_data_too(topics, tmp_path, given):
+    hf = make_objects(num_labels=3)
+    learn = hf_learner(from_df(topics, hf), hf.model)
+    with learn.no_bar(): learn.choose_threshold(per_label=True, plot=False)
+    with torch.no_grad(): hf.model.classifier.bias += .3
+    learn.calibrate()
+    learn.save_pretrained(tmp_path/'model')
+    more = {} if given is None else dict(threshold=given)
+    one,two = load_hf_learner(tmp_path/'model'),load_hf_learner(tmp_path/'model', dls=from_df(topics, hf, **more))
+    same = [a['labels']==b['labels'] for a,b in zip(one.hf_predict(TEXTS), two.hf_predict(TEXTS), strict=True)]
+    assert [o['probs'] for o in one.hf_predict(TEXTS)] == [o['probs'] for o in two.hf_predict(TEXTS)]
+    if given is None: assert two.loss_func.thresh == learn.loss_func.thresh
+    assert all(same) or given

@@ -118,7 +118,7 @@ def continued(path, texts):
     return [pipe(o, max_new_tokens=4, do_sample=False, return_full_text=False)[0]['generated_text'] for o in texts]
 
 def entities(path, texts):
-    return pipeline('token-classification', path, aggregation_strategy='simple', device='cpu')(texts)
+    return pipeline('token-classification', path, aggregation_strategy='first', device='cpu')(texts)
 
 HOW = {'multi-label-classification': lambda p, t: labels(p, t, top_k=None), 'regression': labels,
        'sequence-classification': labels, 'token-classification': entities, 'question-answering': answers,

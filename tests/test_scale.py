@@ -337,6 +337,7 @@ def test_bad_arguments(models, rows, tmp_path):
         with pytest.raises(ValueError, match=mentions(name, repr(value))): score(data, model, out, **{name: value})
     with pytest.raises(TypeError, match=mentions('data', 'DataFrame')): score(rows, model, out)
     with pytest.raises(FileNotFoundError, match=mentions('data', 'nowhere')): score('nowhere', model, out)
+    with pytest.raises(ValueError, match=mentions('out', 'a.parquet')): score(data, model, tmp_path/'a.parquet')
     (tmp_path/'bad.jsonl').write_text('{"text": "a"}\n{')
     with pytest.raises(ValueError, match=mentions('data', 'bad.jsonl', 'line 2')):
         score(tmp_path/'bad.jsonl', model, out)

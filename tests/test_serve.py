@@ -87,7 +87,7 @@ def agrees(task, learn, text, shown):
         pred = learn.hf_predict([text], top_k=3)[0][0]
         context = ''.join(o['token'] for o in shown[0])
         return marks==[pred['answer']] and shown[1]['label']==pred['answer'] and context==text['context']
-    found = learn.hf_predict([text], many=True, aggregation_strategy='simple')[0]
+    found = learn.hf_predict([text], many=True)[0]
     return marks==[o['word'] for o in found] and [o[0] for o in shown[1]['data']]==[o['entity_group'] for o in found]
 
 
@@ -127,7 +127,7 @@ def test_every_task_works_in_a_browser(saved, tmp_path):  # noqa: F811
             process.wait()
 
         path,texts,_ = saved['token-classification']
-        found = load_hf_learner(path).hf_predict([texts[0]], many=True, aggregation_strategy='simple')[0]
+        found = load_hf_learner(path).hf_predict([texts[0]], many=True)[0]
         with open_page(path) as app:
             ask(page, app.local_url, {'text': texts[0]})
             for i,o in enumerate(found): expect(page.get_by_test_id(f'cell-{i}-1')).to_have_text(o['word'])

@@ -218,7 +218,7 @@ def test_an_architecture_trains_on_words_predicts_saves_and_reads_back(arch, row
     learn.save_pretrained(tmp_path/'model')
     pipe = pipeline('token-classification', model=str(tmp_path/'model'), aggregation_strategy='simple', device='cpu')
     # one by one: Funnel's and FNet's scores depend on padding
-    for text in texts: same_entities(learn.hf_predict(text), pipe(text))
+    for text in texts: same_entities(learn.hf_predict(text, aggregation_strategy='simple'), pipe(text))
     assert len(learn.hf_predict([['the', 'film'], ['🎬', '', 'dull']*12])) == 2
 
 
@@ -476,7 +476,7 @@ def test_entities_in_any_text_are_those_of_the_pipeline(text):
         test_entities_in_any_text_are_those_of_the_pipeline.made = predictor(hf, max_length=64),pipe
     learn,pipe = test_entities_in_any_text_are_those_of_the_pipeline.made
     if not hf_tokens(learn, text): assert learn.hf_predict(text) == []
-    else: same_entities(learn.hf_predict(text), pipe(text, stride=0))
+    else: same_entities(learn.hf_predict(text, aggregation_strategy='simple'), pipe(text, stride=0))
 
 
 def hf_tokens(learn, text): return learn.dls.hf_block.hf_tokenizer(text, add_special_tokens=False)['input_ids']
@@ -490,7 +490,7 @@ def test_a_long_text_in_windows_has_the_entities_of_the_whole_text(max_length, s
     learn = predictor(hf, max_length=max_length, stride=stride)
     theirs = pipeline('token-classification', model=hf.model, tokenizer=hf.tokenizer, aggregation_strategy='simple',
                       device='cpu')(text)
-    same_entities(learn.hf_predict(text), theirs)
+    same_entities(learn.hf_predict(text, aggregation_strategy='simple'), theirs)
     assert max(o['end'] for o in learn.hf_predict(text)) > 200
 
 
@@ -503,7 +503,7 @@ def test_windows_with_a_stride_have_the_pipelines_entities_except_at_borders():
     learn = predictor(hf, max_length=16, stride=5)
     theirs = pipeline('token-classification', model=hf.model, tokenizer=hf.tokenizer, aggregation_strategy='simple',
                       device='cpu', stride=5)(text)
-    same_entities(learn.hf_predict(text), theirs)
+    same_entities(learn.hf_predict(text, aggregation_strategy='simple'), theirs)
 
 
 @pytest.mark.parametrize('arch', ['bert', 'roberta', 'xlnet'])
@@ -705,3 +705,21 @@ def test_a_slow_tokenizer_raises():
             HFTextBlock(hf.arch, hf.config, Slow(), hf.model, task='token-classification', windows=windows)
     with pytest.raises(ValueError, match='is_split_into_words=False'):
         HFTextBlock(*hf, task='token-classification', is_split_into_words=False)
+
+
+@pytest.mark.parametrize('arch', ['bert', 'roberta', 'gpt2', 'xlnet', 'llama'])
+@given(words=st.lists(st.sampled_from(['the', 'unbelievably', 'film', 'dulldulldull', 'warm']), min_size=1, max_size=9))
+@settings(max_examples=15, deadline=None)
+def test_a_string_has_the_entities_of_its_words(arch, words):
+    cache = test_a_string_has_the_entities_of_its_words.__dict__
+    learn = cache.get(arch) or cache.setdefault(arch, predictor(make_hf(arch), max_length=60))
+    text,keys = ' '.join(words),('entity_group', 'word', 'start', 'end')
+    same_entities(learn.hf_predict(text), learn.hf_predict([words])[0], keys)
+    for o in learn.hf_predict(text):
+        assert o['word'] == text[o['start']:o['end']]
+        assert {*o['word'].split()} <= {*words}
+
+
+def test_words_of_a_script_without_spaces_are_characters():
+    learn = predictor(make_hf('xlnet'), max_length=60)
+    assert all(len(o['word']) < 6 for o in learn.hf_predict('東京の映画'*3))

@@ -188,7 +188,7 @@ def compare(kind, rows, held_out, rounds):
         return alternate({k: partial(epoch, f, s) for k,f in contestants().items()}, rounds, warmup=0)
 
 def measure(
-    rounds:int, # Number of rounds
+    rounds:int, # Number of rounds; three at most, since a round takes five minutes at full size
     short:int, # Number of sentences to train on
     mixed:int, # Number of sentences and reviews to train on
     held_out:int, # Number of rows to compute accuracy on
@@ -196,7 +196,7 @@ def measure(
     "Return the tables of this section"
     tables = {}
     for kind,rows in dict(short=short, mixed=mixed).items():
-        results = compare(kind, rows, held_out, rounds)
+        results = compare(kind, rows, held_out, min(rounds, 3))
         caption = f'{rows} {kind} texts, max_length 128, batches of 16; {held_out} held out.'
         tables |= {caption: figures(results), f'Each contestant, {kind} texts.': medians(results)}
     return tables

@@ -8,6 +8,7 @@ __all__ = ['preview', 'brief', 'suggest', 'one_of', 'whole_number', 'fraction', 
 
 # %% ../../nbs/core/00_checks.ipynb #ef51418c
 import os
+import re
 from difflib import get_close_matches
 from functools import cache
 from importlib import import_module
@@ -40,7 +41,8 @@ def suggest(
 ) -> str: # Begins with a space if not empty
     "Return a suggestion for a misspelled `name`"
     name,known = str(name),[str(o) for o in known if str(o)!=str(name)]
-    longer = [o for o in known if len(name) > 2 and name.lower() in o.lower()]
+    def plain(o): return re.sub('[-_ ]', '', o.lower())
+    longer = [o for o in known if len(name) > 2 and plain(name) in plain(o)]
     close = get_close_matches(name, longer, 3, 0) or get_close_matches(name, known, 1)
     return f" Did you mean {' or '.join(map(repr, close))}?" if close else f" {otherwise}" if otherwise else ''
 

@@ -259,8 +259,13 @@ def _find_task(task, text_col, label_col, have, head, kwargs, named=_COLUMN_ARGS
         raise ValueError(f"text_col=None, but there is no column {cls.text_col!r}; the columns are "
                          f"{', '.join(map(repr, have))}. Pass text_col=, or a task with other columns, as in "
                          "task='question-answering'.")
+    given = None not in (text_col, label_col)
     text_col,label_col = _infer_columns(cls, text_col, label_col)
-    columns(have, text_col=text_col, label_col=label_col)
+    try: columns(have, text_col=text_col, label_col=label_col)
+    except ValueError as e:
+        if given: raise
+        raise ValueError(f"{e} The defaults of task={cls.name!r} are text_col={cls.text_col!r} and "
+                         f"label_col={cls.label_col!r}: pass yours.") from None
     if task is None: task = cls = _infer_task_of(label_col, head(as_names(text_col)), head(as_names(label_col)))
     ours = {*_BLOCK_ARGS, *_LOADER_ARGS, *task_options(cls)}
     check_call_options(kwargs, ours | named)

@@ -25,7 +25,7 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import validate_repo_id
 
-from ..core.checks import brief, first_line
+from ..core.checks import brief, first_line, suggest
 from ..core.ranks import on_rank0
 from .card import is_generated
 from .save import (ADAPTER_CONFIG, BASE_CONFIG, ONNX_FILES, TOKENIZER_FILES, is_local, is_model_file,
@@ -84,7 +84,9 @@ def find_model(
     except HFValidationError as e:
         raise FileNotFoundError(f"path={str(path)!r} is neither a folder nor a name on the Hub, "
                                 "such as 'user/model'.") from e
-    with reaching_hub(f"path={str(path)!r} is not a folder, and cannot be downloaded from the Hub"):
+    near = suggest(folder.name, (o.name for o in folder.absolute().parent.glob('*') if o.is_dir())).strip()
+    hint = f' ({near})' if near else ''
+    with reaching_hub(f"path={str(path)!r} is not a folder{hint}, and cannot be downloaded from the Hub"):
         return Path(snapshot_download(str(path), revision=revision, token=token, allow_patterns=[*_NEEDED, *also]))
 
 # %% ../../nbs/ship/72_hub.ipynb #10fab2ad

@@ -27,7 +27,7 @@ from ..data.block import HFTextBlock
 from .hub import find_model
 from .onnx import OnnxModel
 from .save import ADAPTER_CONFIG, BASE_CONFIG, BLOCK_OPTIONS, ONNX_FILES, SCHEMA
-from ..tasks.base import Task, all_tasks, get_task, infer_task
+from ..tasks.base import Task, all_tasks, get_block, get_task, infer_task
 from ..tasks.labels import get_vocab, output_names, output_order
 from ..train.adapters import load_adapters
 from ..train.learner import hf_learner
@@ -204,6 +204,13 @@ def _load_whole(folder, path, revision, auto_model, config, **kwargs):
     if not Path(path).expanduser().is_dir(): model.name_or_path,model.revision = str(path),revision
     return model
 
+# %% ../../nbs/ship/74_load.ipynb #7a424b51
+def _has_default_threshold(learn, task):
+    "Return whether `learn` has the default threshold of `task`, rather than one that the user chose"
+    mine = get_block(learn.dls).task
+    if mine.name!=task.name or not hasattr(learn.loss_func, 'thresh'): return False
+    return mine.threshold_of(learn)==type(mine)().threshold
+
 # %% ../../nbs/ship/74_load.ipynb #f062fb8d
 @delegates(hf_learner, but=['model', 'config_kwargs', 'model_kwargs', 'new_head'])
 def load_hf_learner(
@@ -239,6 +246,8 @@ def load_hf_learner(
     elif saved.task.has_labels: _check_labels(config, dls)
     learn = hf_learner(dls if device is None else dls.to(device), model, **kwargs)
     learn.hf.runs = saved.runs
-    if without_rows: learn.hf.calibration = saved.calibration # a threshold was saved for these probabilities
+    default = not without_rows and _has_default_threshold(learn, saved.task)
+    if without_rows or default: learn.hf.calibration = saved.calibration # a threshold was saved for these probabilities
     elif saved.calibration: set_calibration(learn, saved.calibration)
+    if default: saved.task.set_threshold(learn, saved.task.threshold)
     return learn

@@ -179,7 +179,7 @@ class EntitiesPage(Page):
         return [self.marked('entities in the text'), table]
 
     def answer(self, text):
-        found, = self.learn.hf_predict([text], many=True, aggregation_strategy='simple')
+        found, = self.learn.hf_predict([text], many=True)
         spans = [dict(entity=o['entity_group'], start=o['start'], end=o['end']) for o in found]
         rows = [[o['entity_group'], text[o['start']:o['end']], f"{o['score']:.3f}"] for o in found]
         return dict(text=text, entities=spans),rows

@@ -18,7 +18,7 @@ from fastai.data.transforms import ColReader, MultiCategorize, OneHotEncode
 from fastai.learner import Learner
 from fastai.losses import BCEWithLogitsLossFlat
 from fastai.metrics import AccumMetric, accuracy_multi
-from fastai.torch_basics import Tensor, TensorMultiCategory, is_listy, patch
+from fastai.torch_basics import L, Tensor, TensorMultiCategory, is_listy, patch
 from matplotlib import pyplot as plt
 from scipy import special
 from sklearn.metrics import f1_score
@@ -331,4 +331,5 @@ def scale_threshold(self:MultiLabelClassification, learn, factor):
     new = special.expit(special.logit(np.array(old))*factor).tolist()
     if new==old: return
     self.set_threshold(learn, new)
-    print_once(f"The threshold is now {np.round(new, 3).tolist()}, so that the predicted labels stay the same.")
+    numbers = ', '.join(f'{o:.3g}' for o in L(new))
+    print_once(f"The threshold is now {numbers}, so that the predicted labels stay the same.")

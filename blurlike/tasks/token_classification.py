@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['split_label', 'LabelScheme', 'find_scheme', 'label_order', 'TensorWordLabels', 'WordLabels', 'WordLabelize',
            'WordLabelsBlock', 'word_tokens', 'word_values', 'TokenClassification', 'WordMetric', 'word_accuracy',
-           'EntityMetric', 'entity_precision', 'entity_recall', 'entity_f1', 'words_in_text']
+           'EntityMetric', 'entity_precision', 'entity_recall', 'entity_f1', 'words_in_text', 'word_begins']
 
 # %% ../../nbs/tasks/28_token_classification.ipynb #b9b55d5b
 import re
@@ -30,7 +30,7 @@ from .labels import ClassNames, get_vocab, known_classes
 from .windows import Windowed, changes, token_order
 from ..text.rows import ListReader, SampleProblems, as_list
 from ..text.tokens import TokenTable
-from ..text.words import runs_together
+from ..text.words import inside_word, runs_together, trimmed_span
 
 # %% ../../nbs/tasks/28_token_classification.ipynb #62e4fd6d
 _PREFIXES = 'BIMELSUW' # the letters of all schemes
@@ -533,6 +533,24 @@ def _with_words(entity, sentence, starts):
     first,last = np.searchsorted(starts, [start, end], side='right') - 1
     return entity | dict(word=sentence[start:end], start_word=int(first), end_word=int(last)+1)
 
+# %% ../../nbs/tasks/28_token_classification.ipynb #8a060c45
+def _with_text(entity, text):
+    "Return `entity` with its text in `text`, without the spaces that some tokenizers count as part of a token"
+    start,end = trimmed_span(entity['start'], entity['end'], text)
+    return entity | dict(word=text[start:end], start=start, end=end)
+
+def word_begins(
+    tokens:list, # Dicts with a `word`, its index, and `offsets` in the text
+    text:str=None, # The text; None for the words of a list
+) -> list[bool]:
+    "Return whether each token begins a word"
+    def begins(last, token):
+        if last['word']!=token['word']: return True
+        (a,b),start = last['offsets'],token['offsets'][0]
+        # A token of a space alone belongs to the next one; some tokenizers give both the same characters
+        return text is not None and start > a and bool(text[a:b].strip()) and not inside_word(text, start)
+    return [i==0 or begins(tokens[i-1], o) for i,o in enumerate(tokens)]
+
 # %% ../../nbs/tasks/28_token_classification.ipynb #ff69d1e4
 def _grouped(reader, pre_entities, strategy, scheme):
     "Return the same entities as the pipeline, but grouped by `scheme`"
@@ -543,15 +561,15 @@ def _grouped(reader, pre_entities, strategy, scheme):
     return [reader.group_sub_entities(found[a:b]) | dict(entity_group=kind or 'O') for kind,a,b in runs]
 
 # %% ../../nbs/tasks/28_token_classification.ipynb #6f7d7033
-def _entities(reader, tokens, sentence, strategy, ignore_labels, lead, of_words, scheme):
+def _entities(reader, tokens, sentence, strategy, ignore_labels, lead, begins, scheme):
     "Return the entities of one text, from the methods of transformers' pipeline"
-    # The pipeline guesses which tokens begin a word, and may warn that it cannot know; the words of a list are known
-    asked = type(strategy).SIMPLE if of_words else strategy
+    # The pipeline guesses which tokens begin a word, and may warn that it cannot know, unless we know it
+    asked = strategy if begins is None else type(strategy).SIMPLE
     ids,scores,offsets = ([o[k] for o in tokens] for k in ('id', 'scores', 'offsets'))
     pre = reader.gather_pre_entities(sentence, ids, scores, offsets, np.zeros(len(tokens)), asked)
     for i,o in enumerate(pre):
         o['index'] += lead
-        if of_words: o['is_subword'] = i > 0 and tokens[i]['word']==tokens[i-1]['word']
+        if begins is not None: o['is_subword'] = not begins[i]
     ignored = {*ignore_labels, *(['o'] if scheme.name and 'O' in ignore_labels else [])}
     named = lambda o: o.get('entity', o.get('entity_group'))
     found = [o for o in _grouped(reader, pre, strategy, scheme) if named(o) not in ignored]
@@ -562,7 +580,7 @@ _STRATEGIES = (None, 'none', 'simple', 'first', 'average', 'max')
 
 @patch
 def decode(self:TokenClassification, logits, config, inputs=None, samples=None,
-    aggregation_strategy:str=None, # As in the pipeline; None for "first" with word lists or end labels, else "simple"
+    aggregation_strategy:str=None, # As in the pipeline; None for the label of the first token of each word
     ignore_labels:list=('O',), # Labels to leave out of the result
 ) -> list[list[dict]]: # The entities of each text
     "Return entities: `entity_group`, `score`, `word`, `start`, `end`; for words also `start_word` and `end_word`"
@@ -572,14 +590,17 @@ def decode(self:TokenClassification, logits, config, inputs=None, samples=None,
     if inputs.window_mask is None: scores = scores[:,None]
     of_words = not isinstance(samples[0], str)
     scheme = find_scheme(config.id2label.values())
-    strategy = AggregationStrategy(aggregation_strategy or ('first' if of_words or scheme.has_ends else 'simple'))
+    strategy = AggregationStrategy(aggregation_strategy or 'first')
     reader,spaced,res = entity_pipeline(block.hf_tokenizer, config),of_words and runs_together(block.hf_tokenizer),[]
     for text,(tokens,lead) in zip(samples, _text_tokens(inputs, scores), strict=True):
         if of_words: tokens,starts = words_in_text(tokens, text, spaced)
         if not text: tokens = [] # some tokenizers encode an empty text as a token, which is not part of it
         sentence = ' '.join(text) if of_words else text
-        found = _entities(reader, tokens, sentence, strategy, ignore_labels, lead, of_words, scheme)
-        res.append([_with_words(o, sentence, starts) for o in found] if of_words else found)
+        begins = word_begins(tokens, None if of_words else text) if of_words or aggregation_strategy is None else None
+        found = _entities(reader, tokens, sentence, strategy, ignore_labels, lead, begins, scheme)
+        if of_words: found = [_with_words(o, sentence, starts) for o in found]
+        elif begins is not None: found = [_with_text(o, text) for o in found]
+        res.append(found)
     return res
 
 # %% ../../nbs/tasks/28_token_classification.ipynb #c80a6fa2

@@ -301,7 +301,7 @@ def plot(self:HyperparameterSearch,
 # %% ../../nbs/train/68_search.ipynb #28abb8df
 def find_hyperparameters(
     make_learner, # A function of a trial of Optuna that returns a `Learner`
-    fit, # A function of a learner and its trial that trains it, such as `lambda learn, trial: learn.fine_tune(2)`
+    fit, # A function of a learner and its trial that trains it, such as `lambda learn, trial: learn.fit_one_cycle(2)`
     n_trials:int=20, # Number of trials, including those of earlier calls with the same `storage`
     metric:str='valid_loss', # "valid_loss" or the name of a metric of the learner
     *,
