@@ -181,6 +181,9 @@ def test_targets_of_words():
     assert [o.text for o in found.words] == words
     check(learn.explain(' '.join(words), 'B-THING'))
     with pytest.raises(ValueError, match=mentions('target', 99)): learn.explain(words, 99)
+    with torch.no_grad(): learn.model.classifier.bias[list(learn.dls.vocab).index('O')] += 99
+    assert '(not predicted)' in learn.explain(words).first.name # the most likely entity, since there is none
+    assert learn.explain(words, 2).first.name == f'O: {words[2]}'
     assert learn.explain('', many=False).outputs == []
 
 

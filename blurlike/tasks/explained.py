@@ -180,8 +180,10 @@ def explained(self:TokenClassification, target, names, preds, logits, inputs, sa
             raise ValueError(f"target={brief(target)}: text {brief(sample)} has no word {word} that the model reads.")
         at = None if word is None else int(np.flatnonzero(words[mine]==word)[0])
         chosen = [(mine[o], k) for o,k in _chosen_words(values[mine], at, label, outside)]
-        res.append([(f'{names[k]}: {_word_text(sample, words[o], i, window[o], pos[o], inputs)}',
-                     (int(window[o]), int(pos[o]), k)) for o,k in chosen])
+        asked = word is not None or label is not None
+        named = [names[k] if asked or k==values[o].argmax() else f'{names[k]} (not predicted)' for o,k in chosen]
+        res.append([(f'{name}: {_word_text(sample, words[o], i, window[o], pos[o], inputs)}',
+                     (int(window[o]), int(pos[o]), k)) for name,(o,k) in zip(named, chosen, strict=True)])
     return res
 
 # %% ../../nbs/tasks/34_explained.ipynb #b3bcbaed
