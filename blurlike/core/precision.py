@@ -165,8 +165,9 @@ def _check_evaluation(model, precision):
     if own and precision not in (None, own):
         raise ValueError(f"precision={precision!r} is not possible: the model was exported with precision={own!r}.")
     if precision in DTYPES: check_precision(precision, next(model.parameters()).device)
+    if precision!='fp32': return
     half = next((o.dtype for o in model.parameters() if o.dtype in DTYPES.values()), None)
-    if precision!='fp32' or half is None: return
+    if half is None: return
     raise ValueError(f"precision='fp32' is not possible: the weights are {str(half).removeprefix('torch.')}. Leave out "
                      "precision=, or load the model with dtype=torch.float32.")
 
