@@ -208,7 +208,7 @@ def _load_whole(folder, path, revision, auto_model, config, **kwargs):
 def _has_default_threshold(learn, task):
     "Return whether `learn` has the default threshold of `task`, rather than one that the user chose"
     mine = get_block(learn.dls).task
-    if mine.name!=task.name or not hasattr(learn.loss_func, 'thresh'): return False
+    if type(mine) is not type(task) or not hasattr(learn.loss_func, 'thresh'): return False
     return mine.threshold_of(learn)==type(mine)().threshold
 
 # %% ../../nbs/ship/74_load.ipynb #f062fb8d
