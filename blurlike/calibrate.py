@@ -15,7 +15,7 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 from fastai.learner import Learner
-from fastai.torch_basics import Tensor, noop, patch
+from fastai.torch_basics import Tensor, delegates, noop, patch
 from matplotlib import pyplot as plt
 from scipy.optimize import minimize_scalar
 from torch.nn.utils.rnn import pad_sequence
@@ -158,7 +158,7 @@ def calibration_of(
 def temperature_of(
     learn, # A `Learner`
 ) -> float|None: # None if it is not calibrated
-    "Return what the logits of `learn` are divided by"
+    "Return the temperature of `learn`"
     return (calibration_of(learn) or {}).get('temperature')
 
 # %% ../nbs/55_calibrate.ipynb #15d89faa
@@ -173,13 +173,25 @@ def set_calibration(
 
 # %% ../nbs/55_calibrate.ipynb #71b1229f
 def drop_calibration(
-    learn, # A `Learner` that is about to train
+    learn, # A `Learner`
+    why:str='training changes the weights', # Why its weights are no longer those that the temperature is for
 ):
     "Remove the temperature, if there is one, and print a line"
     if (temperature := temperature_of(learn)) is None: return
-    print_line(f"The temperature {temperature:.3g} is removed, because training changes the weights: call "
+    print_line(f"The temperature {temperature:.3g} is removed, because {why}: call "
                "learn.calibrate() again.")
     set_calibration(learn, None)
+
+# %% ../nbs/55_calibrate.ipynb #d0a642e8
+_load = Learner.load
+
+@patch
+@delegates(_load)
+def load(self:Learner, file, **kwargs):
+    "Load a model as fastai does, and remove the temperature of the weights before"
+    res = _load(self, file, **kwargs)
+    if not hasattr(self, 'lr_finder'): drop_calibration(self, 'other weights were loaded')
+    return res
 
 # %% ../nbs/55_calibrate.ipynb #e85dd724
 @contextmanager

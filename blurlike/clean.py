@@ -63,7 +63,7 @@ def _preds_of(source, dl=None):
 
 # %% ../nbs/83_clean.ipynb #7eed0341
 def _note_weak(labels, guesses, names):
-    "Print a line if the predictions agree with hardly more labels than the most common label would"
+    "Print a line if the predictions are hardly better than always predicting the most common label"
     counts,agree = np.bincount(labels, minlength=len(names)),np.mean(labels==guesses)
     most = counts.max()/len(labels)
     if agree - most > .2*(1 - most): return
@@ -188,6 +188,7 @@ class _CleanerRow:
 def _html_of(row, trunc_at):
     "Return the text, the label and the score of a row of the table as HTML"
     texts = [row[o] for o in ('text', 'text_pair') if o in row]
+    texts = [o if isinstance(o, str) else ' '.join(o) for o in texts]
     texts = [escape(o if len(o) <= trunc_at else f'{o[:trunc_at].rstrip()}…') for o in texts]
     label = ', '.join(map(str, row.label)) or '(none)' if is_listy(row.label) else str(row.label)
     text = f"{'<br>'.join(texts)}<br><b>{escape(label)}</b> (score {row.score:.3f})"

@@ -177,7 +177,7 @@ def _options(
     "Parse `--option`"
     res = {}
     for o in re.split(r',(?=\s*\w+\s*=)', option) if option else []: # values may contain commas
-        name,eq,value = o.partition('=')
+        name,eq,value = map(str.strip, o.partition('='))
         if not eq: raise ValueError(f"option={o!r} must be name=value, such as precision=int8.")
         try: res[name] = json.loads(value)
         except ValueError: res[name] = value
@@ -187,12 +187,12 @@ def _options(
 def _parse(
     line:str, # A line of JSON
     n:int, # Its number, for the error message
-    task, # The model's task
+    block, # The model's `HFTextBlock`
 ): # An input of `hf_predict`
     "Parse a line of JSON"
     from blurlike.text.files import json_line
     item = json_line(line, n)
-    pair = isinstance(item, list) and not task.is_split_into_words and all(isinstance(o, str) for o in item)
+    pair = isinstance(item, list) and not block.is_split_into_words and all(isinstance(o, str) for o in item)
     return tuple(item) if pair else item
 
 # %% ../nbs/80_cli.ipynb #6575f073
@@ -252,11 +252,10 @@ def _score(input, output, model, file, jsonl, explain=False, **kwargs):
 
 # %% ../nbs/80_cli.ipynb #ac644779
 def _method(learn, generate, explain):
-    "Return the method that answers, and its default options"
+    "Return the method that answers"
     if generate and explain: raise ValueError("--explain and --generate cannot be used together.")
-    if explain: return learn.explain,dict(many=True)
-    writes = generate or getattr(learn.dls.hf_block.task, 'writes_answers', False)
-    return (learn.hf_generate, {}) if writes else (learn.hf_predict, dict(many=True))
+    if explain: return learn.explain
+    return learn.hf_generate if generate else learn.hf_predict
 
 def _print(
     result, # A prediction, an `Explanation`, or why there is none
@@ -295,12 +294,12 @@ def predict(
     from blurlike.all import get_block, load_hf_learner
     from blurlike.predict import WrongTexts
     with redirect_stdout(sys.stderr): learn = load_hf_learner(model) # standard output is for the predictions
-    task,(answer,kwargs) = get_block(learn.dls).task,_method(learn, generate, explain)
+    block,answer = get_block(learn.dls),_method(learn, generate, explain)
     with closing(_lines(file, encoding)) as lines, tqdm(unit=' texts', file=sys.stderr, disable=None) as bar:
         for n,texts in _chunks(lines, chunk):
-            items = [_parse(o, i, task) for i,o in enumerate(texts, n)] if jsonl else texts
+            items = [_parse(o, i, block) for i,o in enumerate(texts, n)] if jsonl else texts
             try:
-                with redirect_stdout(sys.stderr): preds = answer(items, **options | kwargs)
+                with redirect_stdout(sys.stderr): preds = answer(items, **options | dict(many=True))
             except WrongTexts as e: raise ValueError(e.message(f"lines {n} to {n+len(texts)-1}", 'line {}', n)) from e
             for o in preds: _print(o)
             sys.stdout.flush()
@@ -469,7 +468,9 @@ def run(
     try: _COMMANDS[name](**args)
     except BrokenPipeError: # the reader, such as `head`, has closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except (ImportError, KeyError, OSError, TypeError, ValueError) as e:
+    except (ImportError, KeyError, OSError, TypeError, ValueError, RuntimeError) as e:
+        from blurlike.train.callback import is_out_of_memory
+        if isinstance(e, RuntimeError) and not is_out_of_memory(e): raise
         print(f"blurlike {name}: {_as_options(' '.join(str(e).split()), name)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt: return 130

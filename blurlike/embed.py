@@ -59,7 +59,8 @@ def text_body(
     if not is_hf_model(inner):
         raise ValueError(f"{name} does not return a state for each token, and neither does an ONNX model: use the "
                          "transformers model.")
-    if prompt_length(model): raise ValueError(f"{name} has learned tokens, which are not part of its body: use LoRA.")
+    if prompt_length(model):
+        raise ValueError(f"{name} has virtual tokens (a soft prompt), which are not part of its body: use LoRA.")
     body = inner.base_model
     return body.get_encoder() if inner.config.is_encoder_decoder else body
 
@@ -200,7 +201,7 @@ class HFEmbedder:
     "Embed texts with a checkpoint, without a learner"
     def __init__(self,
         checkpoint:str|Path, # A model name on the Hub or a local folder
-        pooling:str=None, # "mean", "cls", "last" or "max"; None to read it from the checkpoint, or "mean"
+        pooling:str=None, # "mean", "cls", "last" or "max"; None for that of the checkpoint, or else "mean"
         *,
         max_length:int=None, # Maximum number of tokens in a text; None to read it from the checkpoint
         device=None, # The device to compute on; None for the GPU if there is one

@@ -266,12 +266,13 @@ class TextTokens:
         words:np.ndarray=None, # The word of each token
         offsets:np.ndarray=None, # The characters of each token; None for a slow tokenizer
     ):
-        self.tokenizer,self.ids,self.listed = tokenizer,ids,not all(isinstance(o, str) for o in texts)
+        self.tokenizer,self.ids = tokenizer,ids
         if offsets is None: texts,words,offsets = self._without_positions(texts, parts)
         self.texts = tuple(o if isinstance(o, str) else ' '.join(o) for o in texts)
         self.keys,self.places,self.index = unique_tokens(parts, words, offsets)
         self.strings = tokenizer.convert_ids_to_tokens([int(ids[o]) for o in self.places])
-        self.words,self.word_of = self._of_list(texts[0]) if self.listed else self._of_strings()
+        listed = not all(isinstance(o, str) for o in texts)
+        self.words,self.word_of = self._of_lists(texts) if listed else self._of_strings()
 
 # %% ../nbs/54_explain.ipynb #314ce7f1
 @patch
@@ -299,13 +300,18 @@ def _of_strings(self:TextTokens):
 
 # %% ../nbs/54_explain.ipynb #757022e3
 @patch
-def _of_list(self:TextTokens, words):
-    "Return the words of a list of words, and locate the tokens in the joined text"
-    tokens = [dict(word=word, offsets=(a, b)) for _,word,a,b in self.keys]
-    tokens,starts = words_in_text(tokens, words, runs_together(self.tokenizer))
-    self.keys = [(0, o['word'], *map(int, o['offsets'])) for o in tokens]
-    found = list(dict.fromkeys(o['word'] for o in tokens))
-    return [(0, int(starts[o]), int(starts[o]) + len(words[o])) for o in found],[found.index(o['word']) for o in tokens]
+def _of_lists(self:TextTokens, texts):
+    "Return the words of lists of words as `_of_strings` does, and locate the tokens in the joined texts"
+    words,of,keys = [],[],[]
+    for i,text in enumerate(texts):
+        tokens = [dict(word=word, offsets=(a, b)) for part,word,a,b in self.keys if part==i]
+        tokens,starts = words_in_text(tokens, text, runs_together(self.tokenizer))
+        found = list(dict.fromkeys(o['word'] for o in tokens))
+        keys += [(i, o['word'], *map(int, o['offsets'])) for o in tokens]
+        of += [len(words) + found.index(o['word']) for o in tokens]
+        words += [(i, int(starts[o]), int(starts[o]) + len(text[o])) for o in found]
+    self.keys = keys
+    return words,of
 
 # %% ../nbs/54_explain.ipynb #941ae467
 @patch
@@ -613,7 +619,7 @@ def explain(self:Learner,
     many:bool=None, # Whether `texts` is a list of several texts; None to infer it
     progress:bool=True, # Whether to show a progress bar if there are several batches
 ) -> Explanation|list: # For one text an `Explanation`, for several a list in the order of `texts`
-    "Explain predictions by their words; raise `ValueError` for invalid texts, and for models without gradients"
+    "Attribute predictions to words; raise `ValueError` for invalid texts, and for models without gradients"
     whole_number('n_steps', n_steps)
     block,model = get_block(self.dls),get_model(self.model)
     block.task.check_explained()

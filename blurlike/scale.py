@@ -27,8 +27,7 @@ import blurlike.generate # noqa: F401 - learn.hf_predict and learn.hf_generate
 from .core.checks import (as_names, brief, check_header, columns, import_extra, one_of, preview, print_line,
                                   print_once, whole_number)
 from .core.objects import weight_files
-from .ship.hub import find_model
-from .ship.load import is_adapter, load_hf_learner
+from .ship.load import find_files, is_adapter, load_hf_learner
 from .ship.save import ADAPTER_CONFIG, is_model_file, lock_file, preparation
 from .tasks.base import get_block
 from .tasks.labels import get_vocab
@@ -252,7 +251,8 @@ class Scorer:
         default = preparation(learn.dls)['columns']['text_col'] or block.task.text_col
         self.text_col = default if text_col is None else text_col
         self.read,example = block.task.get_x(self.text_col),block.task.example(block)
-        self.example = [] if block.is_split_into_words else example
+        if block.is_split_into_words and isinstance(example, str): example = example.split()
+        self.example = example
         types = {k: _type_of(k, v) for k,v in _flat(self.predict([example])[0], self.names).items()}
         self.schema = pa.schema({f'{prefix}{k}': v for k,v in (types | dict(error=pa.string())).items()})
 
@@ -350,7 +350,8 @@ def _opened(out, info):
     with open(manifest, 'a+', encoding='utf-8') as file:
         locked = lock_file(file, f'out={str(out)!r}')
         file.seek(0)
-        old = json.loads(file.read() or '{}')
+        try: old = json.loads(file.read() or '{}')
+        except ValueError as e: raise ValueError(f"out={str(out)!r} has a damaged {MANIFEST}: delete it.") from e
         if changed := [k for k in info if old and info[k]!=old.get(k)]:
             raise ValueError(f"out={str(out)!r} holds the scores of another run: {', '.join(changed)} differ. Choose "
                              "another folder, or delete this one.")
@@ -438,8 +439,8 @@ def score(
     if engine=='ray': import_extra('scale', 'ray')
     _check_outside(data, out)
     load_kwargs,out = dict(load_kwargs or {}),Path(out).expanduser().absolute()
-    code = ['*.py'] if load_kwargs.get('trust_remote_code') else []
-    folder = find_model(model, load_kwargs.get('revision'), load_kwargs.get('token'), *code).absolute()
+    where = {k: v for k,v in load_kwargs.items() if k in ('revision', 'token', 'onnx', 'trust_remote_code')}
+    folder = find_files(model, **where)[0].absolute()
     args = dict(model=str(folder if Path(model).expanduser().is_dir() else model), text_col=text_col, prefix=prefix,
                 generate=generate, load_kwargs=load_kwargs, options=options)
     scorer = Scorer(**args if engine=='local' else args | dict(load_kwargs=dict(device='cpu') | load_kwargs))

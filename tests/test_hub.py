@@ -309,7 +309,7 @@ def test_the_command_keeps_a_card_that_was_edited_on_the_hub(hub, pusher, saved)
 def test_code_is_downloaded_only_if_it_is_trusted(hub, pusher, puller):
     pusher('learn.push_to_hub("ada/code")\n'
            'HfApi().upload_file(path_or_fileobj=b"print(1)", path_in_repo="own.py", repo_id="ada/code")')
-    ask = ('from blurlike.ship.load import _find_files\n'
-           'res = (_find_files("ada/code", None, None, None, trust)[0]/"own.py").exists()')
+    ask = ('from blurlike.ship.load import find_files\n'
+           'res = (find_files("ada/code", None, None, None, trust)[0]/"own.py").exists()')
     assert not puller(ask, trust=False)
     assert puller(ask, trust=True)

@@ -25,7 +25,7 @@ from transformers import (AutoConfig, AutoModelForSequenceClassification, AutoTo
 from transformers.utils import cached_file
 from transformers.utils import logging as hf_logging
 
-from .checks import first_line, print_once, suggest
+from .checks import brief, first_line, print_once, suggest
 from .compat import quiet_load_report
 
 if TYPE_CHECKING: from transformers import PreTrainedModel # takes seconds to import
@@ -275,8 +275,12 @@ def load_hf_model(
     body:bool=False, # Whether only the body is wanted, so that no line is printed about heads in the checkpoint
 ) -> 'PreTrainedModel': # In float32
     "Load the model of `checkpoint`; raise `OSError` if there is none, `ValueError` if its weights do not fit `config`"
+    if not isinstance(model_cls, type):
+        raise TypeError(f"model_cls={brief(model_cls)} must be a class, such as AutoModelForSequenceClassification.")
+    model_kwargs = dict(model_kwargs or {})
+    if 'torch_dtype' in model_kwargs: model_kwargs.setdefault('dtype', model_kwargs.pop('torch_dtype')) # its old name
     kwargs = dict(dtype=torch.float32, ignore_mismatched_sizes=True, trust_remote_code=trust_remote_code)
-    config,kwargs = _with_settings(config, kwargs | (model_kwargs or {}))
+    config,kwargs = _with_settings(config, kwargs | model_kwargs)
     if 'gguf_file' in kwargs: kwargs.setdefault('quantization_config', GgufConfig(dequantize=True))
     if config is not None: kwargs = _quantize_body(kwargs, model_cls, config)
     full = hf_logging.get_verbosity() < hf_logging.WARNING # show transformers' own table

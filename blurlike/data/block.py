@@ -251,7 +251,7 @@ def text_problem(self:HFTextBlock,
     "Return what is wrong with `x`"
     if isinstance(x, tuple) and len(x)==2: return self.text_problem(x[0]) or self.text_problem(x[1])
     if self.is_split_into_words:
-        if is_listy(x) and all(isinstance(o, str) for o in x): return None
+        if is_listy(x) and not isinstance(x, tuple) and all(isinstance(o, str) for o in x): return None
         return f"the text is {brief(x)}, not a list of words, as is_split_into_words=True requires"
     if isinstance(x, str): return None
     missing = pd.api.types.is_scalar(x) and pd.isna(x)

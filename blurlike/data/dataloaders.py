@@ -22,7 +22,7 @@ from fastai.torch_basics import delegates, flatten, get_first, is_listy, patch
 from fasttransform import Transform
 
 from ..core.checks import (as_names, brief, check_options, columns, first_line, fraction,
-                           preview, print_once, whole_number)
+                           preview, print_line, print_once, whole_number)
 from ..core.compat import has_shuffle_buffer, type_transforms
 from ..core.objects import HFObjects, load_hf_config, load_hf_tokenizer
 from ..core.ranks import n_ranks
@@ -402,6 +402,9 @@ def from_folder(cls:HFTextDataLoaders,
                          "task='sequence-classification', or a language model such as 'causal-lm'.")
     two = valid_pct is None and (path/train).is_dir()
     files = sorted(get_text_files(path, folders=[train, valid] if two else None)) # the same on each machine
+    loose = [] if is_corpus else [o for o in files if o.parent in ([path/train, path/valid] if two else [path])]
+    if loose: print_line(f"{len(loose)} files that are in no folder of a label are ignored, such as {loose[0].name}.")
+    files = [o for o in files if o not in loose]
     where = '' if is_corpus else ' in folders named after their labels'
     if not files: raise ValueError(f"path={str(path)!r} contains no .txt files{where}.")
     splits = _folder_splits(files, path, train, valid) if two else _random_split(len(files), valid_pct, seed)

@@ -14,7 +14,7 @@ import random
 from contextlib import contextmanager
 from copy import copy
 from hashlib import blake2b
-from itertools import count
+from itertools import count, islice
 from types import MethodType
 
 import numpy as np
@@ -254,7 +254,9 @@ def sample(self:HFDataLoader):
     "Yield the rows of each batch, or of each pool, that this process prepares"
     if not self.indexed: yield from super(HFDataLoader, self).sample()
     else:
-        groups = self._cut(epoch_indices(self))
+        rows = epoch_indices(self)
+        if not hasattr(rows, '__len__'): rows = [*islice(rows, self.bs or 16)] # `show_batch(unique=True)` repeats a row
+        groups = self._cut(rows)
         yield from (groups[i] for i in range(self.start, len(groups)) if i%self.num_workers==self.offs)
 
 # %% ../../nbs/data/40_loader.ipynb #095b24ae

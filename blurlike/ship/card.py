@@ -211,11 +211,11 @@ def _facts(learn):
 
 # %% ../../nbs/ship/70_card.ipynb #7fa068cf
 def _results(learn, facts, datasets=None):
-    "Return the last validation results for the `model-index`"
+    "Return the validation results of the saved weights for the `model-index`"
     runs = training_runs(learn)
     if facts.int8 or not runs or not runs[-1]['rows']: return []
     kind,name = [*L(datasets)]*2 if len(L(datasets))==1 else ('unknown', 'validation rows')
-    last = dict(zip(runs[-1]['columns'], runs[-1]['rows'][-1], strict=True))
+    last = dict(zip(runs[-1]['columns'], runs[-1]['rows'][runs[-1].get('loaded', -1)], strict=True))
     last = {k.replace('valid_loss', 'loss'): v for k,v in last.items() if k != 'train_loss' and v is not None}
     result = partial(EvalResult, facts.tag, kind, name, dataset_split='validation')
     return [result(metric_type=k, metric_name=k, metric_value=round(v, 4)) for k,v in last.items()]

@@ -110,7 +110,8 @@ def _carry_over(old, new):
     "Copy the files that are not part of a saved model from folder `old` to folder `new`"
     for o in old.iterdir():
         if o==new or (new/o.name).exists() or (_is_model_folder(o) if o.is_dir() else is_model_file(o.name)): continue
-        if o.is_dir(): shutil.copytree(o, new/o.name, symlinks=True)
+        if o.is_symlink(): (new/o.name).symlink_to(os.readlink(o))
+        elif o.is_dir(): shutil.copytree(o, new/o.name, symlinks=True)
         else: shutil.copy2(o, new/o.name)
 
 # %% ../../nbs/ship/71_save.ipynb #443d9142
@@ -125,13 +126,18 @@ def _swap(new, path):
     shutil.rmtree(aside, ignore_errors=True)
 
 # %% ../../nbs/ship/71_save.ipynb #a9e86413
+def _remove(path):
+    "Delete a file, a link, or a folder with its contents"
+    if path.is_dir() and not path.is_symlink(): shutil.rmtree(path)
+    else: path.unlink(missing_ok=True)
+
 def _move_into(new, path, marker):
     "Move the files in `new` to `path`, and delete other files there; the file `marker` is missing until the end"
     (path/marker).unlink(missing_ok=True)
     for o in path.iterdir():
-        if o!=new and not (new/o.name).exists(): shutil.rmtree(o) if o.is_dir() else o.unlink()
+        if o!=new and not os.path.lexists(new/o.name): _remove(o)
     for o in sorted(new.iterdir(), key=lambda o: o.name==marker):
-        if (path/o.name).is_dir(): shutil.rmtree(path/o.name)
+        _remove(path/o.name)
         shutil.move(o, path/o.name)
 
 # %% ../../nbs/ship/71_save.ipynb #103dcd02

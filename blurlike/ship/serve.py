@@ -8,11 +8,13 @@ __all__ = ['PAGES', 'Page', 'page_for', 'page_class', 'ClassesPage', 'LabelsPage
 
 # %% ../../nbs/ship/75_serve.ipynb #835750b3
 import inspect
+import re
 import socket
 import tempfile
 from contextlib import contextmanager
 from html import escape
 from importlib.metadata import requires
+from keyword import iskeyword
 from pathlib import Path
 from threading import Event, Thread
 
@@ -303,6 +305,16 @@ def _checked(
         raise page.gr.Error(escape(str(e), quote=False), title='Invalid input', print_exception=False) from e
 
 # %% ../../nbs/ship/75_serve.ipynb #e1041890
+def _parameters(labels):
+    "Return distinct names of parameters for labels"
+    res = []
+    for o in labels:
+        name = re.sub(r'\W', '_', o)
+        if not name.isidentifier() or iskeyword(name): name = f'text_{name}'
+        while name in res: name += '_'
+        res.append(name)
+    return res
+
 def _handler(
     page:Page, # The page
     names:list, # The labels of its input components
@@ -313,7 +325,7 @@ def _handler(
     def stream(*values):
         with _checked(page, values): yield from page.answer(*values)
     res,kind = stream if page.streams else answer,inspect.Parameter.POSITIONAL_OR_KEYWORD
-    res.__signature__ = inspect.Signature([inspect.Parameter(o.replace(' ', '_'), kind) for o in names])
+    res.__signature__ = inspect.Signature([inspect.Parameter(o, kind) for o in _parameters(names)])
     return res
 
 # %% ../../nbs/ship/75_serve.ipynb #7812cc76

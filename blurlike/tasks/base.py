@@ -456,7 +456,10 @@ def check_valid(
     learn, # A `Learner`
     dl=None, # The argument of a method, whose default is the validation set
 ):
-    "Raise `ValueError` if there is no `dl` and no validation set"
+    "Raise `ValueError` if there is no `dl` and no validation set, `TypeError` if `dl` is not a loader"
+    if dl is not None and not hasattr(dl, 'dataset'):
+        raise TypeError(f"dl={type(dl).__name__}(...) must be a loader, such as "
+                        "learn.dls.test_dl(df, with_labels=True).")
     if dl is not None or has_valid(learn): return
     raise ValueError("dl=None needs a validation set, which this learner does not have: pass "
                      "dl=learn.dls.test_dl(df, with_labels=True).")
@@ -577,6 +580,8 @@ class TargetLoss(GetAttr):
     def __call__(self, pred, *targs):
         "Return the loss; with the reduction \"none\", one for each row"
         loss_func,targ = self.loss_func,targs[0]
+        if isinstance(pred, Tensor) and pred.shape==(*targ.shape, 1) and targ.is_floating_point():
+            pred = pred[...,0] # a loss of PyTorch would broadcast them
         if not isinstance(pred, Tensor) or targ.is_floating_point() or targ.ndim < 2 or pred.shape[:-1]!=targ.shape:
             return loss_func(pred, *targs)
         reduction = getattr(loss_func, 'reduction', getattr(loss_func, 'keywords', {}).get('reduction'))

@@ -126,7 +126,7 @@ def chat_tokens(
         text,spans = _spans(messages, tokenizer, first, tools)
     except TemplateError as e: raise _refusal(e, messages) from e
     enc = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-    counts = [any(a <= s < b and s < e for a,b in spans) for s,e in enc['offset_mapping']]
+    counts = [any(a <= s < b for a,b in spans) for s,_ in enc['offset_mapping']] # spaces may have empty offsets
     return Tokens(enc['input_ids'], counts=counts)
 
 # %% ../../nbs/tasks/31_causal_lm.ipynb #d3cf9aa4

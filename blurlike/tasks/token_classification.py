@@ -96,11 +96,6 @@ def strict(self:LabelScheme) -> bool:
     "Return whether an incomplete entity does not count"
     return self.name=='BILOU'
 
-@patch(as_prop=True)
-def has_ends(self:LabelScheme) -> bool:
-    "Return whether the last word of an entity has its own letter"
-    return self.name not in (None, 'IOB')
-
 # %% ../../nbs/tasks/28_token_classification.ipynb #e8a5537e
 @patch
 def runs(self:LabelScheme,

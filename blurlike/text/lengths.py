@@ -15,6 +15,7 @@ from ..core.checks import brief
 from ..core.inputs import with_progress
 from .rows import SampleProblems
 from .tokens import RowTemplate, tokenize
+from .words import spaced
 
 # %% ../../nbs/text/13_lengths.ipynb #f31ec187
 def text_columns(
@@ -42,7 +43,8 @@ def token_lengths(
         raise ValueError(f"texts[{odd[0]}] is {brief(texts[odd[0]])}, not a text: drop rows without a text, as with "
                          "df.dropna().")
     n_special = RowTemplate(tokenizer, bool(texts) and isinstance(texts[0], tuple), add_special_tokens).n_special
-    def count(some): return sum(tokenize(o, tokenizer).lengths for o in text_columns(some)) + n_special
+    def count(some):
+        return sum(tokenize(spaced(o, tokenizer), tokenizer).lengths for o in text_columns(some)) + n_special
     counts = [count(texts[i:i+chunk]) for i in with_progress(range(0, len(texts), chunk), 20)]
     return pd.Series(np.concatenate(counts) if counts else [], name='tokens', dtype='int64')
 

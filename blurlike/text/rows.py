@@ -287,7 +287,7 @@ def sample_reader(
     "Return the fastest reader of the samples of `dataset`"
     if isinstance(dataset, StreamSamples): return dataset.reader
     tls = getattr(dataset, 'tls', [])
-    tables = [o.items for o in tls if hasattr(o.items, 'iloc')]
+    tables = [o.items for o in tls if isinstance(o.items, (pd.DataFrame, DatasetItems))]
     if not tls or len(tables) < len(tls) or len({len(o) for o in tables}) > 1: return dataset.__getitem__
     if not isinstance(tables[0], pd.DataFrame): return SampleReader(tls, tables[0])
     if not all(map(_reads_columns, tls)): return dataset.__getitem__

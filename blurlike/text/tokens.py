@@ -196,7 +196,7 @@ class RowTemplate:
     ):
         example,kwargs = ['a']*(1+pair),dict(add_special_tokens=add_special_tokens, verbose=False) | kwargs
         enc = tokenizer(*example, **kwargs, return_special_tokens_mask=True)
-        self.n_parts,n = 1+pair,len(tokenizer('a', **kwargs | dict(add_special_tokens=False))['input_ids'])
+        n = len(tokenizer('a', **kwargs | dict(add_special_tokens=False))['input_ids'])
         part = np.cumsum([not o for o in enc['special_tokens_mask']])-1
         types = enc.get('token_type_ids') or [0]*len(enc['input_ids'])
         tokens = zip(enc['special_tokens_mask'], enc['input_ids'], types, part, strict=True)

@@ -17,6 +17,7 @@ from traceback import clear_frames
 
 import numpy as np
 import torch
+from fastai.callback.tracker import SaveModelCallback
 from fastai.callback.core import (
     Callback,
     CancelBatchException,
@@ -117,7 +118,8 @@ class HFCallback(Callback):
     def load_state_dict(self, state):
         self.runs,self.calibration = state['runs'],state.get('calibration')
         threshold = state.get('threshold')
-        if threshold not in (None, self.task.threshold_of(self.learn)): self.task.set_threshold(self.learn, threshold)
+        if threshold is not None and threshold!=self.task.threshold_of(self.learn):
+            self.task.set_threshold(self.learn, threshold)
 
 # %% ../../nbs/train/62_callback.ipynb #30bc7fd9
 @patch(as_prop=True)
@@ -157,7 +159,8 @@ def _complete_loss(self:HFCallback):
     if self.task is None: return
     loss = self.loss_func
     if not isinstance(loss, HFLoss): self.learn.loss_func = with_decodes(loss, self.task)
-    elif loss.loss_func is None: loss.loss_func = self.task.loss_func()
+    elif loss.loss_func is None: # other learners may share `loss`
+        self.learn.loss_func = type(loss)(self.task.loss_func(), loss.reduction)
     else: loss.loss_func = with_decodes(loss.loss_func, self.task)
 
 # %% ../../nbs/train/62_callback.ipynb #fcc1cd9a
@@ -530,6 +533,14 @@ def skipped_rates(
     return [float(np.ravel(schedule(o))[-1]) for o in steps]
 
 # %% ../../nbs/train/62_callback.ipynb #4d9da191
+def _loaded_row(learn, columns, rows):
+    "Return the position of the epoch whose weights `SaveModelCallback` loads after a fit, as `loaded`"
+    for o in learn.cbs:
+        if not isinstance(o, SaveModelCallback) or o.every_epoch or o.at_end or o.monitor not in columns: continue
+        values = [row[columns.index(o.monitor)] for row in rows]
+        if o.best in values: return dict(loaded=values.index(o.best))
+    return {}
+
 def last_run(
     learn, # A `Learner`
 ) -> dict|None: # None if nothing was trained
@@ -545,7 +556,7 @@ def last_run(
     setup = training_setup(learn) | dict(class_weights=loss_weights(learn.loss_func))
     base = str(getattr(getattr(get_model(learn.model), 'config', None), 'name_or_path', '') or '')
     return dict(epochs=skipped+len(rows), lr=float(highest), **sizes, **groups, **setup, base=base, columns=columns,
-                rows=rows)
+                rows=rows, **_loaded_row(learn, columns, rows))
 
 # %% ../../nbs/train/62_callback.ipynb #37804d56
 @patch

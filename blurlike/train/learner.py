@@ -166,7 +166,7 @@ def hf_learner(
     model_kwargs:dict=None, # Passed to the model's `from_pretrained`
     new_head:bool=False, # Whether to replace a trained head of the checkpoint, even if it fits
     train_bn:bool=False, # Whether normalization layers of frozen groups are trained
-    peft_config=None, # A configuration of peft, such as `LoraConfig(r=8)`: add adapters, and freeze the model
+    peft_config=None, # A peft configuration, such as `LoraConfig(r=8)`: adds adapters and freezes the base model
     lora:bool=False, # Whether to add a LoRA adapter with default settings
     gradient_checkpointing:bool=False, # Whether to save memory by computing activations again in the backward pass
     cbs=None, # More callbacks

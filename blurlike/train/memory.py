@@ -235,7 +235,7 @@ def fits(self:_Search, size):
 
 # %% ../../nbs/train/64_memory.ipynb #947cff38
 def find_batch_size(
-    learn, # A learner with `HFCallback`, frozen or not as it will be trained
+    learn, # A learner with `HFCallback`, frozen or unfrozen as it will be during training
     max_bs:int=1024, # Maximum number of rows to try, at most the number of training rows
     memory:float=None, # The memory that the process may use on the model's device, in bytes; None for what is available
     show:bool=True, # Whether to print the tries

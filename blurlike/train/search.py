@@ -50,7 +50,7 @@ def metric_direction(
         return direction
     if any(o in metric.lower() for o in _LOW): return 'minimize'
     if any(o in metric.lower() for o in _HIGH): return 'maximize'
-    raise ValueError(f"metric={metric!r} does not show in its name whether higher is better: pass "
+    raise ValueError(f"The name of metric={metric!r} does not tell whether higher is better: pass "
                      "direction='maximize' or direction='minimize'.")
 
 # %% ../../nbs/train/68_search.ipynb #975f0499
@@ -179,6 +179,8 @@ def open_study(
     if is_file(storage):
         path = Path(storage).expanduser()
         path.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_dir() or path.exists() and path.read_bytes()[:15] not in (b'', b'SQLite format 3'):
+            raise ValueError(f"storage={str(storage)!r} is no SQLite database: pass a new file, such as 'a.db'.")
         storage = f'sqlite:///{path}'
     study = create(storage=storage, study_name=study_name, direction=direction, load_if_exists=True, **kwargs)
     now,was = [metric, direction],[study.user_attrs.get('metric', metric), study.direction.name.lower()]

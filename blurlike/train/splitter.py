@@ -100,7 +100,7 @@ def adapter_state(
 def adapter_params(
     model:nn.Module, # A model with adapters
 ) -> list[nn.Parameter]:
-    "Return the parameters that are trained and saved, frozen or not"
+    "Return the parameters that may be trained and are saved, even those that are frozen now"
     state = adapter_state(model)
     return [p for n,p in model.named_parameters() if n in state]
 

@@ -143,6 +143,10 @@ class HFTracker(Callback):
         self.log,self.log_params,self.log_table,self.every,self.n_preds = log,log_params,log_table,every,n_preds
         self.step,self.epochs,self.fits,self.trained,self.logged,self.file = 0,0,0,False,{},None
 
+    def __call__(self, event):
+        if event=='before_fit': self.run = True # an interrupted `lr_find` leaves it False
+        super().__call__(event)
+
     def state_dict(self): return {o: getattr(self, o) for o in ('step', 'epochs', 'fits')}
     def load_state_dict(self, state): vars(self).update(state)
     def after_cancel_fit(self): self._log_predictions()
