@@ -2814,6 +2814,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                         'blurlike/train/search.py'),
                                        'blurlike.train.search.PruneTrial.before_train': ( 'train/search.html#prunetrial.before_train',
                                                                                           'blurlike/train/search.py'),
+                                       'blurlike.train.search._check_database': ( 'train/search.html#_check_database',
+                                                                                  'blurlike/train/search.py'),
                                        'blurlike.train.search.best_learner': ('train/search.html#best_learner', 'blurlike/train/search.py'),
                                        'blurlike.train.search.best_number': ('train/search.html#best_number', 'blurlike/train/search.py'),
                                        'blurlike.train.search.check_metric': ('train/search.html#check_metric', 'blurlike/train/search.py'),

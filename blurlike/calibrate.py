@@ -174,7 +174,7 @@ def set_calibration(
 # %% ../nbs/55_calibrate.ipynb #71b1229f
 def drop_calibration(
     learn, # A `Learner`
-    why:str='training changes the weights', # Why its weights are no longer those that the temperature is for
+    why:str='training changes the weights', # The reason, for the message
 ):
     "Remove the temperature, if there is one, and print a line"
     if (temperature := temperature_of(learn)) is None: return
@@ -187,9 +187,9 @@ _load = Learner.load
 
 @patch
 @delegates(_load)
-def load(self:Learner, file, **kwargs):
-    "Load a model as fastai does, and remove the temperature of the weights before"
-    res = _load(self, file, **kwargs)
+def load(self:Learner, file, device=None, **kwargs):
+    "Load weights as fastai does, and remove the temperature, which was fitted to the old weights"
+    res = _load(self, file, device, **kwargs)
     if not hasattr(self, 'lr_finder'): drop_calibration(self, 'other weights were loaded')
     return res
 

@@ -469,8 +469,9 @@ def run(
     except BrokenPipeError: # the reader, such as `head`, has closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (ImportError, KeyError, OSError, TypeError, ValueError, RuntimeError) as e:
-        from blurlike.train.callback import is_out_of_memory
-        if isinstance(e, RuntimeError) and not is_out_of_memory(e): raise
+        if isinstance(e, RuntimeError):
+            from blurlike.train.callback import is_out_of_memory
+            if not is_out_of_memory(e): raise
         print(f"blurlike {name}: {_as_options(' '.join(str(e).split()), name)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt: return 130

@@ -271,8 +271,7 @@ class TextTokens:
         self.texts = tuple(o if isinstance(o, str) else ' '.join(o) for o in texts)
         self.keys,self.places,self.index = unique_tokens(parts, words, offsets)
         self.strings = tokenizer.convert_ids_to_tokens([int(ids[o]) for o in self.places])
-        listed = not all(isinstance(o, str) for o in texts)
-        self.words,self.word_of = self._of_lists(texts) if listed else self._of_strings()
+        self.words,self.word_of = self._of_strings() if isinstance(texts[0], str) else self._of_lists(texts)
 
 # %% ../nbs/54_explain.ipynb #314ce7f1
 @patch

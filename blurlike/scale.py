@@ -351,7 +351,8 @@ def _opened(out, info):
         locked = lock_file(file, f'out={str(out)!r}')
         file.seek(0)
         try: old = json.loads(file.read() or '{}')
-        except ValueError as e: raise ValueError(f"out={str(out)!r} has a damaged {MANIFEST}: delete it.") from e
+        except ValueError as e:
+            raise ValueError(f"out={str(out)!r} has a damaged {MANIFEST}: delete the folder.") from e
         if changed := [k for k in info if old and info[k]!=old.get(k)]:
             raise ValueError(f"out={str(out)!r} holds the scores of another run: {', '.join(changed)} differ. Choose "
                              "another folder, or delete this one.")

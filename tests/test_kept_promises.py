@@ -142,7 +142,7 @@ def test_loading_weights_removes_the_temperature(learn, tmp_path, capsys):
     with learn.no_bar(), learn.no_logging():
         learn.fit_one_cycle(2, 3e-4)
         learn.calibrate()
-    learn.load('before')
+    learn.load('before', 'cpu')
     assert 'other weights' in capsys.readouterr().out
     assert learn.hf.calibration is None
 

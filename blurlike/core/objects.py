@@ -278,7 +278,7 @@ def load_hf_model(
     if not isinstance(model_cls, type):
         raise TypeError(f"model_cls={brief(model_cls)} must be a class, such as AutoModelForSequenceClassification.")
     model_kwargs = dict(model_kwargs or {})
-    if 'torch_dtype' in model_kwargs: model_kwargs.setdefault('dtype', model_kwargs.pop('torch_dtype')) # its old name
+    if 'torch_dtype' in model_kwargs: model_kwargs.setdefault('dtype', model_kwargs.pop('torch_dtype')) # the old name
     kwargs = dict(dtype=torch.float32, ignore_mismatched_sizes=True, trust_remote_code=trust_remote_code)
     config,kwargs = _with_settings(config, kwargs | model_kwargs)
     if 'gguf_file' in kwargs: kwargs.setdefault('quantization_config', GgufConfig(dequantize=True))

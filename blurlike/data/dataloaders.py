@@ -402,9 +402,10 @@ def from_folder(cls:HFTextDataLoaders,
                          "task='sequence-classification', or a language model such as 'causal-lm'.")
     two = valid_pct is None and (path/train).is_dir()
     files = sorted(get_text_files(path, folders=[train, valid] if two else None)) # the same on each machine
-    loose = [] if is_corpus else [o for o in files if o.parent in ([path/train, path/valid] if two else [path])]
-    if loose: print_line(f"{len(loose)} files that are in no folder of a label are ignored, such as {loose[0].name}.")
-    files = [o for o in files if o not in loose]
+    roots = [] if is_corpus else [path/train, path/valid] if two else [path]
+    if loose := [o.name for o in files if o.parent in roots]:
+        print_line(f"Files outside the folders of labels are ignored: {preview(loose)}.")
+    files = [o for o in files if o.parent not in roots]
     where = '' if is_corpus else ' in folders named after their labels'
     if not files: raise ValueError(f"path={str(path)!r} contains no .txt files{where}.")
     splits = _folder_splits(files, path, train, valid) if two else _random_split(len(files), valid_pct, seed)

@@ -38,7 +38,7 @@ from ..core.compat import epoch_loop, run_epochs
 from ..core.objects import has_adapters, inner_model
 from ..core.precision import train_in_fp32
 from ..core.ranks import from_rank0, from_ranks, n_ranks, on_rank0
-from .save import atomic_folder, lock_file, write_model
+from .save import atomic_folder, lock_file, preparation, write_model
 from ..tasks.base import get_block, inner_loss, loss_weights
 from ..tasks.labels import get_vocab
 from ..train.splitter import adapter_params, adapter_state
@@ -271,19 +271,19 @@ def run_settings(
     data = None if table is None else _fingerprint(table)
     accumulation = [o.n_acc for o in cbs if isinstance(o, GradientAccumulation)]
     optimizer = getattr(learn.opt_func, 'func', learn.opt_func) # may be a `partial`
-    model,loss = get_model(learn.model),inner_loss(learn.loss_func)
+    model = get_model(learn.model)
+    options = {f'task_options[{k!r}]': _plain(v) for k,v in preparation(learn.dls)['task_options'].items()}
     return dict(rows=dl.n, data=data, labels=[str(o) for o in get_vocab(learn.dls) or []], **sizes, **pools,
                 n_epoch=n_epoch, lr=str(learn.lr if lr is None else lr), wd=learn.wd if wd is None else wd,
                 schedule=schedule, frozen_groups=getattr(learn.opt, 'frozen_idx', 0), accumulation=accumulation,
                 processes=n_ranks(), optimizer=getattr(optimizer, '__name__', type(optimizer).__name__),
                 optimizer_options=_simple(getattr(learn.opt_func, 'keywords', {})),
-                task=_plain(get_block(learn.dls).task.params()),
                 checkpoint=str(getattr(inner_model(model).config, 'name_or_path', '')),
-                loss=type(learn.loss_func).__name__, loss_options=_simple(vars(loss)),
+                loss=type(learn.loss_func).__name__, loss_options=_simple(vars(inner_loss(learn.loss_func))),
                 class_weights=loss_weights(learn.loss_func),
                 precision=training_setup(learn).get('precision', 'fp32'),
                 max_grad_norm=[o.max_norm for o in cbs if isinstance(o, GradientClip)],
-                dropout=_dropout(get_model(learn.model)), **_adapter_settings(get_model(learn.model)))
+                dropout=_dropout(model), **options, **_adapter_settings(model))
 
 # %% ../../nbs/ship/76_checkpoint.ipynb #8f86d30e
 def stored_weights(

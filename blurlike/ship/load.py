@@ -94,8 +94,8 @@ def find_files(
     token:str|bool=None, # As in `load_hf_learner`
     onnx:str=None, # As in `load_hf_learner`
     trust_remote_code:bool=False # As in `load_hf_learner`
-) -> tuple: # The folder, and its file for onnxruntime or None
-    "Return the files of a model, downloaded if necessary"
+) -> tuple: # The folder, and the file; None to load the weights
+    "Return the folder of a model, downloaded if necessary, and the ONNX file to load"
     more = [*([] if onnx is None else [onnx]), *(['*.py'] if trust_remote_code else [])]
     folder = find_model(path, revision, token, *more)
     if onnx is not None: return folder,_onnx_file(folder, onnx)

@@ -110,9 +110,8 @@ def _carry_over(old, new):
     "Copy the files that are not part of a saved model from folder `old` to folder `new`"
     for o in old.iterdir():
         if o==new or (new/o.name).exists() or (_is_model_folder(o) if o.is_dir() else is_model_file(o.name)): continue
-        if o.is_symlink(): (new/o.name).symlink_to(os.readlink(o))
-        elif o.is_dir(): shutil.copytree(o, new/o.name, symlinks=True)
-        else: shutil.copy2(o, new/o.name)
+        if o.is_dir() and not o.is_symlink(): shutil.copytree(o, new/o.name, symlinks=True)
+        else: shutil.copy2(o, new/o.name, follow_symlinks=False)
 
 # %% ../../nbs/ship/71_save.ipynb #443d9142
 def _swap(new, path):

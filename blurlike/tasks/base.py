@@ -581,7 +581,7 @@ class TargetLoss(GetAttr):
         "Return the loss; with the reduction \"none\", one for each row"
         loss_func,targ = self.loss_func,targs[0]
         if isinstance(pred, Tensor) and pred.shape==(*targ.shape, 1) and targ.is_floating_point():
-            pred = pred[...,0] # a loss of PyTorch would broadcast them
+            pred = pred[...,0] # a PyTorch loss would broadcast them
         if not isinstance(pred, Tensor) or targ.is_floating_point() or targ.ndim < 2 or pred.shape[:-1]!=targ.shape:
             return loss_func(pred, *targs)
         reduction = getattr(loss_func, 'reduction', getattr(loss_func, 'keywords', {}).get('reduction'))

@@ -167,6 +167,14 @@ def is_file(
     return isinstance(storage, (str, Path)) and '://' not in str(storage)
 
 # %% ../../nbs/train/68_search.ipynb #402f9b6d
+def _check_database(path):
+    "Raise `ValueError` if `path` exists, but is not a SQLite database"
+    if not path.exists(): return
+    if path.is_file():
+        with path.open('rb') as f:
+            if f.read(15) in (b'', b'SQLite format 3'): return
+    raise ValueError(f"storage={str(path)!r} is not a SQLite database: pass a new file, such as 'search.db'.")
+
 def open_study(
     storage, # A file, a URL, a storage of Optuna, or None
     study_name:str, # The name of the study in the storage
@@ -179,8 +187,7 @@ def open_study(
     if is_file(storage):
         path = Path(storage).expanduser()
         path.parent.mkdir(parents=True, exist_ok=True)
-        if path.is_dir() or path.exists() and path.read_bytes()[:15] not in (b'', b'SQLite format 3'):
-            raise ValueError(f"storage={str(storage)!r} is no SQLite database: pass a new file, such as 'a.db'.")
+        _check_database(path)
         storage = f'sqlite:///{path}'
     study = create(storage=storage, study_name=study_name, direction=direction, load_if_exists=True, **kwargs)
     now,was = [metric, direction],[study.user_attrs.get('metric', metric), study.direction.name.lower()]
