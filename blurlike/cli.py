@@ -470,7 +470,7 @@ def run(
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (ImportError, KeyError, OSError, TypeError, ValueError, RuntimeError) as e:
         if isinstance(e, RuntimeError):
-            from blurlike.train.callback import is_out_of_memory
+            from blurlike.core.precision import is_out_of_memory
             if not is_out_of_memory(e): raise
         print(f"blurlike {name}: {_as_options(' '.join(str(e).split()), name)}", file=sys.stderr)
         return 1

@@ -115,7 +115,7 @@ def embed_texts(
     model:nn.Module, # A model
     block:HFTextBlock, # From `embedding_block`
     normalize:bool=False, # Whether to scale vectors to length 1
-    batch_tokens:int=None, # Maximum number of tokens in a batch, including padding; None for 1024 on a CPU, else 4096
+    batch_tokens:int=None, # Maximum number of tokens in a batch, including padding; None for 1024 on a CPU, else 16,384
     precision:str=None, # "fp32", "bf16", "fp16" or "int8"; None for that of the weights
     progress:bool=True, # Whether to show a progress bar if there are many batches
 ) -> np.ndarray: # In float32, of shape texts x hidden; for one text, of shape hidden
@@ -139,7 +139,7 @@ def hf_embed(self:Learner,
     pooling:str='mean', # How to combine the tokens' states: "mean", "cls" (the first token), "last" or "max"
     *,
     normalize:bool=False, # Whether to scale vectors to length 1
-    batch_tokens:int=None, # Maximum number of tokens in a batch, including padding; None for 1024 on a CPU, else 4096
+    batch_tokens:int=None, # Maximum number of tokens in a batch, including padding; None for 1024 on a CPU, else 16,384
     precision:str=None, # "fp32", "bf16", "fp16" or "int8"; None for that of the weights
 ) -> np.ndarray: # In float32, of shape texts x hidden; for one text, of shape hidden
     "Return the vectors of `texts`, in their order; raise `ValueError` for invalid texts, or a model without a body"
@@ -227,7 +227,7 @@ def __call__(self:HFEmbedder,
     texts, # A text or a pair of texts, or a list or column of them; pairs are tuples
     *,
     normalize:bool=False, # Whether to scale vectors to length 1
-    batch_tokens:int=None, # Maximum number of tokens in a batch, including padding; None for 1024 on a CPU, else 4096
+    batch_tokens:int=None, # Maximum number of tokens in a batch, including padding; None for 1024 on a CPU, else 16,384
     precision:str=None, # "fp32", "bf16", "fp16" or "int8"; None for that of the weights
 ) -> np.ndarray: # In float32, of shape texts x hidden; for one text, of shape hidden
     "Return the vectors of `texts`, in their order; raise `ValueError` for invalid texts"

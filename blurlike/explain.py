@@ -629,7 +629,7 @@ def explain(self:Learner,
     preds = quiet.hf_predict(texts, many=True, batch_tokens=batch_tokens)
     samples,res = as_samples(block, texts),[None]*len(preds)
     with torch.inference_mode(False), torch.enable_grad(), without_cudnn_attention():
-        explainer = Explainer(self, n_steps, batch_tokens or default_batch_tokens(model))
+        explainer = Explainer(self, n_steps, batch_tokens or default_batch_tokens(model, gpu=4096))
         batches = text_batches(explainer.block, samples, explainer.batch_tokens, at_least=2,
                                progress=progress and hasattr(self, 'progress'))
         for idxs,table,rows in batches:

@@ -22,7 +22,8 @@ from .core.compat import cache_of, place_columns, row_cache
 from .core.objects import forward_args, position_limit, prompt_length
 from .core.precision import evaluating
 from .core.ranks import alone
-from .predict import as_samples, as_several, check_errors, text_batches, with_errors
+from .predict import (
+    as_samples, as_several, check_errors, default_batch_tokens, text_batches, with_errors, within_memory)
 from .tasks.base import get_block
 from .tasks.generation import Generates
 
@@ -160,12 +161,14 @@ def _generate(task, block, model, samples, batch_tokens, precision, kwargs, prog
     "Return the generated texts for `samples`, in their order"
     device,preds,read = next(model.parameters()).device,[None]*len(samples),[]
     n,copies,room = _copies_and_room(model, kwargs)
+    batch_tokens = batch_tokens or default_batch_tokens(model, cpu=4096, gpu=65_536)
     batches = text_batches(block, samples, batch_tokens//copies, room, progress=progress, wrong=wrong)
+    def generated(idxs, table, rows):
+        inputs = task.collate_prompts(table, rows, block)
+        ids = _written(model, to_device(inputs.for_model(), device), kwargs, read)
+        return idxs,task.decode_generated(ids.cpu(), inputs, block)
     with evaluating(model, precision) as model, closing(batches):
-        for idxs,table,rows in batches:
-            inputs = task.collate_prompts(table, rows, block)
-            ids = _written(model, to_device(inputs.for_model(), device), kwargs, read)
-            written = task.decode_generated(ids.cpu(), inputs, block)
+        for idxs,written in within_memory(generated, batches, room):
             for j,i in enumerate(idxs): preds[i] = written[j] if n==1 else written[j*n:(j+1)*n]
     return preds
 
@@ -174,14 +177,14 @@ def _generate(task, block, model, samples, batch_tokens, precision, kwargs, prog
 def hf_generate(self:Learner,
     texts, # A text, or a list or column of texts, in the form that the learner was trained on
     *,
-    batch_tokens:int=4096, # Maximum number of tokens in a batch, including generated tokens, padding and beams
+    batch_tokens:int=None, # Maximum tokens in a batch, generated ones included; None for 4096 on a CPU, else 65,536
     many:bool=None, # Whether `texts` is a list of several texts; None to infer it
     precision:str=None, # Precision of the computation: "fp32", "bf16", "fp16" or "int8"; None for the weights' own
     errors:str='raise', # For texts that cannot be used: "raise" an error, "none" for None, "return" for the error
     **generate_kwargs # Passed to the model's `generate`, such as `num_beams`, `max_new_tokens`, `do_sample`
 ) -> dict|list: # The result for one text, or a list of results; a list per text if `num_return_sequences` is above 1
     "Generate texts from `texts`; raise `ValueError` for invalid texts and for a task that does not generate"
-    whole_number('batch_tokens', batch_tokens)
+    if batch_tokens is not None: whole_number('batch_tokens', batch_tokens)
     block,model,wrong = get_block(self.dls),get_model(self.model),check_errors(errors)
     task = block.task
     if not isinstance(task, Generates):

@@ -25,7 +25,8 @@ def launch(folder, *names, timeout=400):
     "Run functions of tests/ranks.py on two processes"
     env = os.environ | dict(ACCELERATE_USE_CPU='true', OMP_NUM_THREADS='1', TOKENIZERS_PARALLELISM='false',
                             PYTHONPATH=os.pathsep.join([str(HERE.parent), str(HERE)]))
-    command = [sys.executable, '-m', 'torch.distributed.run', '--nproc_per_node', '2', HERE/'ranks.py', folder, *names]
+    launcher = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node', '2']
+    command = [*launcher, HERE/'ranks.py', folder, *names]
     return subprocess.run(command, env=env, capture_output=True, text=True, timeout=timeout)
 
 

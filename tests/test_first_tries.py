@@ -102,7 +102,7 @@ def test_loaders_of_torch_train_with_the_callback(kind, loss_func, hf):
         preds,targs = learn.get_preds(dl=dls.valid)
     assert acc > .9
     assert targs.tolist() == [0, 1]*20
-    with torch.no_grad(): logits = hf.model.eval()(**hf.tokenizer(make_texts(2).text.tolist(), padding=True,
+    with torch.no_grad(): logits = hf.model.cpu().eval()(**hf.tokenizer(make_texts(2).text.tolist(), padding=True,
                                                                   return_tensors='pt')).logits
     wanted = logits if loss_func is HFLoss else logits.softmax(-1)
     assert preds[:2].flatten().tolist() == pytest.approx(wanted.flatten().tolist(), abs=1e-4)

@@ -143,12 +143,13 @@ def test_an_onnx_export_is_pushed_and_pulled(hub, pusher, puller, saved, tmp_pat
            path=str(tmp_path/'exported'))
     assert 'onnx/model.onnx' in pusher('res = HfApi().list_repo_files("ada/exported")')
     assert_same(puller('res = load_hf_learner("ada/exported").hf_predict(texts)', texts=TEXTS), saved[1])
-    pusher('HfApi().upload_file(path_or_fileobj=path, path_in_repo="onnx/other.onnx", repo_id="ada/moods")',
+    pusher('learn.push_to_hub("ada/both")')
+    pusher('HfApi().upload_file(path_or_fileobj=path, path_in_repo="onnx/other.onnx", repo_id="ada/both")',
            path=str(tmp_path/'exported'/'onnx'/'model.onnx'))
     hub.requests.clear()
-    assert_same(puller('res = load_hf_learner("ada/moods", onnx="onnx/other.onnx").hf_predict(texts)', texts=TEXTS),
+    assert_same(puller('res = load_hf_learner("ada/both", onnx="onnx/other.onnx").hf_predict(texts)', texts=TEXTS),
                 saved[1])
-    puller('load_hf_learner("ada/moods", device="cpu")')
+    puller('load_hf_learner("ada/both", device="cpu")')
 
 
 def test_a_push_deletes_the_onnx_files_of_an_older_model_and_keeps_others(hub, pusher, tmp_path):

@@ -34,7 +34,7 @@ from fastai.text.all import (
 )
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from transformers import AutoModelForSeq2SeqLM
+from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from blurlike.all import HFCallback, HFDataLoader, HFLoss, HFTextBlock, HFTextDataLoaders, find_batch_size, hf_learner
 from blurlike.core.compat import autocast_depth
@@ -491,3 +491,39 @@ def test_a_loader_without_lengths_is_named(hf, dls):
     batches = torch.utils.data.DataLoader([dict(input_ids=torch.ones(4, dtype=int), labels=torch.tensor(0))]*8)
     learn = Learner(DataLoaders(batches, batches), hf.model, HFLoss(), cbs=[HFCallback])
     with pytest.raises(ValueError, match=mentions('learn', 'DataLoader')): find_batch_size(learn)
+
+
+# predictions on a device with little memory
+
+class LittleMemory:
+    "Makes a model raise the error of a full device for large batches; keeps the sizes that fit"
+    def __init__(self, model, tokens):
+        self.tokens,self.sizes = tokens,[]
+        model.register_forward_pre_hook(self.check, with_kwargs=True)
+    def check(self, module, args, kwargs):
+        size = kwargs['input_ids'].numel()
+        if size > self.tokens: raise torch.OutOfMemoryError('CUDA out of memory.')
+        self.sizes.append(size)
+
+
+def test_predictions_continue_with_smaller_batches(learn, capsys):
+    texts = [f'the film {i}' + ' good'*(i%7) for i in range(60)]
+    expected = learn.hf_predict(texts)
+    limit = LittleMemory(learn.model, 100)
+    assert [o['score'] for o in learn.hf_predict(texts)] == pytest.approx([o['score'] for o in expected], abs=1e-6)
+    lines = capsys.readouterr().out.splitlines()
+    assert 1 <= len(lines) <= 6
+    assert min(limit.sizes[:-1]) > 25
+    limit.tokens = 2
+    with pytest.raises(torch.OutOfMemoryError): learn.hf_predict(texts)
+
+
+def test_generation_continues_with_smaller_batches():
+    hf = make_objects('gpt2', auto_model=AutoModelForCausalLM)
+    dls = HFTextDataLoaders.from_df(make_texts(40), hf, task='causal-lm', block_size=16, bs=8, seed=0, device='cpu')
+    learn = hf_learner(dls, hf.model)
+    texts = [f'the film {i}' for i in range(30)]
+    expected = learn.hf_generate(texts, max_new_tokens=3)
+    limit = LittleMemory(hf.model, 40)
+    assert learn.hf_generate(texts, max_new_tokens=3) == expected
+    assert limit.sizes

@@ -229,5 +229,5 @@ def test_rows_of_a_stream_with_changing_columns():
 
 def test_a_frame_and_its_dataset_give_the_same_rows():
     df = pd.DataFrame(dict(text=['a', 'b', 'c', 'd'], label=['x', 'y']*2))
-    a = HFTextDataLoaders.from_df(df, make_objects(), task=ONE, splits=([0, 1], [2, 3]))
+    a = HFTextDataLoaders.from_df(df, make_objects(), task=ONE, splits=([0, 1], [2, 3]), device='cpu')
     same(a, loaders(Dataset.from_pandas(df), splits=([0, 1], [2, 3])))

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from fastcore.script import call_parse
 
 from . import adapters, data, fixed, generation, prediction, ranks, scale, training
-from .common import section_text, write_section
+from .common import by_device, section_text, write_section
 
 ROUNDS = 5
 
@@ -55,5 +55,5 @@ def main(
         with redirect_stdout(sys.stderr): tables = section.module.measure(ROUNDS, **sizes)
         command = f"python -m benchmarks.speed{' --full' if full else ''} --only {name}"
         text = section_text(section.module.__doc__, tables, command)
-        write_section(out, name, text)
+        write_section(out, by_device(name, f'{name}, GPU'), text)
         print(f'\n{text}')

@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, pipeline
 from blurlike.all import HFTextDataLoaders, hf_learner, smollm2_checkpoint
 
 from ..parity.common import VOCAB, fresh
-from .common import alternate, device, medians, ratio_row, reviews, timed
+from .common import alternate, batch_sizes, device, medians, ratio_row, reviews, timed
 
 WORDS = 100 # Maximum number of words per text
 INSTRUCTION = """You are a careful film critic. Read the review and decide whether its writer liked the film. Consider
@@ -70,8 +70,9 @@ def contestants(
     tokenizer,kwargs = deepcopy(learn.dls.hf_block.hf_tokenizer),dict(max_new_tokens=tokens, do_sample=False)
     tokenizer.padding_side = 'left'
     pipe = pipeline('text-generation', model=learn.model.eval(), tokenizer=tokenizer, device=device())
-    writes = {'hf_generate': partial(by_learner, learn, **kwargs),
-              **{f'pipeline, batch_size={o}': partial(by_pipeline, pipe, batch_size=o, **kwargs) for o in (1, 8, 32)}}
+    writes = {'hf_generate': partial(by_learner, learn, **kwargs)}
+    writes |= {f'pipeline, batch_size={o}': partial(by_pipeline, pipe, batch_size=o, **kwargs)
+               for o in batch_sizes()[1:]}
     reference = by_pipeline(pipe, texts, 1, **kwargs)
     return {k: partial(run, f, texts, reference) for k,f in writes.items()}
 

@@ -24,9 +24,10 @@ def run(
 ) -> dict: # Numbers
     "Train in new processes, and return the steps per second"
     env = os.environ | dict(ACCELERATE_USE_CPU='true', OMP_NUM_THREADS=str(threads), TOKENIZERS_PARALLELISM='false')
-    launcher = ['-m', 'torch.distributed.run', '--nproc_per_node', str(processes)] if processes > 1 else []
+    launcher = ['-m', 'torch.distributed.run', '--standalone', '--nproc_per_node', str(processes)]
     script = ['-m', 'benchmarks.speed.rank_steps', str(rows), str(bs//processes)]
-    out = subprocess.run([sys.executable, '-W', 'ignore', *launcher, *script], cwd=ROOT, env=env, check=True,
+    command = [*(launcher if processes > 1 else []), *script]
+    out = subprocess.run([sys.executable, '-W', 'ignore', *command], cwd=ROOT, env=env, check=True,
                          stdout=subprocess.PIPE, text=True).stdout
     return {'steps/s': float(out.strip().splitlines()[-1])}
 

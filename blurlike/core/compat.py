@@ -6,9 +6,9 @@
 __all__ = ['end_cleanup', 'release_lock', 'epoch_loop', 'run_epochs', 'take_step', 'item_pipeline', 'type_transforms',
            'epoch_indices', 'set_input_count', 'has_shuffle_buffer', 'has_model_class', 'model_classes',
            'no_model_bars', 'quiet_load_report', 'remove_capture_hooks', 'idle_settings', 'has_pre_hook',
-           'undeclared_sharing', 'entity_pipeline', 'fill_mask', 'cache_of', 'row_cache', 'place_columns',
-           'has_native_arithmetic', 'has_fast_bf16', 'has_int8_dot_products', 'int8_linear', 'keep_loaders',
-           'autocast_depth', 'keep_4bit_weights']
+           'compile_calls', 'undeclared_sharing', 'entity_pipeline', 'fill_mask', 'cache_of', 'row_cache',
+           'place_columns', 'has_native_arithmetic', 'has_fast_bf16', 'has_int8_dot_products', 'int8_linear',
+           'keep_loaders', 'autocast_depth', 'keep_4bit_weights']
 
 # %% ../../nbs/core/01_compat.ipynb #09eaaece
 import logging
@@ -166,6 +166,18 @@ def has_pre_hook(
 ) -> bool:
     "Return whether `hook` is called before the model's `forward`"
     return hook in model._forward_pre_hooks.values()
+
+# %% ../../nbs/core/01_compat.ipynb #b7cb6423
+def compile_calls(
+    model:nn.Module, # A Hugging Face model
+):
+    "Compile `model`, for inputs of any shape; calls with a cache, as in `generate`, are not compiled"
+    compiled = torch.compile(model._call_impl, dynamic=True)
+    def call(*args, **kwargs):
+        if kwargs.get('use_cache'): return model._call_impl(*args, **kwargs)
+        with torch._dynamo.config.patch(skip_nnmodule_hook_guards=False, recompile_limit=64):
+            return compiled(*args, **kwargs)
+    model._compiled_call_impl = call
 
 # %% ../../nbs/core/01_compat.ipynb #4b2626ab
 def undeclared_sharing(

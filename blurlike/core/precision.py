@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['DTYPES', 'check_precision', 'best_precision', 'train_in_fp32', 'shared_context', 'in_int8', 'without_cudnn_attention',
-           'evaluating']
+           'evaluating', 'is_out_of_memory']
 
 # %% ../../nbs/core/04_precision.ipynb #a81b1555
 import warnings
@@ -184,3 +184,13 @@ def evaluating(
     with _evaluation_mode(model):
         m = in_int8(model) if int8 else model # before inference mode, whose tensors could not be reused elsewhere
         with torch.inference_mode(), autocast, without_cudnn_attention(): yield m
+
+# %% ../../nbs/core/04_precision.ipynb #c8513ffb
+_NO_MEMORY = ('out of memory', "can't allocate memory", 'not enough memory', 'alloc_failed', 'bad_alloc')
+
+def is_out_of_memory(
+    e:BaseException, # Any exception
+) -> bool:
+    "Return whether `e` was raised because a device ran out of memory"
+    if isinstance(e, (torch.OutOfMemoryError, MemoryError)): return True
+    return isinstance(e, RuntimeError) and any(o in str(e).lower() for o in _NO_MEMORY)

@@ -87,7 +87,7 @@ def check_weights_kept(
 
 # %% ../../nbs/ship/71_save.ipynb #18c2c013
 ONNX_FILES = 'onnx/model.onnx','onnx/model_quantized.onnx' # With fp32 weights, and with int8 weights
-TOKENIZER_FILES = '*.spm', '*.codes', '*.tokenizer', '*.tiktoken' # of a few tokenizers
+TOKENIZER_FILES = '*.spm', '*.codes', '*.tokenizer', '*.tiktoken', 'dict.txt' # of a few tokenizers
 
 MODEL_FILES = (*TOKENIZER_FILES,
                'config.json', 'generation_config.json', '*.safetensors', '*.safetensors.index.json', 'pytorch_model*',

@@ -21,6 +21,7 @@ from fastai.torch_basics import L, delegates, patch
 from torch.amp import GradScaler, autocast
 
 from ..core.checks import brief, check_options, fraction, preview, print_once, suggest
+from ..core.compat import compile_calls
 from ..core.objects import has_adapters, load_hf_config, load_hf_model, replace_head, runs_own_code
 from ..core.precision import DTYPES, check_precision
 from ..tasks.base import get_block
@@ -169,6 +170,7 @@ def hf_learner(
     peft_config=None, # A peft configuration, such as `LoraConfig(r=8)`: adds adapters and freezes the base model
     lora:bool=False, # Whether to add a LoRA adapter with default settings
     gradient_checkpointing:bool=False, # Whether to save memory by computing activations again in the backward pass
+    compile:bool=False, # Whether to compile the model with `torch.compile`, for long runs in bf16 on a GPU
     cbs=None, # More callbacks
     **kwargs
 ) -> Learner:
@@ -180,6 +182,7 @@ def hf_learner(
     check_adapters(peft_config, lora, model)
     model = _model_for(dls, model, config_kwargs, model_kwargs, new_head)
     model = _prepared(model, peft_config, lora, gradient_checkpointing, block).to(dls.device)
+    if compile: compile_calls(model)
     if lr is None: lr = 1e-3 if has_adapters(model) else 5e-5
     if has_adapters(model) and splitter is not hf_splitter: splitter = partial(adapter_groups, splitter)
     if metrics is None: metrics = task.metrics()

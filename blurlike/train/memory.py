@@ -28,7 +28,7 @@ from torch import nn
 from ..core.checks import print_line, whole_number
 from ..core.ranks import alone, from_ranks, n_ranks
 from ..data.loader import HFDataLoader
-from .callback import is_out_of_memory
+from ..core.precision import is_out_of_memory
 from ..text.tokens import TokenTable
 
 # %% ../../nbs/train/64_memory.ipynb #77c029c8
