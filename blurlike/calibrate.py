@@ -34,7 +34,7 @@ def scaled(
 # %% ../nbs/55_calibrate.ipynb #12d707a0
 def flat_targets(
     preds, # Logits, rows x ... x classes, or a list of rows
-    targs, # Targets, rows x ..., or a list of rows; for several labels, of the shape of `preds`
+    targs, # Targets, rows x ..., or a list of rows; for multi-label tasks, of the shape of `preds`
 ) -> tuple[Tensor, Tensor]: # Logits, targets x classes, and targets
     "Return the logits and targets of all positions that have a target"
     if not isinstance(preds, Tensor) and preds[0].ndim==1: # choices
@@ -45,8 +45,8 @@ def flat_targets(
 
 # %% ../nbs/55_calibrate.ipynb #4e3ca949
 def mean_nll(
-    logits, # Targets x classes; for several labels, texts x labels
-    targs, # Classes; for several labels 0 and 1, of the shape of `logits`
+    logits, # Targets x classes; for multi-label tasks, texts x labels
+    targs, # Classes; for multi-label tasks 0 and 1, of the shape of `logits`
     temperature:float=1., # What the logits are divided by
 ) -> float:
     "Return the mean negative log-likelihood of targets"
@@ -59,7 +59,7 @@ def outcomes(
     targs, # As for `mean_nll`
     temperature:float=1., # What the logits are divided by
 ) -> tuple: # Arrays of the same length
-    "Return the probability of each prediction, and whether it is right; for several labels, of each label"
+    "Return the probability of each prediction, and whether it is right; in multi-label tasks, of each label"
     logits = logits.double()/temperature
     if targs.is_floating_point(): return logits.sigmoid().flatten().numpy(),targs.flatten().numpy() > 0.5
     probs,preds = logits.softmax(-1).max(-1)

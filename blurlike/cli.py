@@ -284,11 +284,13 @@ def predict(
     "Run the model on each line of a file, and print predictions as JSON; or on the rows of --input, into --output"
     whole_number('chunk', chunk)
     _check_encoding(encoding)
+    options = _options(option)
+    if own := [o for o in options if o in {*signature(predict).parameters, 'many'}]:
+        raise ValueError(f"option={own[0]!r} belongs to the command, not to hf_predict: see blurlike predict --help.")
     if input or output:
         return _score(input, output, model, file, jsonl, explain, encoding=encoding, engine=engine, prefix=prefix,
-                      text_col=_columns(text_col), generate=generate, **_options(option))
+                      text_col=_columns(text_col), generate=generate, **options)
     if file: _check_file('file', file)
-    options = _options(option)
     from tqdm import tqdm
 
     from blurlike.all import get_block, load_hf_learner

@@ -9,6 +9,7 @@ __all__ = ['POOLINGS', 'pool', 'text_body', 'Embedding', 'embedding_block', 'uni
 # %% ../nbs/53_embed.ipynb #aca0ecce
 import inspect
 import json
+from collections.abc import Iterator
 from contextlib import suppress
 from copy import copy
 from pathlib import Path
@@ -158,17 +159,20 @@ def _json_of(checkpoint, name):
 # %% ../nbs/53_embed.ipynb #352bd584
 _THEIRS = dict(lasttoken='last') # sentence-transformers' names, where they differ from ours
 
+def _layers(checkpoint):
+    "Return the types of the layers that sentence-transformers applies"
+    return [o['type'].split('.')[-1] for o in _json_of(checkpoint, 'modules.json')]
+
 def stored_pooling(
     checkpoint:str|Path, # A model name on the Hub or a local folder
 ) -> str: # "mean" if it has no files of sentence-transformers
     "Return the pooling of `checkpoint`; raise `ValueError` if it is not in `POOLINGS`, or other layers follow"
-    layers = [o['type'].split('.')[-1] for o in _json_of(checkpoint, 'modules.json')]
     info = _json_of(checkpoint, '1_Pooling/config.json')
     old = [k.removeprefix('pooling_mode_').removesuffix('_tokens').removesuffix('_token') for k,v in info.items()
            if k.startswith('pooling_mode_') and v is True]
     modes = info.get('pooling_mode') or old or ['mean']
     modes = [_THEIRS.get(o, o) for o in ([modes] if isinstance(modes, str) else modes)]
-    theirs = [o for o in layers if o not in ('Transformer', 'Pooling', 'Normalize')]
+    theirs = [o for o in _layers(checkpoint) if o not in ('Transformer', 'Pooling', 'Normalize')]
     if len(modes)==1 and modes[0] in POOLINGS and not theirs: return modes[0]
     raise ValueError(f"checkpoint={str(checkpoint)!r} uses {preview([*modes, *theirs])} after the model, which only "
                      f"sentence-transformers supports: pass pooling= with one of {', '.join(map(repr, POOLINGS))}.")
@@ -210,6 +214,7 @@ class HFEmbedder:
     ):
         trust = dict(trust_remote_code=trust_remote_code)
         task = Embedding(stored_pooling(checkpoint) if pooling is None else pooling)
+        self.normalize = 'Normalize' in _layers(checkpoint)
         config = _config_of(checkpoint, trust)
         tokenizer = load_hf_tokenizer(checkpoint, config, **trust)
         self.model = load_body(checkpoint, config, model_kwargs, **trust).to(device or default_device()).eval()
@@ -219,18 +224,20 @@ class HFEmbedder:
 
     def __repr__(self):
         block = self.block
-        return f"HFEmbedder({block.hf_arch}, pooling={block.task.pooling!r}, max_length={block.max_length})"
+        return (f"HFEmbedder({block.hf_arch}, pooling={block.task.pooling!r}, max_length={block.max_length}, "
+                f"normalize={self.normalize})")
 
 # %% ../nbs/53_embed.ipynb #432b6432
 @patch
 def __call__(self:HFEmbedder,
     texts, # A text or a pair of texts, or a list or column of them; pairs are tuples
     *,
-    normalize:bool=False, # Whether to scale vectors to length 1
+    normalize:bool=None, # Whether to scale vectors to length 1; None to do so if the checkpoint does
     batch_tokens:int=None, # Maximum number of tokens in a batch, including padding; None for 1024 on a CPU, else 16,384
     precision:str=None, # "fp32", "bf16", "fp16" or "int8"; None for that of the weights
 ) -> np.ndarray: # In float32, of shape texts x hidden; for one text, of shape hidden
     "Return the vectors of `texts`, in their order; raise `ValueError` for invalid texts"
+    if normalize is None: normalize = self.normalize
     return embed_texts(texts, self.model, self.block, normalize, batch_tokens, precision)
 
 # %% ../nbs/53_embed.ipynb #9a63ac59
@@ -241,6 +248,7 @@ class HFIndex:
         embed, # A learner, an `HFEmbedder`, or another function of texts that returns vectors
         vectors=None, # The vectors of `texts`, if you have them already; None to compute them
     ):
+        if isinstance(texts, Iterator): texts = list(texts)
         if isinstance(texts, str) or hasattr(texts, 'columns') or not len(texts):
             raise ValueError(f"texts={brief(texts) if isinstance(texts, str) else type(texts).__name__ + '(...)'} must "
                              "be a list or column with at least one text.")

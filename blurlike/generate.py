@@ -140,21 +140,38 @@ def _tokens_left(model, inputs):
     if 'position_ids' not in forward_args(model): used = torch.full_like(used, inputs['input_ids'].shape[1])
     return (position_limit(model) or 2**40) - used
 
+# %% ../nbs/52_generate.ipynb #ab1009df
+_PLAIN_INPUTS = {'input_ids', 'attention_mask'}
+
+def _sequences(out): return getattr(out, 'sequences', out)
+
+def _write_by_room(model, inputs, tokens, kwargs):
+    "Return the ids that `generate` generates, from one call for each number of `tokens` that rows may generate"
+    written = {}
+    for n in tokens.unique().tolist():
+        rows = (tokens==n).nonzero()[:,0]
+        run = {k: v[rows] for k,v in inputs.items()} | kwargs | dict(max_new_tokens=n, max_length=None)
+        ids = _sequences(model.generate(**run))
+        copies = len(ids)//len(rows)
+        written |= {(r, j): ids[i*copies+j] for i,r in enumerate(rows.tolist()) for j in range(copies)}
+    return [written[o] for o in sorted(written)]
+
 # %% ../nbs/52_generate.ipynb #57ed8932
 def _written(model, inputs, kwargs, read):
     "Return the ids that `generate` generates for a batch; `read` keeps what its prompts begin with for the next batch"
-    asked = _greedy_settings(model, kwargs)
-    plain = not model.config.is_encoder_decoder and not prompt_length(model)
-    if asked is not None and plain and set(inputs)=={'input_ids', 'attention_mask'}:
-        tokens = _tokens_left(model, inputs).clamp(max=asked['max_new_tokens'])
-        ends = asked.get('eos_token_id')
-        ends = [] if ends is None else ends if isinstance(ends, list) else [ends]
-        pad = asked.get('pad_token_id')
-        if tokens.min() > 0 and pad is not None and len(tokens) > 1 and row_cache(model, forward_args(model)):
+    asked,settings = _greedy_settings(model, kwargs),vars(model.generation_config) | kwargs
+    most,pad = settings.get('max_new_tokens'),settings.get('pad_token_id')
+    plain = not model.config.is_encoder_decoder and not prompt_length(model) and 'generation_config' not in kwargs
+    if plain and most and pad is not None and len(inputs['input_ids']) > 1 and set(inputs) == _PLAIN_INPUTS:
+        tokens = _tokens_left(model, inputs).clamp(max=most)
+        ids = None
+        if asked is not None and tokens.min() > 0 and row_cache(model, forward_args(model)):
+            ends = settings.get('eos_token_id')
+            ends = [] if ends is None else ends if isinstance(ends, list) else [ends]
             ids = _write_greedily(model, inputs, tokens, ends, kwargs, read)
-            return pad_sequence(ids, batch_first=True, padding_value=pad)
-    ids = model.generate(**inputs, **_within_limit(model, kwargs))
-    return getattr(ids, 'sequences', ids)
+        elif tokens.min() < tokens.max(): ids = _write_by_room(model, inputs, tokens.clamp(min=1), kwargs)
+        if ids is not None: return pad_sequence(ids, batch_first=True, padding_value=pad)
+    return _sequences(model.generate(**inputs, **_within_limit(model, kwargs)))
 
 # %% ../nbs/52_generate.ipynb #44d8815c
 def _generate(task, block, model, samples, batch_tokens, precision, kwargs, progress=True, wrong=None):

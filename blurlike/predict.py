@@ -20,7 +20,7 @@ from fastai.torch_basics import master_bar, noop, patch, to_device
 from fastai.torch_core import get_model
 
 from .calibrate import scaled, temperature_of
-from .core.checks import brief, check_options, one_of, whole_number
+from .core.checks import brief, check_options, one_of, print_line, whole_number
 from .core.inputs import can_redraw, with_progress
 from .core.objects import forward_kwargs
 from .core.precision import evaluating, is_out_of_memory
@@ -145,7 +145,7 @@ def within_memory(
             except Exception as e:
                 if n==1 or not is_out_of_memory(e): raise
                 most = n*longest//2
-                print(f"A batch of {n*longest:,} tokens does not fit in memory: continuing with at most {most:,}.")
+                print_line(f"Out of memory in a batch of {n*longest:,} tokens: continuing with at most {most:,}.")
             else:
                 yield result
                 idxs,rows = idxs[n:],rows[n:]

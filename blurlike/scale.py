@@ -351,8 +351,8 @@ def _opened(out, info):
         locked = lock_file(file, f'out={str(out)!r}')
         file.seek(0)
         try: old = json.loads(file.read() or '{}')
-        except ValueError as e:
-            raise ValueError(f"out={str(out)!r} has a damaged {MANIFEST}: delete the folder.") from e
+        except ValueError: old = None
+        if not isinstance(old, dict): raise ValueError(f"out={str(out)!r} has a damaged {MANIFEST}: delete the folder.")
         if changed := [k for k in info if old and info[k]!=old.get(k)]:
             raise ValueError(f"out={str(out)!r} holds the scores of another run: {', '.join(changed)} differ. Choose "
                              "another folder, or delete this one.")
@@ -412,8 +412,8 @@ def _run(engine, scorer, args, chunks, out, workers):
             done,wrong = done + len(preds),wrong + len(preds) - preds[-1].null_count
             if wrong: bar.set_postfix(errors=wrong)
     before = f'; the other {chunks.n_rows-done:,} were complete already' if done < chunks.n_rows else ''
-    errors = f" {wrong:,} of them could not be predicted: see the column {preds.column_names[-1]!r}." if wrong else ''
-    print_line(f"Scored {done:,} rows{before}.{errors}")
+    errors = f', of which {wrong:,} could not be predicted: see the column {preds.column_names[-1]!r}' if wrong else ''
+    print_line(f"Scored {done:,} rows{before}{errors}.")
 
 # %% ../nbs/82_scale.ipynb #169a6705
 def score(

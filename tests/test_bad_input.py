@@ -589,3 +589,11 @@ def test_a_misspelt_folder_is_suggested(tmp_path, monkeypatch):
     (tmp_path/'my_model').mkdir()
     monkeypatch.chdir(tmp_path)
     with pytest.raises(OSError, match=mentions("path='my_modle'", "'my_model'")): load_hf_learner('my_modle')
+
+
+def test_new_rows_in_other_forms(dls, df):
+    with pytest.raises(TypeError, match=mentions('test_items', 'DatasetDict')):
+        dls.test_dl(DatasetDict(train=Dataset.from_pandas(df)))
+    with pytest.raises(TypeError, match=mentions('test_items', 'dict')): dls.test_dl(dict(text=['a']))
+    lazy = dls.test_dl(o for o in df.text[:5])
+    assert [o[0]['input_ids'].tolist() for o in lazy] == [o[0]['input_ids'].tolist() for o in dls.test_dl(df.text[:5])]

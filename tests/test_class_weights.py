@@ -210,3 +210,19 @@ def test_a_run_does_not_continue_with_other_weights(dls, hf, tmp_path):
         with learn.no_bar(), learn.no_logging(): learn.fit(1, cbs=HFCheckpoint(tmp_path))
     fit_with(dict(good=2.))
     with pytest.raises(ValueError, match=mentions('class_weights=[1.0, 2.0]')): fit_with(dict(good=3.))
+
+
+def test_weights_and_thresholds_do_not_pass_to_labels_in_another_order():
+    hf = make_objects()
+    def data(vocab): return HFTextDataLoaders.from_df(make_texts(20), hf, seed=0, bs=4, device='cpu', vocab=vocab)
+    learn = hf_learner(data(['bad', 'good']), hf.model, class_weight=dict(bad=3.))
+    learn.hf_predict('a film')
+    learn.dls = data(['good', 'bad'])
+    with pytest.raises(ValueError, match=mentions("'good', 'bad'", "'bad', 'good'", 'class weights')):
+        learn.hf_predict('a film')
+    learn.dls = data(['bad', 'good'])
+    learn.hf_predict('a film')
+    plain = hf_learner(data(['bad', 'good']), hf.model)
+    pred = plain.hf_predict('a film')
+    plain.dls = data(['good', 'bad'])
+    assert plain.hf_predict('a film')['probs'] == pytest.approx(pred['probs'][::-1])

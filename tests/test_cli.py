@@ -4,6 +4,7 @@ import re
 import subprocess
 import sys
 import threading
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -12,6 +13,7 @@ from conftest import mentions
 from test_load import quiet
 from test_matrix import assert_same, frame, make_learner
 
+from blurlike import cli
 from blurlike.cli import _options, read_table, run
 
 TEXTS = ['the film warm', 'the plot dull the cast sour', '', 'the score lovely']
@@ -389,3 +391,34 @@ def test_the_folder_of_vectors_is_checked_first(models, tmp_path, capsys):
     args = ['embed', models['sequence-classification'][0], '--out', str(tmp_path/'none'/'a.npy')]
     assert run(args) == 1
     assert re.search(mentions('--out=', 'none'), capsys.readouterr().err)
+
+
+def test_a_full_device_is_one_line(monkeypatch, capsys):
+    def fail(file): raise RuntimeError('CUDA out of memory. Tried to allocate 20.00 MiB.\nmore')
+    monkeypatch.setitem(cli._COMMANDS, 'env', fail)
+    monkeypatch.setattr(cli, '_parse_args', lambda *_: SimpleNamespace(file='a'))
+    assert run(['env']) == 1
+    error = capsys.readouterr().err
+    assert error.count('\n') == 1
+    assert 'CUDA out of memory' in error
+    def break_down(file): raise RuntimeError('a bug')
+    monkeypatch.setitem(cli._COMMANDS, 'env', break_down)
+    with pytest.raises(RuntimeError, match='a bug'): run(['env'])
+
+
+def test_each_line_can_be_a_chat(models, capsys, tmp_path):
+    folder,learn = models['causal-lm']
+    chats = [[dict(role='user', content=o)] for o in ('the film', 'the plot')]
+    learn.dls.hf_block.hf_tokenizer.chat_template = "{% for o in messages %}{{ o['content'] + ' ' }}{% endfor %}"
+    folder = learn.save_pretrained(tmp_path/'chat')
+    (tmp_path/'chats.jsonl').write_text(''.join(json.dumps(o) + '\n' for o in chats))
+    assert run(['predict', str(folder), '--generate', '--jsonl', '--option', 'max_new_tokens=3,do_sample=false',
+                '--file', str(tmp_path/'chats.jsonl')]) == 0
+    expected = [learn.hf_generate(o, max_new_tokens=3, do_sample=False) for o in chats]
+    assert_same(answers(capsys.readouterr().out), json.loads(json.dumps(expected)))
+
+
+@pytest.mark.parametrize('option', ['many', 'prefix', 'chunk'])
+def test_options_of_the_command_are_no_options_of_the_prediction(models, capsys, option):
+    assert run(['predict', models['sequence-classification'][0], '--option', f'{option}=1']) == 1
+    assert re.match(mentions('--option=', repr(option)), capsys.readouterr().err)

@@ -203,3 +203,18 @@ def test_columns_go_to_their_places():
     assert layer.values[:,0,:,0].tolist() == [[0, 1, 2], [0, 0, 1]]
     assert layer.keys.shape == (2, 1, 3, 2)
     assert layer.keys[1,0].tolist() == [[0, 1], [0, 1], [2, 3]]
+
+
+@pytest.mark.parametrize('kwargs', [dict(num_beams=2), dict(num_beams=3, num_return_sequences=2),
+                                    dict(repetition_penalty=1.5)])
+@pytest.mark.parametrize('left', [40, 4, 1])
+def test_a_long_prompt_does_not_shorten_other_texts(left, kwargs):
+    model = decoder('gpt2')
+    n,copies = model.config.n_positions,kwargs.get('num_return_sequences', 1)
+    prompts = [[7]*(n-left), [8]*(n-41), [9, 8]*4]
+    with torch.inference_mode(): ids = _written(model, batch(prompts), dict(max_new_tokens=20) | kwargs, [])
+    assert len(ids) == copies*len(prompts)
+    for prompt,rows in zip(prompts, ids[:,n-left:].reshape(len(prompts), copies, -1).tolist(), strict=True):
+        most = min(20, n-len(prompt))
+        alone = model.generate(torch.tensor([prompt]), max_new_tokens=most, **kwargs)[:,len(prompt):].tolist()
+        assert rows == [o + [0]*(len(rows[0])-len(o)) for o in alone]

@@ -456,3 +456,17 @@ def test_a_model_that_was_loaded_separately_gets_the_padding_token(df):
     texts = df.text[:8].tolist()
     alone = [learn.hf_predict(o)['probs'] for o in texts]
     np.testing.assert_allclose([o['probs'] for o in learn.hf_predict(texts)], alone, atol=1e-5)
+
+
+def test_an_optimizer_of_torch_is_wrapped(dls, hf):
+    learn = hf_learner(dls, hf.model, opt_func=torch.optim.SGD, lr=.1)
+    learn.create_opt()
+    assert type(learn.opt.opt) is torch.optim.SGD
+    assert learn.opt.hypers[-1]['lr'] == .1
+    with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(1, slice(1e-3, 1e-2), wd=.01)
+    assert learn.opt.hypers[0]['wd'] == .01
+
+
+@pytest.mark.parametrize('lr', [slice(1e-5, 1e-3), 0, -1., '1e-3'])
+def test_a_wrong_learning_rate_is_named(dls, hf, lr):
+    with pytest.raises(ValueError, match=mentions('lr=', repr(lr)[:5])): hf_learner(dls, hf.model, lr=lr)

@@ -522,7 +522,7 @@ def test_the_command_line(models, rows, tmp_path, capsys):
     model,learn = models('sequence-classification')
     rows.to_csv(tmp_path/'a.csv', index=False)
     args = ['predict', str(model), '--input', str(tmp_path/'a.csv'), '--output', str(tmp_path/'out')]
-    for line in (['60 rows', '3 of them', "'error'"], ['0 rows', 'the other 60']):
+    for line in (['60 rows', 'which 3', "'error'"], ['0 rows', 'the other 60']):
         assert run([*args, '--option', 'batch_tokens=512']) == 0
         assert re.search(mentions(*line), capsys.readouterr().err)
     assert_scores(tmp_path/'out', rows, learn)
@@ -546,3 +546,11 @@ def test_numbers_that_would_be_rounded_are_written_as_text(tmp_path, capsys):
     assert found['u'] == [str(2**63), '-1']
     assert found['n'] == [1., .5]
     assert re.search(mentions('id', 'u', 'text'), capsys.readouterr().out)
+
+
+@pytest.mark.parametrize('content', ['{', '[1]'])
+def test_a_damaged_manifest_is_named(models, rows, tmp_path, content):
+    folder,_ = models('sequence-classification')
+    score(Dataset.from_pandas(rows), folder, tmp_path/'out')
+    (tmp_path/'out'/MANIFEST).write_text(content)
+    with pytest.raises(ValueError, match=mentions(MANIFEST)): score(Dataset.from_pandas(rows), folder, tmp_path/'out')

@@ -286,3 +286,11 @@ def test_callbacks_of_the_learner_that_need_an_epoch_of_training(tmp_path):
     found.learn.remove_cbs([o for o in found.learn.cbs if isinstance(o, (SaveModelCallback, CSVLogger))])
     check_best(found)
     assert len((tmp_path/'log.csv').read_text().splitlines()) == 2 # a header and an epoch
+
+
+@pytest.mark.parametrize('content', ['not a database', None])
+def test_a_storage_that_is_no_database_is_refused(tmp_path, content):
+    path = tmp_path/'search.db'
+    path.mkdir() if content is None else path.write_text(content)
+    with pytest.raises(ValueError, match=mentions('storage=', 'search.db')): search(n_trials=1, storage=path)
+    assert path.is_dir() or path.read_text() == content

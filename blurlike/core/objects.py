@@ -365,7 +365,7 @@ def inner_model(
 def prompt_length(
     model:nn.Module, # Any module
 ) -> int: # Tokens; 0 if there are none
-    "Return how many learned tokens peft puts before the inputs of `model`"
+    "Return how many virtual tokens peft puts before the inputs of `model`"
     config = getattr(model, 'active_peft_config', None)
     return config.num_virtual_tokens if config is not None and config.is_prompt_learning else 0
 

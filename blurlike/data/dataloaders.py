@@ -8,6 +8,7 @@ __all__ = ['make_block', 'HFTextDataLoaders', 'csv_columns', 'ReadText']
 # %% ../../nbs/data/42_dataloaders.ipynb #6b07a19d
 import inspect
 import itertools
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -115,7 +116,8 @@ def _checked_pct(valid_pct):
 # %% ../../nbs/data/42_dataloaders.ipynb #904c56c4
 def _random_split(n, valid_pct, seed):
     "Return arrays of the positions of training and validation rows, the same in all ranks"
-    cut = int(_checked_pct(valid_pct)*n)
+    pct = _checked_pct(valid_pct)
+    cut = min(max(1, int(pct*n)), n-1) if pct and n else 0
     if seed is not None: torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(0) if seed is None and n_ranks() > 1 else None
     idxs = torch.randperm(n, generator=generator).numpy()
@@ -627,6 +629,10 @@ def test_dl(self:DataLoaders,
         if isinstance(test_items, IterableDataset):
             raise ValueError("test_items is a stream: pass rows, such as Dataset.from_list(list(stream.take(1000)), "
                              "features=stream.features).")
+        if isinstance(test_items, dict):
+            raise TypeError(f"test_items={type(test_items).__name__}(...) must be rows: pass one of the values of the "
+                            "dict, or a DataFrame.")
+        if isinstance(test_items, Iterator): test_items = list(test_items)
         if isinstance(test_items, Dataset): test_items = DatasetItems(test_items)
         if isinstance(test_items, pd.DataFrame): test_items, = _string_names(test_items)
         skip = _check_items(self, test_items, with_labels)

@@ -544,7 +544,7 @@ def with_decodes(
     loss_func, # A loss
     task:Task, # The task
 ): # The loss itself, unless it is the module of PyTorch that is in the task's own loss
-    "Return a loss of PyTorch in fastai's form, which has activations and decodes predictions"
+    "Return a PyTorch loss in fastai's form, which has activations and decodes predictions"
     flat = task.loss_func()
     if type(flat) is type(loss_func) or type(inner_loss(flat)) is not type(loss_func): return loss_func
     flat.func = loss_func
@@ -554,7 +554,7 @@ def with_decodes(
 # %% ../../nbs/tasks/20_base.ipynb #b7bfcfd9
 def loss_weights(
     loss_func, # A loss
-) -> list[float]|None: # For several labels, the weights of the rows with a label; None without weights
+) -> list[float]|None: # For multi-label tasks, the weights of the rows with a label; None without weights
     "Return the class weights of a loss"
     found = [loss_setting(loss_func, o) for o in ('weight', 'pos_weight')]
     return next((o.tolist() for o in found if isinstance(o, Tensor)), None)

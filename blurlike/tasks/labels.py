@@ -157,7 +157,7 @@ def move_outputs(
     if has_adapters(model) and not any(re.search(_COPIES, k) for k in heads):
         raise ValueError(f"The classes of {type(model).__name__} are {preview(had)}, in a different order from the "
                          f"data's, and its head is not saved with the adapters: pass vocab={had}, or "
-                         f"modules_to_save={[k.partition('.')[0] for k in heads]} to the configuration of peft.")
+                         f"modules_to_save={[k.partition('.')[0] for k in heads]} to the peft configuration.")
     with torch.no_grad():
         for m in heads.values():
             for p in m.parameters(): p.copy_(p[order])

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['as_plain', 'CellReader', 'CellsReader', 'as_list', 'ListReader', 'reader', 'columns_of', 'plain_columns', 'FrameRows',
            'class_names', 'with_class_names', 'unformatted', 'DatasetItems', 'SampleReader', 'StreamRows',
-           'StreamSamples', 'sample_reader', 'read_targets', 'never_changes', 'row_name', 'first_row', 'WrongRows',
-           'SampleProblems', 'read_rows']
+           'StreamSamples', 'sample_reader', 'read_targets', 'never_changes', 'own_transforms', 'row_name', 'first_row',
+           'WrongRows', 'SampleProblems', 'read_rows']
 
 # %% ../../nbs/text/10_rows.ipynb #4da55a7a
 import itertools
@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 from fastai.data.core import Datasets
 from fastai.data.transforms import Categorize, ColReader
-from fastai.torch_basics import GetAttr, L, is_listy, noop
+from fastai.torch_basics import GetAttr, L, get_first, is_listy, noop
 from fasttransform import Transform, compose_tfms
 
 from ..core.checks import preview
@@ -325,6 +325,17 @@ def never_changes(
     tls,ds = getattr(dataset, 'tls', None),getattr(getattr(dataset, 'items', None), 'ds', None)
     if _has_transform(ds): return False
     return bool(tls) and all(_is_known(f) for o in tls for f in o.tfms.fs)
+
+# %% ../../nbs/text/10_rows.ipynb #a0340142
+def own_transforms(
+    dls, # `DataLoaders`
+) -> list[str]:
+    "Return the names of the transforms of texts that neither fastai nor blurlike defines, except random ones"
+    tls,after = getattr(dls.train_ds, 'tls', None),getattr(dls.train, 'after_item', None)
+    items = tls[0].items if tls else ()
+    start = 0 if len(items) and isinstance(get_first(items), str) else 1 # the first function reads a row
+    fs = [*(tls[0].tfms.fs[start:] if tls else ()), *getattr(after, 'fs', ())]
+    return [getattr(f, 'name', type(f).__name__) for f in fs if not _is_known(f) and f.split_idx!=0]
 
 # %% ../../nbs/text/10_rows.ipynb #da9c7d53
 def row_name(

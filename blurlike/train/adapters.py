@@ -27,7 +27,7 @@ from .splitter import adapter_params, head_params
 # %% ../../nbs/train/66_adapters.ipynb #c5b8c4b3
 def modules_to_save(
     model:nn.Module, # A model without adapters
-) -> list[str]: # As for a configuration of peft
+) -> list[str]: # As for a peft configuration
     "Return the names of the modules to train in full and to save with an adapter"
     head = {id(p) for p in head_params(model)} if model.get_output_embeddings() is None else set()
     heads = [n for n,o in model.named_children() if any(id(p) in head for p in o.parameters())]
@@ -117,7 +117,7 @@ def check_adapters(
     PeftConfig = import_extra('peft', 'peft').PeftConfig
     if lora and peft_config is not None: raise ValueError("Pass either lora=True or peft_config=..., not both.")
     if not isinstance(peft_config, PeftConfig|None):
-        raise TypeError(f"peft_config={brief(peft_config)} must be a configuration of peft, such as LoraConfig(r=8).")
+        raise TypeError(f"peft_config={brief(peft_config)} must be a peft configuration, such as LoraConfig(r=8).")
     if model is None or not has_adapters(model): return
     raise ValueError(f"model={type(model).__name__}(...) has adapters already: leave out lora= and peft_config=.")
 
@@ -152,7 +152,7 @@ def _adapted(model, config, given, folder=None):
 # %% ../../nbs/train/66_adapters.ipynb #c73bec21
 def add_adapters(
     model:nn.Module, # Changed in place
-    peft_config=None, # A configuration of peft; None for `default_lora`
+    peft_config=None, # A peft configuration; None for `default_lora`
     auto_model:type=None, # The task's Auto class
 ): # A `PeftModel`
     "Add adapters to `model`, and freeze the rest; raise `ValueError` if they do not fit"
@@ -160,7 +160,7 @@ def add_adapters(
     config = _complete(default_lora() if peft_config is None else peft_config, model, auto_model)
     given = 'lora=True' if peft_config is None else f'peft_config={type(config).__name__}(...)'
     if config.is_prompt_learning and config.task_type is None:
-        raise ValueError(f"{given} does not work with {type(model).__name__}, because peft has no learned tokens "
+        raise ValueError(f"{given} does not work with {type(model).__name__}, because peft has no virtual tokens "
                          "for its task: use LoraConfig(...).")
     _check_targets(config, model, given)
     return _adapted(model, config, given)
@@ -223,12 +223,12 @@ def check_adapted(
 _PER_TOKEN = 'TOKEN_CLS', 'QUESTION_ANS', 'CAUSAL_LM' # peft's types of tasks with an output for each token
 
 def cut_prompts(
-    model:nn.Module, # A model with learned tokens
+    model:nn.Module, # A model with virtual tokens
     args:tuple, # The positional arguments of a call
     kwargs:dict, # Its keyword arguments
     output, # The output
 ):
-    "Remove the outputs for learned tokens; a hook for `register_forward_hook`"
+    "Remove the outputs for virtual tokens; a hook for `register_forward_hook`"
     n,ids = prompt_length(model),kwargs.get('input_ids', args[0] if args else None)
     if not isinstance(output, dict) or ids is None: return output
     for k,v in output.items():
@@ -246,10 +246,10 @@ def _trial(model, block):
     return to_device(inputs, next(model.parameters()).device)
 
 def prompt_problem(
-    model:nn.Module, # A model with learned tokens
+    model:nn.Module, # A model with virtual tokens
     block, # An `HFTextBlock`
 ) -> str|None: # None if they work
-    "Return why learned tokens do not work with `model`"
+    "Return why virtual tokens do not work with `model`"
     params,mode = [p for p in model.prompt_encoder.parameters() if p.requires_grad],model.training
     try:
         out = model.eval()(**_trial(model, block), **forward_kwargs(model))
@@ -264,7 +264,7 @@ def fit_prompts(
     model:nn.Module, # A model, or one with adapters
     block, # An `HFTextBlock`
 ):
-    "Cut the outputs for learned tokens; raise `ValueError` if they do not work with `model`, or do not fit"
+    "Cut the outputs for virtual tokens; raise `ValueError` if they do not work with `model`, or do not fit"
     if not (n := prompt_length(model)): return
     config,inner = model.active_peft_config,inner_model(model)
     limit,name = position_limit(block.task.text_model(inner)),type(config).__name__

@@ -45,6 +45,8 @@ from ..core.precision import DTYPES, is_out_of_memory, train_in_fp32, without_cu
 from ..tasks.base import (TargetLoss, TokenCrossEntropy, check_one_divisor, loss_terms, loss_to,
                                  loss_weights, target_weight, with_decodes)
 from ..tasks.generation import Generates
+from ..tasks.labels import get_vocab
+from ..text.rows import own_transforms
 from .splitter import adapter_params
 from .tracking import adapt_trackers, rate_schedule, training_setup
 
@@ -108,7 +110,7 @@ class HFCallback(Callback):
     def __init__(self,
         **kwargs # Passed to the model at each call, such as `output_hidden_states=True`
     ):
-        self.kwargs,self.runs,self.checked,self.skipped = kwargs,[],None,0
+        self.kwargs,self.runs,self.checked,self.skipped,self.labels = kwargs,[],None,0,None
 
     def state_dict(self):
         threshold = None if self.task is None else self.task.threshold_of(self.learn)
@@ -150,12 +152,26 @@ def check(self:HFCallback):
     if is_hf_model(inner): set_pad_token(self.dls.hf_block.hf_tokenizer, inner.config)
     self.task.configure(self.dls, inner)
     if not has_pre_hook(model, take_dict): model.register_forward_pre_hook(take_dict, with_kwargs=True)
+    self._check_order()
     self.checked = state() # another learner may reorder the outputs of the same model
+
+# %% ../../nbs/train/62_callback.ipynb #7614866b
+@patch
+def _check_order(self:HFCallback):
+    "Raise `ValueError` if the labels have another order than the learner's class weights or thresholds"
+    before,self.labels = self.labels,get_vocab(self.dls)
+    if before in (None, self.labels): return
+    what = 'thresholds' if isinstance(self.task.threshold_of(self.learn), list) else ''
+    if loss_weights(self.loss_func): what = 'class weights'
+    if not what: return
+    new,self.labels = self.labels,before
+    raise ValueError(f"dls has the labels {preview(new, 20)}, but the {what} of the learner are for "
+                     f"{preview(before, 20)}: make a new learner.")
 
 # %% ../../nbs/train/62_callback.ipynb #36ec46a9
 @patch
 def _complete_loss(self:HFCallback):
-    "Give an `HFLoss` the task's loss, and a loss of PyTorch the form that decodes predictions"
+    "Give an `HFLoss` the task's loss, and a PyTorch loss the form that decodes predictions"
     if self.task is None: return
     loss = self.loss_func
     if not isinstance(loss, HFLoss): self.learn.loss_func = with_decodes(loss, self.task)
@@ -486,6 +502,13 @@ def _check_groups(self:HFCallback):
         raise ValueError(f"The optimizer would train {preview(others)}, which are not saved with the adapters: pass "
                          "splitter=hf_splitter to Learner.")
 
+# %% ../../nbs/train/62_callback.ipynb #3970f924
+@patch
+def _say_own_transforms(self:HFCallback):
+    "Print which functions of the data `hf_predict` does not apply, once for each of them"
+    if self.task is None or not (names := own_transforms(self.dls)): return
+    print_once(f"hf_predict does not apply {preview(names)}, which the data does: apply it to the texts yourself.")
+
 # %% ../../nbs/train/62_callback.ipynb #31c5be74
 @patch
 def before_fit(self:HFCallback):
@@ -495,6 +518,7 @@ def before_fit(self:HFCallback):
     self._complete_loss()
     self._check_groups()
     self._check_metrics()
+    self._say_own_transforms()
     self.skipped = 0
     if mixing := [type(o).__name__ for o in self.learn.cbs if isinstance(o, MixHandler)]:
         raise ValueError(f"cbs={mixing} mixes the inputs of a batch, but token ids cannot be mixed: remove it.")

@@ -29,7 +29,7 @@ from ..tasks.labels import check_problem_type, get_vocab
 from ..text.rows import StreamSamples, read_targets
 from .adapters import add_adapters, check_adapted, check_adapters, checkpoint_gradients, fit_prompts
 from .callback import HFCallback
-from .optimizer import hf_adamw
+from .optimizer import HFOptimWrapper, hf_adamw
 from .splitter import adapter_groups, hf_splitter
 
 # %% ../../nbs/train/63_learner.ipynb #0a5145ea
@@ -114,7 +114,7 @@ def _by_label(class_weight, names):
 def class_weights(
     dls, # `DataLoaders` of an `HFTextBlock`
     class_weight:str|dict='balanced', # "balanced", or weights by label; labels that are not in the dict have 1
-) -> torch.Tensor: # In the order of `dls.vocab`; for several labels, the weights of the rows with the label
+) -> torch.Tensor: # In the order of `dls.vocab`; for multi-label tasks, the weights of the rows with the label
     "Return the weights of the classes; raise `ValueError` if there are none, and `TypeError` for another type"
     task = get_block(dls).task
     if not task.has_labels:
@@ -156,7 +156,7 @@ def hf_learner(
     model=None, # A model; None builds one for `dls`
     loss_func=None, # A loss of the logits, or `HFLoss()` for the model's own; None for the task's
     *,
-    opt_func=hf_adamw, # Creates the optimizer
+    opt_func=hf_adamw, # Creates the optimizer; may be a class of `torch.optim`
     splitter=hf_splitter, # Creates the parameter groups
     metrics=None, # None for the task's; `[]` for none
     class_weight:str|dict=None, # "balanced", or weights by label, for the task's loss; None for equal weights
@@ -184,6 +184,10 @@ def hf_learner(
     model = _prepared(model, peft_config, lora, gradient_checkpointing, block).to(dls.device)
     if compile: compile_calls(model)
     if lr is None: lr = 1e-3 if has_adapters(model) else 5e-5
+    elif not isinstance(lr, Real) or lr <= 0:
+        raise ValueError(f"lr={brief(lr)} must be a number above 0: pass rates for groups to the method that trains.")
+    if isinstance(opt_func, type) and issubclass(opt_func, torch.optim.Optimizer):
+        opt_func = partial(HFOptimWrapper, opt=opt_func)
     if has_adapters(model) and splitter is not hf_splitter: splitter = partial(adapter_groups, splitter)
     if metrics is None: metrics = task.metrics()
     cbs = default_callbacks(precision, max_grad_norm, cbs)

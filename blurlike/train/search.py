@@ -77,10 +77,10 @@ def measure(
 
 # %% ../../nbs/train/68_search.ipynb #d7efae44
 class PruneTrial(Callback):
-    "Report the metric of each epoch to a trial of Optuna, and end the training if the trial falls behind"
+    "Report the metric of each epoch to an Optuna trial, and end the training if the trial falls behind"
     order = 1000 # after callbacks that change or log the results
     def __init__(self,
-        trial, # A trial of Optuna
+        trial, # An Optuna trial
         metric:str, # The name of the metric
     ): self.trial,self.metric,self.epochs,self.trained,self.pruned = trial,metric,0,False,False
 
@@ -105,7 +105,7 @@ class PruneTrial(Callback):
 # %% ../../nbs/train/68_search.ipynb #6e114afd
 def weights_file(
     folder:Path, # The folder for weights
-    study, # A study of Optuna
+    study, # An Optuna study
     number:int, # The number of a trial
 ) -> Path:
     "Return the file for the weights of a trial"
@@ -142,7 +142,7 @@ def restore_weights(
 
 # %% ../../nbs/train/68_search.ipynb #b3eae7e9
 def best_number(
-    study, # A study of Optuna
+    study, # An Optuna study
 ) -> int|None: # None if no trial is complete
     "Return the number of the best trial"
     try: return study.best_trial.number
@@ -151,7 +151,7 @@ def best_number(
 # %% ../../nbs/train/68_search.ipynb #afe6c9f4
 def keep_best(
     folder:Path, # The folder for weights
-    study, # A study of Optuna
+    study, # An Optuna study
     trial, # The trial that has ended
 ):
     "Delete the weights of trials that have ended, except for the best"
@@ -163,7 +163,7 @@ def keep_best(
 def is_file(
     storage, # The argument of `find_hyperparameters`
 ) -> bool:
-    "Return whether `storage` is the path of a file, rather than a URL or a storage of Optuna"
+    "Return whether `storage` is the path of a file, rather than a URL or an Optuna storage"
     return isinstance(storage, (str, Path)) and '://' not in str(storage)
 
 # %% ../../nbs/train/68_search.ipynb #402f9b6d
@@ -176,12 +176,12 @@ def _check_database(path):
     raise ValueError(f"storage={str(path)!r} is not a SQLite database: pass a new file, such as 'search.db'.")
 
 def open_study(
-    storage, # A file, a URL, a storage of Optuna, or None
+    storage, # A file, a URL, an Optuna storage, or None
     study_name:str, # The name of the study in the storage
     metric:str, # The name of the metric
     direction:str, # "maximize" or "minimize"
     **kwargs # Passed to `optuna.create_study`
-): # A study of Optuna
+): # An Optuna study
     "Create or continue a study; raise `ValueError` if it has another metric or direction"
     create = import_extra('search', 'optuna').create_study
     if is_file(storage):
@@ -199,7 +199,7 @@ def open_study(
 
 # %% ../../nbs/train/68_search.ipynb #c960473a
 def n_done(
-    study, # A study of Optuna
+    study, # An Optuna study
 ) -> int:
     "Return how many trials are complete or pruned; those that failed or were killed are not counted"
     return sum(o.state.name in ('COMPLETE', 'PRUNED') for o in study.get_trials(deepcopy=False))
@@ -207,7 +207,7 @@ def n_done(
 # %% ../../nbs/train/68_search.ipynb #f8ac0d4a
 @contextmanager
 def weights_folder(
-    storage, # A file, a URL, a storage of Optuna, or None
+    storage, # A file, a URL, an Optuna storage, or None
 ):
     "Provide the folder for weights: next to the file of a study, or a temporary one"
     if is_file(storage):
@@ -219,7 +219,7 @@ def weights_folder(
 # %% ../../nbs/train/68_search.ipynb #d3a837d4
 def new_learner(
     make_learner, # The argument of `find_hyperparameters`
-    trial, # A trial of Optuna
+    trial, # An Optuna trial
     metric:str, # The name of the metric
 ) -> Learner:
     "Call `make_learner`; raise `TypeError` or `ValueError` if it does not return a learner with `metric`"
@@ -237,7 +237,7 @@ def run_trial(
     fit,
     metric:str,
     folder:Path, # The folder for weights
-    trial, # A trial of Optuna
+    trial, # An Optuna trial
 ) -> float:
     "Train a learner, save its weights, and return the value of the metric"
     learn = new_learner(make_learner, trial, metric)
@@ -309,13 +309,13 @@ def plot(self:HyperparameterSearch,
 
 # %% ../../nbs/train/68_search.ipynb #28abb8df
 def find_hyperparameters(
-    make_learner, # A function of a trial of Optuna that returns a `Learner`
+    make_learner, # A function of an Optuna trial that returns a `Learner`
     fit, # A function of a learner and its trial that trains it, such as `lambda learn, trial: learn.fit_one_cycle(2)`
     n_trials:int=20, # Number of trials, including those of earlier calls with the same `storage`
     metric:str='valid_loss', # "valid_loss" or the name of a metric of the learner
     *,
     direction:str=None, # "maximize" or "minimize"; None to infer it from `metric`
-    storage=None, # A SQLite file to continue from, or a URL or a storage of Optuna; None for memory
+    storage=None, # A SQLite file to continue from, or a URL or an Optuna storage; None for memory
     study_name:str='search', # The name of the study in `storage`
     sampler=None, # A sampler of Optuna; None for `TPESampler`
     pruner=None, # A pruner of Optuna; None for `MedianPruner`, and `optuna.pruners.NopPruner()` for no pruning
