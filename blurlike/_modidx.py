@@ -2732,6 +2732,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                         'blurlike.train.learner._by_label': ('train/learner.html#_by_label', 'blurlike/train/learner.py'),
                                         'blurlike.train.learner._loss_for': ('train/learner.html#_loss_for', 'blurlike/train/learner.py'),
                                         'blurlike.train.learner._model_for': ('train/learner.html#_model_for', 'blurlike/train/learner.py'),
+                                        'blurlike.train.learner._optimizer_for': ( 'train/learner.html#_optimizer_for',
+                                                                                   'blurlike/train/learner.py'),
                                         'blurlike.train.learner._prepared': ('train/learner.html#_prepared', 'blurlike/train/learner.py'),
                                         'blurlike.train.learner.build_model': ( 'train/learner.html#build_model',
                                                                                 'blurlike/train/learner.py'),

@@ -33,11 +33,17 @@ def is_noise(
 _UNSTABLE = re.compile(r'^.*(\d+%\||`torch\.jit\.script` is deprecated).*\n( +warnings\.warn.*\n)?|'
                        r'^.*IProgress not found.*\n.*\n', re.MULTILINE)
 
+def short_paths(
+    text:str, # Any text
+) -> str:
+    "Return `text` with the paths of installed files relative to their packages"
+    return re.sub(r"""[^\s'"]*/site-packages/""", '', text)
+
 def stable_text(
     text:str, # Standard error
 ) -> str:
     "Return `text` without progress bars and paths of this machine"
-    text = re.sub(r'\S*/site-packages/', '', _UNSTABLE.sub('', text))
+    text = short_paths(_UNSTABLE.sub('', text))
     return re.sub(r'/tmp/ipykernel_\d+/\d+\.py:\d+: ', '', text)
 
 def keep_stable(
@@ -46,6 +52,7 @@ def keep_stable(
     "Drop the outputs of `cell` that are noise, and everything that changes with each run"
     for o in cell.outputs:
         if o.get('name')=='stderr': o.text = stable_text(o.text)
+        if 'text/plain' in o.get('data', {}): o.data['text/plain'] = short_paths(o.data['text/plain'])
     cell.outputs = [o for o in cell.outputs if not is_noise(o)]
     cell.execution_count = None
     for o in cell.outputs:

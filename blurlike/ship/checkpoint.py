@@ -614,7 +614,8 @@ def one_fit(self:HFCheckpoint, learn, run, cbs):
     if finished: return self.restore_finished(learn, cbs)
     self.active = True
     if self.stage==info['stage']:
-        where = f"epoch {info['epoch']} (the last is {learn.n_epoch-1}), after {info['batch']} batches"
+        last = self.stages[self.stage]['n_epoch']-1
+        where = f"epoch {info['epoch']} (the last is {last}), after {info['batch']} batches"
         print_line(f"Continuing from {folder}: {where}{f', in fit {self.stage+1}' if self.stage else ''}.")
         train_in_fp32(get_model(learn.model)) # before `distrib_ctx` wraps the model
         with epoch_loop(learn, lambda: self.run_from(learn, self.load(learn, *self.found))): run()

@@ -18,14 +18,8 @@ from traceback import clear_frames
 import numpy as np
 import torch
 from fastai.callback.tracker import SaveModelCallback
-from fastai.callback.core import (
-    Callback,
-    CancelBatchException,
-    CancelEpochException,
-    CancelFitException,
-    CancelTrainException,
-    CancelValidException,
-)
+from fastai.callback.core import (Callback, CancelBatchException, CancelEpochException, CancelFitException,
+                                  CancelTrainException, CancelValidException)
 from fastai.callback.mixup import MixHandler
 from fastai.callback.progress import ProgressCallback, ShowGraphCallback
 from fastai.callback.training import GradientAccumulation

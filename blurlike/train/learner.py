@@ -84,6 +84,15 @@ def _prepared(model, peft_config, lora, gradient_checkpointing, block):
     if gradient_checkpointing: checkpoint_gradients(model)
     return model
 
+# %% ../../nbs/train/63_learner.ipynb #aee6c931
+def _optimizer_for(model, opt_func, lr):
+    "Return a function that fastai can create the optimizer with, and the default learning rate"
+    if isinstance(opt_func, type) and issubclass(opt_func, torch.optim.Optimizer):
+        opt_func = partial(HFOptimWrapper, opt=opt_func)
+    if lr is None: return opt_func,1e-3 if has_adapters(model) else 5e-5
+    if isinstance(lr, Real) and lr > 0: return opt_func,lr
+    raise ValueError(f"lr={brief(lr)} must be a number above 0: pass rates for groups to the method that trains.")
+
 # %% ../../nbs/train/63_learner.ipynb #d3117a23
 def _balanced(dls):
     "Return balanced weights for the classes of `dls`; raise `ValueError` if they cannot be counted"
@@ -183,11 +192,7 @@ def hf_learner(
     model = _model_for(dls, model, config_kwargs, model_kwargs, new_head)
     model = _prepared(model, peft_config, lora, gradient_checkpointing, block).to(dls.device)
     if compile: compile_calls(model)
-    if lr is None: lr = 1e-3 if has_adapters(model) else 5e-5
-    elif not isinstance(lr, Real) or lr <= 0:
-        raise ValueError(f"lr={brief(lr)} must be a number above 0: pass rates for groups to the method that trains.")
-    if isinstance(opt_func, type) and issubclass(opt_func, torch.optim.Optimizer):
-        opt_func = partial(HFOptimWrapper, opt=opt_func)
+    opt_func,lr = _optimizer_for(model, opt_func, lr)
     if has_adapters(model) and splitter is not hf_splitter: splitter = partial(adapter_groups, splitter)
     if metrics is None: metrics = task.metrics()
     cbs = default_callbacks(precision, max_grad_norm, cbs)
